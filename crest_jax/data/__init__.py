@@ -1,0 +1,15 @@
+"""Everything that touches data before it is on a device: sources, the long tail, records, streams.
+
+The only package, with the metric writers, that imports TensorFlow, which is kept off the
+accelerators here.
+"""
+
+import os
+
+# Before the import: TensorFlow reports its CPU instruction sets and missing GPUs as news.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tensorflow as tf
+
+for _kind in ("GPU", "TPU"):
+    tf.config.set_visible_devices([], _kind)

@@ -1,0 +1,124 @@
+"""Where images come from: the one place that knows.
+
+A source gives the labels of a split at once, to cut the long tail by, and then its examples one by
+one. Images travel as encoded bytes: what a data set stores is copied, never re-encoded.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from jaxtyping import Int
+
+from crest_jax.errors import DataError
+
+
+class Example(NamedTuple):
+    """One image with its name and class."""
+
+    id: str
+    image: bytes  # PNG or JPEG
+    label: int
+
+
+class Source(NamedTuple):
+    """A classification data set with the splits `train` and `test`."""
+
+    name: str
+    class_names: tuple[str, ...]
+    labels: Callable[[str], Int[np.ndarray, "examples"]]
+    examples: Callable[[str], Iterator[Example]]
+
+
+def load(name: str, *, data_dir: str = "", download: bool = False) -> Source:
+    """Opens the bundled `digits`, or any image-classification data set of TFDS.
+
+    Args:
+      name: `digits`, or a TFDS name such as `cifar10` or `cifar100`.
+      data_dir: where TFDS keeps its prepared data; empty for its default, ~/tensorflow_datasets.
+      download: whether TFDS may download and prepare a data set that is not there.
+
+    Raises:
+      DataError: the data set is unknown, not there, or has no `image`, `label`, train or test.
+    """
+    if name == "digits":
+        return digits()
+    return tfds_source(name, data_dir=data_dir, download=download)
+
+
+def digits(test_per_class: int = 50) -> Source:
+    """The 1797 handwritten digits (8 x 8, grey) that come with scikit-learn.
+
+    The last `test_per_class` of each class are the test set: other writers than the first ones.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int64)
+    is_test = np.zeros(len(labels), bool)
+    for label in range(10):
+        is_test[np.flatnonzero(labels == label)[-test_per_class:]] = True
+    rows = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
+
+    def examples(split: str) -> Iterator[Example]:
+        for row in rows[split]:
+            image = tf.io.encode_png(images[row]).numpy()
+            yield Example(f"digits-{row:04d}", image, int(labels[row]))
+
+    names = tuple(str(digit) for digit in range(10))
+    return Source("digits", names, lambda split: labels[rows[split]], examples)
+
+
+def tfds_source(name: str, *, data_dir: str, download: bool) -> Source:
+    """A data set of TensorFlow Datasets; ids are TFDS' own, a shard and a position in it."""
+    import tensorflow_datasets as tfds
+
+    directory = str(Path(data_dir).expanduser()) if data_dir else None
+    where = directory or tfds.core.constants.DATA_DIR
+    try:
+        builder = tfds.builder(name, data_dir=directory)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise DataError(
+            f"data.name={name!r}: TFDS knows no such data set and {where} holds none; "
+            "see https://www.tensorflow.org/datasets/catalog for the names"
+        ) from error
+    if not builder.is_prepared():
+        if not download:
+            raise DataError(
+                f"data set {name!r} is not in {where}: set --config.data.data_dir to the folder "
+                "that holds it, or --config.data.download=True to fetch it"
+            )
+        try:
+            builder.download_and_prepare()
+        except Exception as error:  # whatever a download may raise: network, disk, checksum
+            raise DataError(
+                f"data set {name!r} is not in {where} and could not be downloaded "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+                "prepare it where there is a network and set --config.data.data_dir"
+            ) from error
+    missing = {"image", "label"} - set(builder.info.features)
+    missing |= {"train", "test"} - set(builder.info.splits)
+    if missing:
+        raise DataError(f"data set {name!r} has no {', '.join(sorted(missing))}")
+
+    def read(split: str, features: set, decoders: dict | None = None) -> tf.data.Dataset:
+        return builder.as_dataset(
+            split=split,
+            shuffle_files=False,
+            decoders=tfds.decode.PartialDecoding(features, decoders=decoders),
+            read_config=tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1),
+        )
+
+    def labels(split: str) -> Int[np.ndarray, "examples"]:
+        chunks = read(split, {"label"}).batch(1000).as_numpy_iterator()
+        return np.concatenate([chunk["label"] for chunk in chunks])
+
+    def examples(split: str) -> Iterator[Example]:
+        skip = {"image": tfds.decode.SkipDecoding()}
+        for row in read(split, {"image", "label"}, skip).as_numpy_iterator():
+            yield Example(row["tfds_id"].decode(), row["image"], int(row["label"]))
+
+    return Source(name, tuple(builder.info.features["label"].names), labels, examples)

@@ -1,0 +1,37 @@
+"""What can go wrong for a user, each with a message that says what to do.
+
+`crest_jax.main` prints these as one line and exits with `exit_status`; anything else is a bug and
+keeps its traceback.
+"""
+
+import os
+
+
+class CrestError(Exception):
+    """Base class of the errors that a user can cause, and mend."""
+
+    exit_status = 1
+
+
+class ConfigError(CrestError, ValueError):
+    """A config field or an experiment argument is not usable."""
+
+    exit_status = os.EX_USAGE
+
+
+class DataError(CrestError):
+    """A data set is missing, damaged, or does not fit the config."""
+
+
+class WorkdirError(CrestError):
+    """The run folder cannot be used as it is."""
+
+
+class NonFiniteError(CrestError):
+    """Training produced NaN or infinity."""
+
+
+class Preempted(CrestError):
+    """SIGTERM arrived; everything is saved, and the same command continues."""
+
+    exit_status = os.EX_TEMPFAIL

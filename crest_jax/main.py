@@ -1,0 +1,93 @@
+"""The command line: one experiment, all its generations.
+
+python -m crest_jax.main --config=experiments/cifar10_lt.py[:key=value,...] [--workdir=DIR]
+    [--config.field=value ...]
+
+Exit status: 0 done; 1 something is wrong with data, workdir or training; 64 with the config;
+75 stopped by SIGTERM, and the same command continues; 130 interrupted, likewise.
+"""
+
+import logging as logging_levels
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from crest_jax import config as config_lib
+from crest_jax.errors import ConfigError, CrestError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "An experiment's file, with its arguments after a colon.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder; by default runs/<experiment and its arguments>."
+)
+
+
+def default_workdir(config_argument: str) -> Path:
+    """`experiments/cifar10_lt.py:gamma=50` runs in `runs/cifar10_lt-gamma=50`."""
+    path, _, arguments = config_argument.partition(":")
+    return Path("runs") / "-".join(filter(None, [Path(path).stem, arguments.replace(",", "-")]))
+
+
+def main(argv: list[str]) -> None:
+    """Runs the experiment that the flags name."""
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _CONFIG.value is None:
+        raise ConfigError("--config is missing; try --config=experiments/digits_lt.py")
+    _log_plainly()
+    run(_CONFIG.value, Path(_WORKDIR.value or default_workdir(_config_argument())))
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Runs or continues `config` in `workdir`."""
+    # Imported only now, so that a wrong flag is reported without waiting for TensorFlow.
+    import jax
+
+    from crest_jax import generations, preemption
+    from crest_jax import workdir as workdir_lib
+
+    config_lib.validate(config, devices=jax.device_count())
+    with preemption.raised_on_sigterm():
+        workdir_lib.claim(workdir, config)
+        print(f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
+              f"fold {config.fold}", flush=True)  # fmt: skip
+        generations.run(config, workdir)
+    print(f"results: {workdir / generations.RESULTS}")
+
+
+def console() -> None:
+    """Entry point: an error that the user can mend is one line, not a traceback."""
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except CrestError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_status)
+        except KeyboardInterrupt:
+            print("interrupted; run the same command again to continue", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(guarded)
+
+
+def _log_plainly() -> None:
+    """Logs evaluations where there is no progress bar, without the checkpointer's inner life."""
+    if not sys.stderr.isatty():
+        logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.addFilter(
+        lambda record: record.levelno > logging_levels.INFO
+        or not {"orbax", "jax"} & set(Path(record.pathname).parts)
+    )
+
+
+def _config_argument() -> str:
+    return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
+if __name__ == "__main__":
+    console()

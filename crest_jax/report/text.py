@@ -1,0 +1,59 @@
+"""Tables for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def generation_table(result: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """One generation's result.json: a headline, and a line per class."""
+    pseudo = result["pseudo_labels"]
+    rows = zip(
+        class_names,
+        result["labeled_per_class"],
+        result["per_class_recall"],
+        result["per_class_precision"],
+        pseudo["predicted"],
+        pseudo["precision"],
+        pseudo["selected"],
+        pseudo["selected_precision"],
+        strict=True,
+    )
+    headline = (
+        f"generation {result['generation'] + 1}: accuracy {result['accuracy']:.1f} % "
+        f"({result['accuracy_logit_adjusted']:.1f} % logit-adjusted), "
+        f"{result['steps']} steps in {result['seconds']:.0f} s, "
+        f"{result['images_per_second']:.0f} images/s, t = {result['temperature']:.2f}"
+    )
+    width = max(len("class"), *map(len, class_names))
+    lines = [
+        headline,
+        f"{'':<{width}}           ------ test ------   ------ pseudo-labels (right, %) ------",
+        f"{'class':<{width}}  labeled   recall precision   predicted         selected",
+    ]
+    for name, labeled, recall, precision, predicted, right, selected, selected_right in rows:
+        lines.append(
+            f"{name:<{width}}  {labeled:>7}  {_per_cent(recall)}    {_per_cent(precision)}"
+            f"   {predicted:>9} ({_per_cent(right)})  {selected:>7} ({_per_cent(selected_right)})"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def results_table(generations: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> str:
+    """Accuracy and per-class recall, a column per generation."""
+    width = max(len("logit-adjusted"), *map(len, class_names))
+    header = "".join(f"  gen {result['generation'] + 1:>2}" for result in generations)
+    lines = [f"{'%':<{width}}{header}"]
+
+    def row(name: str, values: Sequence[float | None]) -> None:
+        lines.append(f"{name:<{width}}" + "".join(f"  {_per_cent(value, 6)}" for value in values))
+
+    row("accuracy", [result["accuracy"] for result in generations])
+    row("logit-adjusted", [result["accuracy_logit_adjusted"] for result in generations])
+    lines.append("recall of class")
+    for label, name in enumerate(class_names):
+        row(name, [result["per_class_recall"][label] for result in generations])
+    return "\n".join(lines) + "\n"
+
+
+def _per_cent(value: float | None, width: int = 5) -> str:
+    return f"{'-' if value is None else f'{value:.1f}':>{width}}"

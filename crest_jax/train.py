@@ -1,0 +1,201 @@
+"""One generation's training: the step loop, its evaluations, checkpoints and metrics."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from clu import metric_writers
+from tqdm import tqdm
+
+from crest_jax import checkpoints, preemption
+from crest_jax.errors import NonFiniteError, Preempted, WorkdirError
+from crest_jax.train_state import TrainState
+from crest_jax.train_step import DeviceBatch, Generation, Metrics, TrainStep
+
+METRICS = "metrics.jsonl"
+# How many steps may be sent before the first of them is done. Enough that the devices never wait
+# for the host; few enough that their batches fit in memory.
+_AHEAD = 16
+
+
+class Schedule(NamedTuple):
+    """How long a generation trains and how often it looks up, in steps."""
+
+    steps: int
+    eval_every: int
+    checkpoint_every: int
+
+
+def train(
+    state: TrainState,
+    train_step: TrainStep,
+    batches: Callable[[int], Iterator[DeviceBatch]],
+    generation: Generation,
+    evaluate: Callable[[TrainState], Mapping[str, Any]],
+    *,
+    folder: Path,
+    schedule: Schedule,
+    title: str,
+) -> TrainState:
+    """Trains to the last step, from the latest checkpoint if there is one.
+
+    Writes `folder`/checkpoints, `folder`/metrics.jsonl and TensorBoard events. An evaluation's
+    line is on disk before the checkpoint of its step, so a checkpoint never lacks one.
+
+    Args:
+      state: a fresh state, replicated over the devices.
+      train_step: from `make_train_step`.
+      batches: gives the batches from a step on.
+      generation: constant inputs of the step.
+      evaluate: gives a JSON-ready summary of a state; called every `eval_every` steps.
+      folder: the generation's.
+      schedule: when to stop, evaluate and save.
+      title: what to call the generation on the terminal.
+
+    Raises:
+      Preempted: SIGTERM arrived; a checkpoint of the current step was saved first.
+      NonFiniteError: a loss is NaN or infinite; nothing of it was saved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = schedule.steps
+    with (
+        checkpoints.open_checkpoints(folder / "checkpoints") as manager,
+        preemption.deferred_sigterm() as preempted,
+    ):
+        state = checkpoints.restore_latest(manager, state)
+        start = int(state.step)
+        history = keep_metrics(folder / METRICS, up_to=start)
+        if start == steps:
+            return state
+        if start:
+            logging.info("%s continues at step %d of %d", title, start, steps)
+        before = history[-1]["seconds"] if history else 0.0
+        began = time.perf_counter()
+        pending: list[Metrics] = []
+        with _writer(folder) as writer, _progress(title, start, steps) as progress:
+            for done, batch in enumerate(batches(start), start=start + 1):
+                state, metrics = train_step(state, batch, generation)
+                pending.append(metrics)
+                if len(pending) > _AHEAD:
+                    jax.block_until_ready(pending[-_AHEAD])
+                stopping = preempted()
+                evaluating = done % schedule.eval_every == 0 or done == steps
+                saving = done % schedule.checkpoint_every == 0 or done == steps or stopping
+                if evaluating or saving:
+                    averages = _average(pending, last_step=done, title=title)
+                if evaluating:
+                    summary = evaluate(state)
+                    seconds = before + time.perf_counter() - began
+                    line = {"step": done, "seconds": seconds, "train": averages, **summary}
+                    _append(folder / METRICS, line)
+                    rate = (done - start) / (time.perf_counter() - began)
+                    writer.write_scalars(done, {**_scalars(line), "steps_per_second": rate})
+                    progress.set_postfix_str(f"accuracy {summary['test']['ema']['accuracy']:.1f} %")
+                    pending = []
+                if saving:
+                    checkpoints.save(manager, state)
+                progress.update()
+                if stopping:
+                    break
+        if preempted():
+            manager.wait_until_finished()
+            raise Preempted(
+                f"stopped by SIGTERM: {title} is saved at step {int(state.step)} of {steps}; "
+                "run the same command again to continue"
+            )
+        return state
+
+
+def keep_metrics(path: Path, *, up_to: int) -> list[dict[str, Any]]:
+    """Reads the evaluations up to a step, and drops later ones from the file.
+
+    A run that was killed may have evaluated after its last checkpoint, or left half a line.
+
+    Raises:
+      WorkdirError: a line other than the last is not JSON.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text()
+    kept = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise WorkdirError(
+                f"{path} is damaged at line {number}: delete {path.parent} and run again"
+            ) from error
+        if record["step"] <= up_to:
+            kept.append((line, record))
+    cleaned = "".join(line + "\n" for line, _ in kept)
+    if cleaned != text:
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(cleaned)
+        partial.replace(path)
+    return [record for _, record in kept]
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _average(pending: list[Metrics], *, last_step: int, title: str) -> dict[str, float]:
+    """Fetches the metrics since the last evaluation, and averages them if all are finite."""
+    fetched = jax.device_get(pending)
+    averages = {}
+    for name in fetched[0]:
+        values = np.array([metrics[name] for metrics in fetched], np.float64)
+        if not np.isfinite(values).all():
+            step = last_step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
+            raise NonFiniteError(
+                f"{title}: {name} is {values[step - last_step - 1]} at step {step}. Nothing since "
+                "the last checkpoint is kept. Try a lower --config.optimizer.learning_rate, or "
+                "another --config.seed, with a new --workdir"
+            )
+        averages[name] = float(values.mean())
+    return averages
+
+
+@contextmanager
+def _writer(folder: Path) -> Iterator[metric_writers.MetricWriter]:
+    """TensorBoard events, and log lines where no progress bar shows the same."""
+    writers: list[metric_writers.MetricWriter] = [metric_writers.SummaryWriter(str(folder))]
+    if not sys.stderr.isatty():
+        writers.append(metric_writers.LoggingWriter())
+    writer = metric_writers.AsyncMultiWriter(writers)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def _progress(title: str, start: int, steps: int) -> tqdm:
+    return tqdm(
+        desc=title, initial=start, total=steps, unit="step", disable=None, leave=False,
+        dynamic_ncols=True, smoothing=0.05,
+    )  # fmt: skip
+
+
+def _scalars(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Flattens the numbers of a nested summary to `test/ema/accuracy` and the like."""
+    scalars = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            scalars |= _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name not in ("step", "seconds"):
+            scalars[f"{prefix}{name}"] = value
+    return scalars

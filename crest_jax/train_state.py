@@ -1,0 +1,91 @@
+"""The state of a generation as one immutable pytree: everything that a step reads and writes."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from crest_jax.rebalancing.distribution_alignment import WINDOW
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """What a checkpoint holds."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    # Exponential moving average of `params`; batch statistics are not averaged.
+    ema_params: PyTree
+    # Running average of the labeled batches' class frequencies, starting uniform.
+    labeled_distribution: Float[Array, "classes"]
+    # The mean prediction on each of the last 128 unlabeled batches, a ring starting uniform.
+    predictions: Float[Array, "window classes"]
+
+    @property
+    def model_distribution(self) -> Float[Array, "classes"]:
+        """p~(y), the moving average of the model's predictions (paper section 3.4)."""
+        return self.predictions.mean(axis=0)
+
+
+def create(
+    key: Key[Array, ""],
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_shape: tuple[int, int, int],
+    classes: int,
+) -> TrainState:
+    """Initialises a fresh model and everything around it.
+
+    Args:
+      key: seeds the weights.
+      model: one of `crest_jax.models`.
+      optimizer: an optax optimiser.
+      image_shape: height, width and channels.
+      classes: how many.
+    """
+    variables = model.init(key, jnp.zeros((1, *image_shape)), train=True)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(params),
+        # A copy: a donated state must not hold one buffer twice.
+        ema_params=jax.tree.map(jnp.copy, params),
+        labeled_distribution=jnp.full((classes,), 1 / classes),
+        predictions=jnp.full((WINDOW, classes), 1 / classes),
+    )
+
+
+def cosine_schedule(learning_rate: float, *, steps: int, level: int) -> optax.Schedule:
+    """`learning_rate cos(pi step/steps level/16)`; level 1 ends at 0.98 of where it began.
+
+    Args:
+      learning_rate: at step 0.
+      steps: of the whole generation.
+      level: how far down the half cosine to go, up to 8 for 0 (FixMatch section 2.3 takes 7).
+    """
+    return lambda step: learning_rate * jnp.cos(jnp.pi * step / steps * level / 16)
+
+
+def make_optimizer(
+    schedule: optax.Schedule, *, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Nesterov SGD with the L2 term `0.5 weight_decay |w|^2` on all weights but batch norm's.
+
+    The term enters as its gradient, before the momentum, which is the same as in the loss.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=_outside_batch_norm),
+        optax.sgd(schedule, momentum=momentum, nesterov=True),
+    )
+
+
+def _outside_batch_norm(params: PyTree) -> PyTree:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not any("BatchNorm" in entry.key for entry in path), params
+    )

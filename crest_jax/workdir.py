@@ -1,0 +1,100 @@
+"""The run folder: whom it belongs to, and writes that are complete or absent."""
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from crest_jax import config as config_lib
+from crest_jax.errors import WorkdirError
+
+CONFIG = "config.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` beside `path`, then renames: `path` is never seen half-written."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads what `write_json` wrote.
+
+    Raises:
+      WorkdirError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise WorkdirError(f"{path} is not readable JSON ({error}): delete it and run again") from error
+
+
+def environment() -> dict[str, Any]:
+    """What, besides the config, the last bits of a result depend on."""
+    packages = ("crest_jax", "jax", "jaxlib", "flax", "optax", "tensorflow-datasets", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+            versions[package] = "not installed"
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **versions,
+    }
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes `workdir` this config's, or finds that it is already.
+
+    Raises:
+      WorkdirError: it cannot be written, belongs to another config, or is something else.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise WorkdirError(
+            f"workdir {workdir} cannot be written ({error.strerror}): choose another with --workdir"
+        ) from error
+
+    path = workdir / CONFIG
+    ours = {"config": config_lib.to_plain(config), "environment": environment()}
+    if not path.exists():
+        foreign = sorted(p.name for p in workdir.iterdir() if p.name != CONFIG + ".partial")
+        if foreign:
+            raise WorkdirError(
+                f"workdir {workdir} holds {', '.join(foreign[:3])} but no {CONFIG}, so it is not "
+                "a run: choose another with --workdir"
+            )
+        write_json(path, ours)
+        return
+    theirs = read_json(path)
+    changed = config_lib.differences(theirs["config"], ours["config"])
+    if changed:
+        raise WorkdirError(
+            f"workdir {workdir} belongs to another config:\n  "
+            + "\n  ".join(changed)
+            + "\nchange these back to continue it, or choose another with --workdir"
+        )
+    moved = config_lib.differences(theirs["environment"], ours["environment"])
+    if moved:
+        logging.warning(
+            "this run began elsewhere, and its last digits may now differ:\n  %s",
+            "\n  ".join(moved),
+        )

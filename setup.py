@@ -1,0 +1,51 @@
+"""Packaging of crest_jax. Tool settings (ruff, pytest) live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="crest_jax",
+    version="0.1.0",
+    description="CReST: class-rebalancing self-training for imbalanced semi-supervised learning, in JAX and Flax",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["crest_jax", "crest_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "clu>=0.0.12",
+        "flax>=0.12,<0.14",
+        "jax>=0.8,<0.12",
+        "jaxtyping>=0.3",
+        "matplotlib>=3.9",
+        "ml-collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.4,<0.4",
+        "orbax-checkpoint>=0.11.20,<0.13",
+        "pillow>=10",
+        "scikit-learn>=1.5",
+        "scipy>=1.13",
+        # clu's metric writers import tensorboard without asking for it.
+        "tensorboard>=2.18",
+        # TensorFlow only feeds data, so a CPU build is all it takes. The wheels
+        # named tensorflow-cpu exist for x86 Linux and Windows alone.
+        "tensorflow-cpu>=2.18,<2.23; platform_machine == 'x86_64' and sys_platform == 'linux'",
+        "tensorflow>=2.18,<2.23; platform_machine != 'x86_64' or sys_platform != 'linux'",
+        "tensorflow-datasets>=4.9.7",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]>=0.8,<0.12"],
+        "tpu": ["jax[tpu]>=0.8,<0.12"],
+        "test": ["beartype>=0.19", "pytest>=8", "pytest-xdist>=3.6"],
+        "dev": ["ruff>=0.12"],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
