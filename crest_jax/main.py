@@ -23,6 +23,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; by default runs/<experiment and its arguments>."
 )
+# A run that is started again finds its compiled step here.
+_COMPILATION_CACHE = Path.home() / ".cache" / "crest_jax" / "compiled"
 
 
 def default_workdir(config_argument: str) -> Path:
@@ -49,6 +51,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     from crest_jax import generations, preemption
     from crest_jax import workdir as workdir_lib
 
+    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR sets it too
+        jax.config.update("jax_compilation_cache_dir", str(_COMPILATION_CACHE))
     config_lib.validate(config, devices=jax.device_count())
     with preemption.raised_on_sigterm():
         workdir_lib.claim(workdir, config)

@@ -56,8 +56,8 @@ def create(
         opt_state=optimizer.init(params),
         # A copy: a donated state must not hold one buffer twice.
         ema_params=jax.tree.map(jnp.copy, params),
-        labeled_distribution=jnp.full((classes,), 1 / classes),
-        predictions=jnp.full((WINDOW, classes), 1 / classes),
+        labeled_distribution=jnp.full((classes,), 1 / classes, jnp.float32),
+        predictions=jnp.full((WINDOW, classes), 1 / classes, jnp.float32),
     )
 
 

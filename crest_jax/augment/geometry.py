@@ -1,0 +1,98 @@
+"""RandAugment's operations that move pixels, as one affine map per image."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+GEOMETRIC_OPERATIONS: tuple[str, ...] = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+
+FILL = 128  # mid-grey, where the map reads outside the image
+
+
+def move_pixels(
+    image: UInt8[Array, "height width channels"],
+    drawn: Mapping[str, Bool[Array, ""]],
+    magnitude: Float[Array, ""],
+    sign: Float[Array, ""],
+) -> UInt8[Array, "height width channels"]:
+    """Applies the geometric operation the image drew, if any, in one nearest-neighbour gather.
+
+    Args:
+      image: grey levels; sides under 32768 pixels (16.16 fixed point).
+      drawn: for each operation in use, whether this image drew it. Operations that are not keys
+        cost nothing.
+      magnitude: in [0, 1].
+      sign: +1 or -1, the direction; see ``inverse_affine``.
+    """
+    if not any(name in drawn for name in GEOMETRIC_OPERATIONS):
+        return image
+    height, width, channels = image.shape
+    y, x = source_pixels(inverse_affine(drawn, magnitude, sign, height, width), height, width)
+    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).reshape(-1)
+    # One flat index per pixel: all its channels are read together.
+    source = jnp.where(inside, (y * width + x).reshape(-1), 0)
+    moved = image.reshape(-1, channels).at[source].get(mode="promise_in_bounds")
+    return jnp.where(inside[:, None], moved, jnp.uint8(FILL)).reshape(image.shape)
+
+
+def inverse_affine(
+    drawn: Mapping[str, Bool[Array, ""]],
+    magnitude: Float[Array, ""],
+    sign: Float[Array, ""],
+    height: int,
+    width: int,
+) -> Float[Array, "2 3"]:
+    """The map from output to input positions, (x, y) in pixels: ``PIL.Image.AFFINE``'s six numbers.
+
+    With a positive sign:
+
+    - Rotate turns by ``30 m`` degrees counter-clockwise about the centre of the image;
+    - ShearX reads x + 0.3 m y, so that lower rows move left; ShearY likewise with y and columns;
+    - TranslateX reads x + 10 m at a width of 32 pixels and x + 0.3 m width at any other, so that
+      the picture moves left by as much; TranslateY likewise moves it up.
+
+    Without any of them it is the identity.
+    """
+
+    def amount(name: str, most: float) -> Float[Array, ""]:
+        return jnp.where(drawn.get(name, False), sign * (most * magnitude), 0.0)
+
+    angle = amount("Rotate", 30.0) * (jnp.pi / 180)
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    centre_x, centre_y = width / 2, height / 2
+    # At most one amount is not zero, so the maps can be added instead of multiplied.
+    return jnp.stack(
+        [
+            cosine,
+            amount("ShearX", 0.3) - sine,
+            amount("TranslateX", _reach(width)) + centre_x - cosine * centre_x + sine * centre_y,
+            amount("ShearY", 0.3) + sine,
+            cosine,
+            amount("TranslateY", _reach(height)) + centre_y - sine * centre_x - cosine * centre_y,
+        ]
+    ).reshape(2, 3)
+
+
+def _reach(side: int) -> float:
+    """Largest translation in pixels along a side."""
+    return 10.0 if side == 32 else 0.3 * side
+
+
+def source_pixels(
+    affine: Float[Array, "2 3"], height: int, width: int
+) -> tuple[Int[Array, "{height} {width}"], Int[Array, "{height} {width}"]]:
+    """Row and column of the input pixel under the centre of each output pixel; may lie outside.
+
+    In 16.16 fixed point, rounded where PIL's affine transform rounds, so that both pick the same
+    pixel.
+    """
+
+    def fixed(value: Float[Array, "..."]) -> Int[Array, "..."]:
+        return jnp.floor(value * 65536 + 0.5).astype(jnp.int32)
+
+    per_x, per_y = fixed(affine[:, 0]), fixed(affine[:, 1])
+    start = fixed(affine[:, 2] + affine[:, 0] * 0.5 + affine[:, 1] * 0.5)
+    x, y = jnp.arange(width), jnp.arange(height)[:, None]
+    column, row = ((start[axis] + per_x[axis] * x + per_y[axis] * y) >> 16 for axis in (0, 1))
+    return row, column

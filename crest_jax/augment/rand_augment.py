@@ -1,0 +1,139 @@
+"""RandAugment (Cubuk et al., 2020) with uniform magnitudes, as FixMatch and CReST use it.
+
+Computing all sixteen operations for every image and keeping one would cost sixteen times too much.
+Instead an operation is one of three kinds, each a few passes over the pixels whichever of its
+operations is drawn: a table of grey levels (``lookup``), an affine map of positions (``geometry``),
+a blend with a degraded copy (``blend``). A layer computes the three and takes the one drawn.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from crest_jax.augment.blend import BLEND_OPERATIONS, blend_with_degenerate
+from crest_jax.augment.geometry import GEOMETRIC_OPERATIONS, move_pixels
+from crest_jax.augment.lookup import VALUE_OPERATIONS, replace_levels
+
+OPERATIONS: tuple[str, ...] = VALUE_OPERATIONS + GEOMETRIC_OPERATIONS + BLEND_OPERATIONS
+
+_KIND = np.repeat(
+    [0, 1, 2], [len(VALUE_OPERATIONS), len(GEOMETRIC_OPERATIONS), len(BLEND_OPERATIONS)]
+)
+
+
+def apply_operations(
+    images: UInt8[Array, "batch height width channels"],
+    operation: Int[Array, "batch"],
+    magnitude: Float[Array, "batch"],
+    sign: Float[Array, "batch"],
+) -> UInt8[Array, "batch height width channels"]:
+    """One layer of RandAugment with given parameters: its own operation for each image.
+
+    Args:
+      images: grey levels; 1 or 3 channels.
+      operation: index into ``OPERATIONS``.
+      magnitude: in [0, 1]; ``lookup``, ``geometry`` and ``blend`` say what it means for each.
+        AutoContrast, Equalize, Identity and Invert ignore it.
+      sign: +1 or -1, the direction of a geometric operation; the others ignore it.
+
+    Raises:
+      ValueError: the images have neither 1 nor 3 channels.
+    """
+    return _apply_layer(images, operation, magnitude, sign, OPERATIONS)
+
+
+def rand_augment(
+    images: UInt8[Array, "batch height width channels"],
+    keys: Key[Array, "batch"],
+    *,
+    operations: Sequence[str] = OPERATIONS,
+    layers: int = 2,
+    probability: float = 0.5,
+) -> UInt8[Array, "batch height width channels"]:
+    """Applies random operations to each image, one after the other.
+
+    In each layer an image is changed with ``probability``, by an operation drawn uniformly from
+    ``operations``, with a magnitude uniform in [0, 1) and a random sign.
+
+    Args:
+      images: grey levels; 1 or 3 channels (any number without Color and Contrast).
+      keys: one key per image; a result depends on its own key and pixels only.
+      operations: names from ``OPERATIONS``; one given twice is drawn twice as often.
+      layers: how many operations an image gets at most.
+      probability: that a layer changes the image, in [0, 1].
+
+    Raises:
+      ValueError: ``operations`` is empty or has an unknown name, ``probability`` is outside [0, 1],
+        or the images have a number of channels that an operation does not know.
+    """
+    _check_operations(operations)
+    if not 0 <= probability <= 1:
+        raise ValueError(f"rand_augment: probability is {probability}, expected it in [0, 1]")
+
+    def apply_layer(
+        images: UInt8[Array, "batch height width channels"], layer: Int[Array, ""]
+    ) -> tuple[UInt8[Array, "batch height width channels"], None]:
+        layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, layer)
+        draws = jax.vmap(lambda key: draw_layer(key, operations, probability))(layer_keys)
+        return _apply_layer(images, *draws, operations), None
+
+    # Not unrolled: compiled once, and a layer reads finished pixels. XLA would merge the end of one
+    # layer into the start of the next and repeat its work for each neighbour that Sharpness reads.
+    images, _ = jax.lax.scan(apply_layer, images, jnp.arange(layers))
+    return images
+
+
+def draw_layer(
+    key: Key[Array, ""], operations: Sequence[str], probability: float
+) -> tuple[Int[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Operation (index into ``OPERATIONS``), magnitude and sign of one image in one layer.
+
+    An image that the layer leaves alone has drawn Identity.
+    """
+    # One call for all numbers of a layer: calls are what takes long to compile.
+    for_applied, for_operation, magnitude, for_sign = jax.random.uniform(key, (4,))
+    candidates = jnp.array([OPERATIONS.index(name) for name in operations])
+    candidate = candidates[(for_operation * len(operations)).astype(jnp.int32)]
+    operation = jnp.where(for_applied < probability, candidate, OPERATIONS.index("Identity"))
+    sign = jnp.where(for_sign < 0.5, 1.0, -1.0)
+    return operation, magnitude, sign
+
+
+def _apply_layer(
+    images: UInt8[Array, "batch height width channels"],
+    operation: Int[Array, "batch"],
+    magnitude: Float[Array, "batch"],
+    sign: Float[Array, "batch"],
+    in_use: Iterable[str],
+) -> UInt8[Array, "batch height width channels"]:
+    """``apply_operations`` for draws from ``in_use`` only; the others are not even compiled."""
+
+    def layer(
+        image: UInt8[Array, "height width channels"],
+        operation: Int[Array, ""],
+        magnitude: Float[Array, ""],
+        sign: Float[Array, ""],
+    ) -> UInt8[Array, "height width channels"]:
+        drawn = {name: operation == OPERATIONS.index(name) for name in in_use}
+        by_kind = [
+            replace_levels(image, drawn, magnitude),
+            move_pixels(image, drawn, magnitude, sign),
+            blend_with_degenerate(image, drawn, magnitude),
+        ]
+        return jnp.stack(by_kind)[jnp.asarray(_KIND)[operation]]
+
+    return jax.vmap(layer)(images, operation, magnitude, sign)
+
+
+def _check_operations(operations: Sequence[str]) -> None:
+    valid = ", ".join(OPERATIONS)
+    if not operations:
+        raise ValueError(f"rand_augment: operations is empty, expected some of {valid}")
+    unknown = [name for name in operations if name not in OPERATIONS]
+    if unknown:
+        raise ValueError(
+            f"rand_augment: unknown operation {unknown[0]!r}, expected some of {valid}"
+        )

@@ -1,0 +1,50 @@
+"""Weak augmentation: a random shift and a random flip."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+
+def weak(
+    images: UInt8[Array, "batch height width channels"],
+    keys: Key[Array, "batch"],
+    *,
+    flip: bool = True,
+) -> UInt8[Array, "batch height width channels"]:
+    """Pads each image by reflection, crops it back at a random place, and flips it at random.
+
+    The padding is an eighth of each side (``size // 8`` pixels; none below 8 pixels), so every
+    shift of -size//8 .. size//8 pixels is equally likely, independently in y and x. The horizontal
+    flip has probability 1/2; turn it off with ``flip=False`` where mirror images mean something
+    else (digits, text).
+
+    An image's result depends on its own key and pixels only.
+
+    Source: FixMatch (Sohn et al., 2020), section 2.3.
+    """
+    return jax.vmap(lambda image, key: _shift_and_flip(image, key, flip))(images, keys)
+
+
+def _shift_and_flip(
+    image: UInt8[Array, "height width channels"], key: Key[Array, ""], flip: bool
+) -> UInt8[Array, "height width channels"]:
+    # One call for all numbers of an image: calls are what takes long to compile.
+    for_y, for_x, for_flip = jax.random.uniform(key, (3,))
+    rows = _shifted(for_y, image.shape[0])
+    columns = _shifted(for_x, image.shape[1])
+    if flip:
+        columns = jnp.where(for_flip < 0.5, columns[::-1], columns)
+    return image.at[rows[:, None], columns].get(mode="promise_in_bounds")
+
+
+def _shifted(uniform: Float[Array, ""], size: int) -> Int[Array, "{size}"]:
+    """Index of the pixel that each position along a side shows after a random shift."""
+    pad = size // 8
+    shift = (uniform * (2 * pad + 1)).astype(jnp.int32) - pad
+    return _reflect(jnp.arange(size) + shift, size)
+
+
+def _reflect(index: Int[Array, "size"], size: int) -> Int[Array, "size"]:
+    """Index of the pixel seen at ``index`` in an endless mirror that does not repeat the edge."""
+    last = size - 1
+    return last - jnp.abs(last - jnp.abs(index))

@@ -1,0 +1,196 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from crest_jax import distributed, train_state
+from crest_jax.algorithms.fixmatch import fixmatch
+from crest_jax.models import WideResNet
+from crest_jax.rebalancing import crest
+from crest_jax.train_step import DeviceBatch, Generation, make_train_step
+
+CLASSES = 4
+SCHEDULE = train_state.cosine_schedule(0.1, steps=10, level=1)
+OPTIMIZER = train_state.make_optimizer(SCHEDULE, momentum=0.9, weight_decay=5e-4)
+TARGET = np.array([0.6, 0.2, 0.15, 0.05], np.float32)
+
+
+def mesh_of(devices):
+    return jax.make_mesh(
+        (devices,), (distributed.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+
+
+def build(devices, *, sync=True, alignment_target="progressive", threshold=0.4):
+    model = WideResNet(CLASSES, 10, 1, 0.9, axis_name=distributed.AXIS if sync else None)
+    mesh = mesh_of(devices)
+    step = make_train_step(
+        partial(fixmatch, threshold=threshold, unlabeled_weight=1.0),
+        model,
+        OPTIMIZER,
+        mesh,
+        alignment_target=alignment_target,
+        ema_decay=0.9,
+        flip=False,
+        operations=("Rotate", "Brightness", "Sharpness"),
+    )
+    return mesh, model, step
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    create = partial(
+        train_state.create,
+        model=WideResNet(CLASSES, 10, 1, 0.9),
+        optimizer=OPTIMIZER,
+        image_shape=(8, 8, 1),
+        classes=CLASSES,
+    )
+    return jax.device_get(jax.jit(create)(jax.random.key(0)))
+
+
+def batch_at(step):
+    rng = np.random.default_rng(step)
+    return DeviceBatch(
+        rng.integers(0, 256, (8, 8, 8, 1), dtype=np.uint8),
+        rng.integers(0, CLASSES, 8).astype(np.int32),
+        rng.integers(0, 256, (24, 8, 8, 1), dtype=np.uint8),
+    )
+
+
+def generation(temperature=0.5):
+    return Generation(jax.random.key(1), jnp.float32(temperature), jnp.asarray(TARGET))
+
+
+def run(built, state, steps=3, temperature=0.5):
+    mesh, _, step = built
+    state = distributed.replicate(state, mesh)
+    constants = distributed.replicate(generation(temperature), mesh)
+    history = []
+    for number in range(steps):
+        state, metrics = step(state, distributed.split(batch_at(number), mesh), constants)
+        history.append(jax.device_get((state, metrics)))
+    return history
+
+
+@pytest.fixture(scope="module")
+def one_device(fresh):
+    built = build(1)
+    return built, run(built, fresh)
+
+
+@pytest.mark.parametrize("devices", [4, 8])
+def test_devices_share_a_batch_and_change_nothing(one_device, fresh, devices):
+    _, expected = one_device
+    for (state, metrics), (state_1, metrics_1) in zip(
+        run(build(devices), fresh), expected, strict=True
+    ):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), metrics, metrics_1)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), state, state_1)
+
+
+def test_the_pseudo_labels_count(one_device):
+    _, history = one_device
+    assert all(0 < metrics["above_threshold"] < 1 for _, metrics in history)
+    assert all(metrics["unlabeled_loss"] > 0 for _, metrics in history)
+
+
+def test_unsynchronised_batch_norm_averages_what_the_devices_saw(one_device, fresh):
+    _, expected = one_device
+    (state, metrics), *_ = run(build(4, sync=False), fresh, steps=1)
+    (state_1, metrics_1), *_ = expected
+    # Means of the first convolution's output do not depend on how the batch is split; variances
+    # within a quarter of the batch do.
+    ours, theirs = (
+        s.batch_stats["WideResNetBlock_0"]["BatchNorm_0"] for s in (state, state_1)
+    )
+    np.testing.assert_allclose(ours["mean"], theirs["mean"], rtol=1e-3, atol=1e-6)
+    assert (ours["var"] <= theirs["var"] + 1e-6).all()
+    assert not np.allclose(ours["var"], theirs["var"], rtol=1e-4)
+    assert metrics["loss"] != pytest.approx(float(metrics_1["loss"]), rel=1e-5)
+
+
+def test_running_estimates_by_hand(one_device, fresh):
+    _, history = one_device
+    labeled = np.full(CLASSES, 1 / CLASSES)
+    for number, (state, _) in enumerate(history):
+        frequencies = np.bincount(batch_at(number).labels, minlength=CLASSES) / 8
+        labeled = 0.999 * labeled + 0.001 * frequencies
+        np.testing.assert_allclose(state.labeled_distribution, labeled, rtol=1e-5)
+        assert state.step == number + 1
+    final = history[-1][0].predictions
+    assert final.shape == (128, CLASSES)
+    np.testing.assert_allclose(final.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(final[3:], 1 / CLASSES)  # still uniform
+    assert all(not np.allclose(row, 1 / CLASSES, atol=1e-3) for row in final[:3])
+    np.testing.assert_allclose(
+        history[-1][0].model_distribution, final.astype(np.float64).mean(axis=0), rtol=1e-5
+    )
+
+
+def test_ema_by_hand(one_device, fresh):
+    _, history = one_device
+    expected = fresh.params
+    for state, _ in history:
+        expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, expected, state.params)
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), state.ema_params, expected
+        )
+
+
+def test_one_compilation_serves_every_generation(one_device, fresh):
+    built, history = one_device
+    other = run(built, fresh, temperature=0.1)
+    assert built[2]._cache_size() == 1
+    # The temperature matters from the second step on: at first the model's distribution is
+    # uniform, and the target decides.
+    assert other[-1][1]["loss"] != pytest.approx(float(history[-1][1]["loss"]), rel=1e-6)
+
+
+def test_optimizer_is_nesterov_sgd_with_an_l2_term():
+    """Two steps on a quadratic, against the recursion with the L2 term in the loss."""
+    params = {"Conv_0": {"kernel": jnp.array([1.0, -2.0])}, "BatchNorm_0": {"scale": jnp.array([3.0])}}
+    opt_state = OPTIMIZER.init(params)
+    kernel, scale = np.array([1.0, -2.0]), np.array([3.0])
+    momentum_k, momentum_s = np.zeros(2), np.zeros(1)
+    for step in range(2):
+        gradients = jax.tree.map(lambda p: p**2, params)
+        updates, opt_state = OPTIMIZER.update(gradients, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        rate = 0.1 * np.cos(np.pi * step / 10 / 16)
+        gradient_k = kernel**2 + 5e-4 * kernel  # d/dw of 0.5 * 5e-4 * w^2
+        gradient_s = scale**2  # batch norm is not decayed
+        momentum_k = 0.9 * momentum_k + gradient_k
+        momentum_s = 0.9 * momentum_s + gradient_s
+        kernel = kernel - rate * (0.9 * momentum_k + gradient_k)
+        scale = scale - rate * (0.9 * momentum_s + gradient_s)
+    np.testing.assert_allclose(params["Conv_0"]["kernel"], kernel, rtol=1e-6)
+    np.testing.assert_allclose(params["BatchNorm_0"]["scale"], scale, rtol=1e-6)
+
+
+def test_schedule_of_level_1_ends_at_098():
+    schedule = train_state.cosine_schedule(0.03, steps=2**16, level=1)
+    assert schedule(0) == pytest.approx(0.03)
+    assert schedule(2**16) == pytest.approx(0.03 * np.cos(np.pi / 16))
+    assert schedule(2**16) / schedule(0) == pytest.approx(0.98, abs=1e-3)
+
+
+def test_scoring_selects_the_same_on_any_number_of_devices(one_device):
+    from crest_jax import evaluate
+
+    (_, model, _), history = one_device
+    state, _ = history[-1]
+    images = np.random.default_rng(9).integers(0, 256, (50, 8, 8, 1), dtype=np.uint8)
+    rates = crest.sampling_rates(np.array([60, 20, 15, 5]), 1 / 3)
+    selections = []
+    for devices in (1, 4, 8):
+        predict = evaluate.make_predict(model, mesh_of(devices), batch_size=16)
+        scored = predict(state.ema_params, state.batch_stats, images, np.log(TARGET))
+        selections.append(crest.select(scored.labels, scored.confidence, rates))
+    assert 0 < selections[0].sum() < 50
+    np.testing.assert_array_equal(selections[0], selections[1])
+    np.testing.assert_array_equal(selections[0], selections[2])
