@@ -67,7 +67,10 @@ def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -
 
 
 def default_config(
-    arguments: Mapping[str, Any], *, steps: int = 2**16, generations: Mapping[str, int] | None = None
+    arguments: Mapping[str, Any],
+    *,
+    steps: int = 2**16,
+    generations: Mapping[str, int] | None = None,
 ) -> ConfigDict:
     """Returns the paper's config for these experiment arguments.
 

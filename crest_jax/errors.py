@@ -13,8 +13,11 @@ class CrestError(Exception):
     exit_status = 1
 
 
-class ConfigError(CrestError, ValueError):
-    """A config field or an experiment argument is not usable."""
+class ConfigError(CrestError):
+    """A config field or an experiment argument is not usable.
+
+    No ValueError: those do not come through flag parsing as they are.
+    """
 
     exit_status = os.EX_USAGE
 

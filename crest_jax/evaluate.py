@@ -75,7 +75,8 @@ def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
         if not fetched:
             empty = np.zeros(0, np.int32)
             return Predictions(empty, np.zeros(0, np.float32), empty)
-        return Predictions(*(np.concatenate(field)[: len(images)] for field in zip(*fetched, strict=True)))
+        fields = (np.concatenate(field)[: len(images)] for field in zip(*fetched, strict=True))
+        return Predictions(*fields)
 
     return predict
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from crest_jax import distributed, evaluate, train_state, workdir
@@ -200,9 +200,7 @@ def run_generation(
     if not (here / "labeled").exists():
         rewrite_labeled(config, folder, generation, splits)
     labeled = records.load(here / "labeled")
-    key, init_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(config.seed), generation)
-    )
+    init_key, step_key = generation_keys(config, generation)
     temperature = _temperature(config, generation)
     prior = splits.class_distribution
     adjustment = config.logit_adjustment_tau * np.log(prior)
@@ -244,7 +242,7 @@ def run_generation(
         program.train_step,
         batches,
         distributed.replicate(
-            Generation(key, jnp.float32(temperature), jnp.asarray(prior, jnp.float32)),
+            Generation(step_key, jnp.float32(temperature), jnp.asarray(prior, jnp.float32)),
             program.mesh,
         ),
         evaluation,
@@ -305,6 +303,14 @@ def rewrite_labeled(config: ConfigDict, folder: Path, generation: int, splits: S
     )
 
 
+def generation_keys(config: ConfigDict, generation: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """Seeds of a generation's initial weights, and of its steps."""
+    init_key, step_key = jax.random.split(
+        jax.random.fold_in(jax.random.key(config.seed), generation)
+    )
+    return init_key, step_key
+
+
 def folder_of(folder: Path, generation: int) -> Path:
     """Where a generation keeps its files."""
     return folder / f"generation_{generation:02d}"
@@ -327,9 +333,7 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
     summary = {
         "accuracy": evaluate.class_balanced_accuracy(plain),
         "accuracy_logit_adjusted": evaluate.class_balanced_accuracy(adjusted),
-        "accuracy_raw_weights": evaluate.class_balanced_accuracy(
-            pooled("raw", "confusion_matrix")
-        ),
+        "accuracy_raw_weights": evaluate.class_balanced_accuracy(pooled("raw", "confusion_matrix")),
         "per_class_recall": evaluate.per_class_recall(plain),
         "per_class_precision": evaluate.per_class_precision(plain),
         "per_class_recall_logit_adjusted": evaluate.per_class_recall(adjusted),
@@ -388,9 +392,7 @@ def _temperature(config: ConfigDict, generation: int) -> float:
     return config.alignment.t
 
 
-def _results(
-    config: ConfigDict, splits: Splits, results: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _results(config: ConfigDict, splits: Splits, results: list[dict[str, Any]]) -> dict[str, Any]:
     headline = ("accuracy", "accuracy_logit_adjusted", "per_class_recall", "per_class_precision",
                 "labeled_per_class", "pseudo_labels", "steps", "seconds",
                 "images_per_second")  # fmt: skip

@@ -39,6 +39,9 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"unexpected arguments: {' '.join(argv[1:])}")
     if _CONFIG.value is None:
         raise ConfigError("--config is missing; try --config=experiments/digits_lt.py")
+    path = Path(_config_argument().partition(":")[0])
+    if not path.is_file():
+        raise ConfigError(f"--config={path} is not a file; try --config=experiments/digits_lt.py")
     _log_plainly()
     run(_CONFIG.value, Path(_WORKDIR.value or default_workdir(_config_argument())))
 
@@ -64,18 +67,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def console() -> None:
     """Entry point: an error that the user can mend is one line, not a traceback."""
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except CrestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
 
-    def guarded(argv: list[str]) -> None:
-        try:
-            main(argv)
-        except CrestError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_status)
-        except KeyboardInterrupt:
-            print("interrupted; run the same command again to continue", file=sys.stderr)
-            sys.exit(130)
 
-    app.run(guarded)
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:  # an override of a field that the config does not have
+        raise ConfigError(f"unknown config field: {error}") from error
 
 
 def _log_plainly() -> None:
@@ -84,8 +90,10 @@ def _log_plainly() -> None:
         logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.addFilter(
-        lambda record: record.levelno > logging_levels.INFO
-        or not {"orbax", "jax"} & set(Path(record.pathname).parts)
+        lambda record: (
+            record.levelno > logging_levels.INFO
+            or not {"orbax", "jax"} & set(Path(record.pathname).parts)
+        )
     )
 
 

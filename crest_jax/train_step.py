@@ -29,7 +29,7 @@ from crest_jax.train_state import TrainState
 
 
 class Generation(NamedTuple):
-    """What is constant within a generation, and an input of the step: one compilation serves all."""
+    """What is constant within a generation: inputs of the step, so one compilation serves all."""
 
     key: Key[Array, ""]
     temperature: Float[Array, ""]  # t of the alignment target, in [0, 1]
@@ -75,7 +75,8 @@ def make_train_step(
     def step(
         state: TrainState, batch: DeviceBatch, generation: Generation
     ) -> tuple[TrainState, Metrics]:
-        labeled_key, unlabeled_key = jax.random.split(jax.random.fold_in(generation.key, state.step))
+        step_key = jax.random.fold_in(generation.key, state.step)
+        labeled_key, unlabeled_key = jax.random.split(step_key)
 
         def guess(probs: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
             match alignment_target:

@@ -36,7 +36,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise WorkdirError(f"{path} is not readable JSON ({error}): delete it and run again") from error
+        raise WorkdirError(
+            f"{path} is not readable JSON ({error}): delete it and run again"
+        ) from error
 
 
 def environment() -> dict[str, Any]:
@@ -52,7 +54,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "devices": f"{jax.device_count()} x {device.device_kind}",
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": _visible_cpus(),
         **versions,
     }
 
@@ -98,3 +100,10 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             "this run began elsewhere, and its last digits may now differ:\n  %s",
             "\n  ".join(moved),
         )
+
+
+def _visible_cpus() -> int | None:
+    """Cores that XLA may use, on which the order of its sums depends."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()

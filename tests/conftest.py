@@ -3,34 +3,78 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
-# Eight CPU devices, so that the mapped step can be tested on meshes of 1, 4 and 8; before JAX
-# starts.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Before JAX starts. Eight CPU devices, so that the mapped step can be tested on 1, 4 and 8; and
+# one compilation cache for all processes of this test session.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+_CACHE = tempfile.TemporaryDirectory(prefix="crest_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 
 REPOSITORY = Path(__file__).parent.parent
+
+# The digits experiment, small enough to run within a test.
+TINY = {
+    "generations": 2,
+    "steps": 12,
+    "eval_every": 6,
+    "checkpoint_every": 4,
+    "batch_size": 8,
+    "unlabeled_ratio": 2,
+    "eval_batch_size": 200,
+    "data.shards": 2,
+    "model.batch_norm_momentum": 0.8,
+    "ema_decay": 0.8,
+    "augment.operations": ("Brightness", "Rotate"),
+}
+
+
+def load_experiment(name: str, arguments: str | None = None, **overrides) -> ConfigDict:
+    """The config of an experiment file, with fields named as on the command line replaced."""
+    namespace: dict = {}
+    exec((REPOSITORY / "experiments" / f"{name}.py").read_text(), namespace)
+    config = namespace["get_config"](arguments)
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Gives the tiny digits config for experiment arguments and overrides."""
+
+    def load(arguments: str | None = None, **overrides) -> ConfigDict:
+        return load_experiment("digits_lt", arguments, **{**TINY, **overrides})
+
+    return load
 
 
 @pytest.fixture(scope="session")
 def command_line():
-    """Runs `python -m crest_jax.main` as a user would, on one device."""
+    """Starts `python -m crest_jax.main` as a user would, on one device."""
 
-    def start(*arguments: str, **options) -> subprocess.Popen:
+    def start(*arguments: str) -> subprocess.Popen:
         environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
         return subprocess.Popen(
             [sys.executable, "-m", "crest_jax.main", *arguments],
             cwd=REPOSITORY,
-            env=environment | {"JAX_PLATFORMS": "cpu"},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **options,
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def tiny_flags():
+    """The command line of the tiny digits run."""
+    return [
+        "--config=experiments/digits_lt.py",
+        *(f"--config.{field}={value}" for field, value in TINY.items()),
+    ]

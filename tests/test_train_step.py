@@ -21,7 +21,10 @@ TARGET = np.array([0.6, 0.2, 0.15, 0.05], np.float32)
 
 def mesh_of(devices):
     return jax.make_mesh(
-        (devices,), (distributed.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+        (devices,),
+        (distributed.AXIS,),
+        axis_types=(AxisType.Auto,),
+        devices=jax.devices()[:devices],
     )
 
 
@@ -105,9 +108,7 @@ def test_unsynchronised_batch_norm_averages_what_the_devices_saw(one_device, fre
     (state_1, metrics_1), *_ = expected
     # Means of the first convolution's output do not depend on how the batch is split; variances
     # within a quarter of the batch do.
-    ours, theirs = (
-        s.batch_stats["WideResNetBlock_0"]["BatchNorm_0"] for s in (state, state_1)
-    )
+    ours, theirs = (s.batch_stats["WideResNetBlock_0"]["BatchNorm_0"] for s in (state, state_1))
     np.testing.assert_allclose(ours["mean"], theirs["mean"], rtol=1e-3, atol=1e-6)
     assert (ours["var"] <= theirs["var"] + 1e-6).all()
     assert not np.allclose(ours["var"], theirs["var"], rtol=1e-4)
@@ -153,7 +154,10 @@ def test_one_compilation_serves_every_generation(one_device, fresh):
 
 def test_optimizer_is_nesterov_sgd_with_an_l2_term():
     """Two steps on a quadratic, against the recursion with the L2 term in the loss."""
-    params = {"Conv_0": {"kernel": jnp.array([1.0, -2.0])}, "BatchNorm_0": {"scale": jnp.array([3.0])}}
+    params = {
+        "Conv_0": {"kernel": jnp.array([1.0, -2.0])},
+        "BatchNorm_0": {"scale": jnp.array([3.0])},
+    }
     opt_state = OPTIMIZER.init(params)
     kernel, scale = np.array([1.0, -2.0]), np.array([3.0])
     momentum_k, momentum_s = np.zeros(2), np.zeros(1)

@@ -1,8 +1,8 @@
-"""Image augmentation as pure functions on batches, inside ``jit``.
+"""Image augmentation as pure functions on batches, inside `jit`.
 
 Images come in as uint8 grey levels, with one random key each; an image's result depends on its own
-key and pixels only, so it does not change with the batch or the device it falls on. ``weak`` and
-``strong`` are FixMatch's two views; ``rand_augment`` and ``cutout`` are what ``strong`` is made of.
+key and pixels only, so it does not change with the batch or the device it falls on. `weak` and
+`strong` are FixMatch's two views; `rand_augment` and `cutout` are what `strong` is made of.
 """
 
 from crest_jax.augment.cutout import cutout

@@ -18,10 +18,10 @@ def blend(
     image: Int[Array, "..."] | UInt8[Array, "..."],
     factor: Float[Array, ""],
 ) -> UInt8[Array, "..."]:
-    """``degenerate + factor * (image - degenerate)``, clipped to 0..255 and truncated.
+    """`degenerate + factor * (image - degenerate)`, clipped to 0..255 and truncated.
 
-    As ``PIL.Image.blend`` in single precision. Truncation makes results jump where the exact value
-    is a whole number, so there they depend on the last bit of ``factor``.
+    As `PIL.Image.blend` in single precision. Truncation makes results jump where the exact value
+    is a whole number, so there they depend on the last bit of `factor`.
     """
     start = degenerate.astype(jnp.float32)
     mixed = start + factor * (image.astype(jnp.float32) - start)
@@ -78,10 +78,10 @@ def smooth(
 ) -> UInt8[Array, "height width channels"]:
     """3x3 mean in which the middle counts five times, rounded; the one-pixel border is kept.
 
-    As ``PIL.ImageFilter.SMOOTH``.
+    As `PIL.ImageFilter.SMOOTH`.
     """
     height, width, channels = image.shape
-    # Rows as flat vectors, in which a neighbour is ``channels`` entries away: longer inner loops.
+    # Rows as flat vectors, in which a neighbour is `channels` entries away: longer inner loops.
     rows = image.reshape(height, width * channels)
     levels = rows.astype(jnp.uint16)
     inner = slice(channels, -channels)

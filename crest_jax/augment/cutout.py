@@ -12,20 +12,20 @@ def cutout(
     fraction: float = 0.5,
     fill: float = 0.0,
 ) -> Float[Array, "batch height width channels"]:
-    """Blanks one randomly placed rectangle of each image with ``fill``.
+    """Blanks one randomly placed rectangle of each image with `fill`.
 
-    Its sides are ``round(fraction * side)`` pixels of the image's own sides (a square in a square
+    Its sides are `round(fraction * side)` pixels of the image's own sides (a square in a square
     image). Its centre is uniform over the pixels, so near the border part of it falls outside and
     less is blanked. With an even side the centre is the pixel below and right of the middle.
 
     Args:
-      images: pixels; with the default ``fill`` expected in [-1, 1], where 0 is mid-grey.
+      images: pixels; with the default `fill` expected in [-1, 1], where 0 is mid-grey.
       keys: one key per image; a result depends on its own key and pixels only.
       fraction: side of the rectangle relative to the image's, in [0, 1].
-      fill: the value written, in the units of ``images``.
+      fill: the value written, in the units of `images`.
 
     Raises:
-      ValueError: ``fraction`` is outside [0, 1].
+      ValueError: `fraction` is outside [0, 1].
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"cutout: fraction is {fraction}, expected a share of the side in [0, 1]")
@@ -45,7 +45,7 @@ def _hole(
 
 
 def _covered(centre: Int[Array, ""], size: int, length: int) -> Bool[Array, "{size}"]:
-    """Which of ``size`` pixels lie in the interval of ``length`` pixels around ``centre``."""
+    """Which of `size` pixels lie in the interval of `length` pixels around `centre`."""
     first = centre - length // 2
     index = jnp.arange(size)
     return (index >= first) & (index < first + length)

@@ -23,7 +23,7 @@ def move_pixels(
       drawn: for each operation in use, whether this image drew it. Operations that are not keys
         cost nothing.
       magnitude: in [0, 1].
-      sign: +1 or -1, the direction; see ``inverse_affine``.
+      sign: +1 or -1, the direction; see `inverse_affine`.
     """
     if not any(name in drawn for name in GEOMETRIC_OPERATIONS):
         return image
@@ -43,11 +43,11 @@ def inverse_affine(
     height: int,
     width: int,
 ) -> Float[Array, "2 3"]:
-    """The map from output to input positions, (x, y) in pixels: ``PIL.Image.AFFINE``'s six numbers.
+    """The map from output to input positions, (x, y) in pixels: `PIL.Image.AFFINE`'s six numbers.
 
     With a positive sign:
 
-    - Rotate turns by ``30 m`` degrees counter-clockwise about the centre of the image;
+    - Rotate turns by `30 m` degrees counter-clockwise about the centre of the image;
     - ShearX reads x + 0.3 m y, so that lower rows move left; ShearY likewise with y and columns;
     - TranslateX reads x + 10 m at a width of 32 pixels and x + 0.3 m width at any other, so that
       the picture moves left by as much; TranslateY likewise moves it up.

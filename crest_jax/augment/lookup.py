@@ -57,8 +57,8 @@ def level_tables(
 ) -> UInt8[Array, "tables channels 256"]:
     """What becomes of each grey level, per channel: unchanged, then by each of the operations.
 
-    Arguments made from the magnitude are truncated in float32: ``int(4 m)`` bits for Posterize, a
-    threshold of ``int(256 m)`` for Solarize, an addition of ``int(110 m)`` for SolarizeAdd.
+    Arguments made from the magnitude are truncated in float32: `int(4 m)` bits for Posterize, a
+    threshold of `int(256 m)` for Solarize, an addition of `int(110 m)` for SolarizeAdd.
     """
     levels = jnp.arange(256)
     planes = as_planes(image)
@@ -88,7 +88,7 @@ def as_planes(
 def autocontrast_table(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channels 256"]:
     """Stretches the darkest level to 0 and the lightest to 255, per channel.
 
-    ``(level - low) * 255 // (high - low)`` in exact arithmetic. ``PIL.ImageOps.autocontrast``
+    `(level - low) * 255 // (high - low)` in exact arithmetic. `PIL.ImageOps.autocontrast`
     computes it in floating point, and comes out one lower where the exact value is a whole number
     and its rounding goes down (so that its lightest level may be 254).
     """
@@ -113,7 +113,7 @@ def contrast_table(
 def equalize_table(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channels 256"]:
     """Makes the cumulative distribution of grey levels a straight line, per channel.
 
-    As ``PIL.ImageOps.equalize``: a channel stays as it is if fewer than 255 pixels are darker than
+    As `PIL.ImageOps.equalize`: a channel stays as it is if fewer than 255 pixels are darker than
     its lightest level.
     """
     histogram = level_counts(planes)
@@ -138,7 +138,7 @@ def level_counts(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channel
 
 
 def posterize_table(bits: Int[Array, ""]) -> Int[Array, "256"]:
-    """Keeps the top ``bits`` of the 8 bits of each level."""
+    """Keeps the top `bits` of the 8 bits of each level."""
     return jnp.arange(256) & ~(2 ** (8 - bits) - 1)
 
 
@@ -161,7 +161,7 @@ def _truncate(value: Float[Array, ""]) -> Int[Array, ""]:
 def _floor_divide(
     numerator: Int[Array, "*shape"], denominator: Int[Array, "*#shape"]
 ) -> Int[Array, "*shape"]:
-    """``numerator // denominator`` by way of float32, for quotients up to 256.
+    """`numerator // denominator` by way of float32, for quotients up to 256.
 
     CPUs have no vector instruction for integer division. The half keeps the quotient away from
     whole numbers by more than the rounding error while numerators stay under 2^22 and denominators

@@ -2,8 +2,8 @@
 
 Computing all sixteen operations for every image and keeping one would cost sixteen times too much.
 Instead an operation is one of three kinds, each a few passes over the pixels whichever of its
-operations is drawn: a table of grey levels (``lookup``), an affine map of positions (``geometry``),
-a blend with a degraded copy (``blend``). A layer computes the three and takes the one drawn.
+operations is drawn: a table of grey levels (`lookup`), an affine map of positions (`geometry`),
+a blend with a degraded copy (`blend`). A layer computes the three and takes the one drawn.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,8 +34,8 @@ def apply_operations(
 
     Args:
       images: grey levels; 1 or 3 channels.
-      operation: index into ``OPERATIONS``.
-      magnitude: in [0, 1]; ``lookup``, ``geometry`` and ``blend`` say what it means for each.
+      operation: index into `OPERATIONS`.
+      magnitude: in [0, 1]; `lookup`, `geometry` and `blend` say what it means for each.
         AutoContrast, Equalize, Identity and Invert ignore it.
       sign: +1 or -1, the direction of a geometric operation; the others ignore it.
 
@@ -55,18 +55,18 @@ def rand_augment(
 ) -> UInt8[Array, "batch height width channels"]:
     """Applies random operations to each image, one after the other.
 
-    In each layer an image is changed with ``probability``, by an operation drawn uniformly from
-    ``operations``, with a magnitude uniform in [0, 1) and a random sign.
+    In each layer an image is changed with `probability`, by an operation drawn uniformly from
+    `operations`, with a magnitude uniform in [0, 1) and a random sign.
 
     Args:
       images: grey levels; 1 or 3 channels (any number without Color and Contrast).
       keys: one key per image; a result depends on its own key and pixels only.
-      operations: names from ``OPERATIONS``; one given twice is drawn twice as often.
+      operations: names from `OPERATIONS`; one given twice is drawn twice as often.
       layers: how many operations an image gets at most.
       probability: that a layer changes the image, in [0, 1].
 
     Raises:
-      ValueError: ``operations`` is empty or has an unknown name, ``probability`` is outside [0, 1],
+      ValueError: `operations` is empty or has an unknown name, `probability` is outside [0, 1],
         or the images have a number of channels that an operation does not know.
     """
     _check_operations(operations)
@@ -89,7 +89,7 @@ def rand_augment(
 def draw_layer(
     key: Key[Array, ""], operations: Sequence[str], probability: float
 ) -> tuple[Int[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Operation (index into ``OPERATIONS``), magnitude and sign of one image in one layer.
+    """Operation (index into `OPERATIONS`), magnitude and sign of one image in one layer.
 
     An image that the layer leaves alone has drawn Identity.
     """
@@ -109,7 +109,7 @@ def _apply_layer(
     sign: Float[Array, "batch"],
     in_use: Iterable[str],
 ) -> UInt8[Array, "batch height width channels"]:
-    """``apply_operations`` for draws from ``in_use`` only; the others are not even compiled."""
+    """`apply_operations` for draws from `in_use` only; the others are not even compiled."""
 
     def layer(
         image: UInt8[Array, "height width channels"],

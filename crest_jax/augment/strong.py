@@ -24,10 +24,10 @@ def strong(
       images: grey levels; 1 or 3 channels (any number without Color and Contrast).
       keys: one key per image; a result depends on its own key and pixels only.
       flip: whether the weak part may mirror.
-      operations: what RandAugment draws from, names from ``OPERATIONS``.
+      operations: what RandAugment draws from, names from `OPERATIONS`.
 
     Raises:
-      ValueError: ``operations`` is empty or has an unknown name.
+      ValueError: `operations` is empty or has an unknown name.
 
     Source: FixMatch (Sohn et al., 2020), section 2.3.
     """

@@ -13,9 +13,9 @@ def weak(
 ) -> UInt8[Array, "batch height width channels"]:
     """Pads each image by reflection, crops it back at a random place, and flips it at random.
 
-    The padding is an eighth of each side (``size // 8`` pixels; none below 8 pixels), so every
+    The padding is an eighth of each side (`size // 8` pixels; none below 8 pixels), so every
     shift of -size//8 .. size//8 pixels is equally likely, independently in y and x. The horizontal
-    flip has probability 1/2; turn it off with ``flip=False`` where mirror images mean something
+    flip has probability 1/2; turn it off with `flip=False` where mirror images mean something
     else (digits, text).
 
     An image's result depends on its own key and pixels only.
@@ -45,6 +45,6 @@ def _shifted(uniform: Float[Array, ""], size: int) -> Int[Array, "{size}"]:
 
 
 def _reflect(index: Int[Array, "size"], size: int) -> Int[Array, "size"]:
-    """Index of the pixel seen at ``index`` in an endless mirror that does not repeat the edge."""
+    """Index of the pixel seen at `index` in an endless mirror that does not repeat the edge."""
     last = size - 1
     return last - jnp.abs(last - jnp.abs(index))

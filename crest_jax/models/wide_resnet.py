@@ -32,6 +32,7 @@ class WideResNetBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch new_height new_width filters"]:
+        """Returns features, at a lower resolution if the stride is above 1."""
         conv = partial(_convolution, self.filters, dtype=self.dtype)
         y = _activation(self.norm()(x))
         y = conv((3, 3), self.stride)(y)

@@ -4,7 +4,6 @@ Adapted from ReMixMatch (Berthelot et al., 2020), where the target is the labele
 distribution, and t = 1.
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # none: pseudo-labels stay as the model gives them. labeled_average: the target is the running

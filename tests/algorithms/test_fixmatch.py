@@ -59,7 +59,7 @@ def test_loss_is_the_papers(batch, threshold, weight):
     logits, labels = batch
     result = fixmatch(inputs(logits, labels), threshold=threshold, unlabeled_weight=weight)
     total, supervised, unsupervised, above = by_hand(logits, labels, threshold, weight)
-    assert 0 < above
+    assert above > 0
     assert result.total == pytest.approx(total, rel=1e-5)
     assert result.metrics["labeled_loss"] == pytest.approx(supervised, rel=1e-5)
     assert result.metrics["unlabeled_loss"] == pytest.approx(unsupervised, rel=1e-5)

@@ -73,7 +73,9 @@ def variables():
     # Statistics and affine parameters away from their initial 0 and 1.
     leaves, structure = jax.tree.flatten(variables)
     rng = np.random.default_rng(0)
-    leaves = [leaf + 0.2 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32) for leaf in leaves]
+    leaves = [
+        leaf + 0.2 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32) for leaf in leaves
+    ]
     return jax.tree.unflatten(structure, leaves)
 
 

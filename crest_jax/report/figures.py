@@ -1,0 +1,97 @@
+"""Figures of runs, drawn from their results.json and never from typed numbers.
+
+python -m crest_jax.report.figures --output=FILE.svg WORKDIR [WORKDIR ...]
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from crest_jax.workdir import read_json
+
+NAMES = {"none": "FixMatch", "da": "FixMatch + DA", "crest": "CReST", "crest_plus": "CReST+"}
+# Okabe and Ito's colours, which the colour-blind tell apart; hatches do the same in grey.
+COLOURS = {"none": "#999999", "da": "#56B4E9", "crest": "#E69F00", "crest_plus": "#0072B2"}
+MARKERS = {"none": "o", "da": "v", "crest": "s", "crest_plus": "D"}
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.alpha": 0.3,
+    "font.size": 9,
+    "legend.frameon": False,
+    "svg.hashsalt": "crest_jax",
+    "svg.fonttype": "none",
+}
+
+
+def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    """One picture of what the method does, a line per kind of run (as the paper's Figure 1).
+
+    Left: the labeled set's class sizes. Middle: recall on the test set by class, after the last
+    generation. Right: accuracy by generation; a run of one generation is a horizontal line.
+    Runs of the same `rebalance` are averaged, and their standard deviation is drawn.
+
+    Args:
+      runs: contents of results.json files, all of one data set, gamma and beta.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 2.8), layout="constrained")
+        sizes_axes, recall_axes, accuracy_axes = figure.subplots(1, 3, width_ratios=(0.8, 1.2, 1))
+        groups = {name: [run for run in runs if run["rebalance"] == name] for name in NAMES}
+        groups = {name: members for name, members in groups.items() if members}
+
+        classes = np.arange(len(runs[0]["class_names"]))
+        sizes = runs[0]["generations"][0]["labeled_per_class"]
+        sizes_axes.bar(classes, sizes, color="#555555")
+        sizes_axes.set(title="labeled images of each class", xlabel="class")
+        if max(sizes) > 0 and max(sizes) / max(min(sizes), 1) >= 50:
+            sizes_axes.set_yscale("log")
+
+        for name, members in groups.items():
+            look = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 4,
+                    "label": NAMES[name]}  # fmt: skip
+            recalls = np.array([run["per_class_recall"] for run in members], float)
+            recall_axes.plot(classes, recalls.mean(axis=0), **look)
+            by_generation = np.array(
+                [[result["accuracy"] for result in run["generations"]] for run in members]
+            )
+            mean, deviation = by_generation.mean(axis=0), by_generation.std(axis=0)
+            if len(mean) == 1:
+                accuracy_axes.axhline(mean[0], color=COLOURS[name], linestyle="--")
+                continue
+            generations = 1 + np.arange(len(mean))
+            accuracy_axes.plot(generations, mean, **look)
+            accuracy_axes.fill_between(
+                generations, mean - deviation, mean + deviation, color=COLOURS[name], alpha=0.15,
+                linewidth=0,
+            )  # fmt: skip
+            accuracy_axes.set_xticks(generations)
+        recall_axes.set(title="recall on the test set (%)", xlabel="class", ylim=(0, 104))
+        recall_axes.legend(loc="lower left")
+        accuracy_axes.set(title="class-balanced accuracy (%)", xlabel="generation")
+        for axes in (sizes_axes, recall_axes):
+            axes.set_xticks(classes if len(classes) <= 20 else classes[::10])
+        return figure
+
+
+def main() -> None:
+    """Draws the overview of finished runs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("workdir", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    runs = [read_json(workdir / "results.json") for workdir in arguments.workdir]
+    # Without a date, so that the same runs give the same file.
+    metadata = {"Date": None} if arguments.output.suffix == ".svg" else None
+    overview(runs).savefig(arguments.output, dpi=150, metadata=metadata)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from crest_jax import generations, main, train
+from crest_jax.data import records
+from crest_jax.data.pseudo_labels import PseudoLabels
+from crest_jax.errors import DataError, NonFiniteError
+
+
+@pytest.fixture(scope="module")
+def learned(tiny_config, tmp_path_factory):
+    """FixMatch with a validation split, long enough to learn, on all eight devices."""
+    workdir = tmp_path_factory.mktemp("learned") / "run"
+    config = tiny_config(
+        "rebalance=da,beta=0.5,gamma=4",
+        **{"generations": 1, "steps": 150, "eval_every": 25, "checkpoint_every": 75,
+           "alignment.target": "labeled_average", "data.validation_fraction": 0.25,
+           "batch_size": 16},
+    )  # fmt: skip
+    main.run(config, workdir)
+    return workdir, json.loads((workdir / "results.json").read_text())
+
+
+def test_it_learns_well_above_chance(learned):
+    _, results = learned
+    assert results["accuracy"] > 40  # chance is 10
+
+
+def test_the_reported_accuracy_is_the_mean_of_the_last_five_evaluations(learned):
+    workdir, results = learned
+    lines = (workdir / "generation_00" / "metrics.jsonl").read_text().splitlines()
+    history = [json.loads(line)["test"]["ema"] for line in lines]
+    assert len(history) == 6
+    for field in ("accuracy", "accuracy_logit_adjusted"):
+        mean = np.mean([evaluation[field] for evaluation in history[-5:]])
+        assert results[field] == pytest.approx(mean, abs=1e-9)
+    recalls = np.mean([evaluation["per_class_recall"] for evaluation in history[-5:]], axis=0)
+    np.testing.assert_allclose(results["per_class_recall"], recalls)
+    result = results["generations"][0]
+    assert result["best_on_test"]["accuracy"] == max(e["accuracy"] for e in history)
+
+
+def test_a_validation_split_selects_without_looking_at_the_test_set(learned):
+    workdir, results = learned
+    lines = (workdir / "generation_00" / "metrics.jsonl").read_text().splitlines()
+    history = [json.loads(line) for line in lines]
+    scores = [line["validation"]["ema"]["accuracy"] for line in history]
+    chosen = results["generations"][0]["selected_on_validation"]
+    assert chosen["validation_accuracy"] == max(scores)
+    assert chosen["step"] == history[scores.index(max(scores))]["step"]
+    assert chosen["accuracy"] == history[scores.index(max(scores))]["test"]["ema"]["accuracy"]
+    validation = set(records.load(workdir / "splits" / "validation").ids)
+    training = set(records.load(workdir / "generation_00" / "labeled").ids)
+    assert validation
+    assert not validation & training
+
+
+def test_tensorboard_events_are_written(learned):
+    workdir, _ = learned
+    assert list((workdir / "generation_00").glob("events.out.tfevents.*"))
+
+
+def test_pseudo_label_statistics_by_hand():
+    truth = np.array([0, 0, 0, 1, 1, 2])
+    predicted = PseudoLabels(
+        list("abcdef"),
+        np.array([0, 0, 1, 1, 0, 0]),
+        np.linspace(1, 0.5, 6),
+        np.array([True, False, False, True, True, False]),
+    )
+    assert generations.summarize_pseudo_labels(predicted, truth, 3) == {
+        "predicted": [4, 2, 0],
+        "selected": [2, 1, 0],
+        "precision": [50.0, 50.0, None],
+        "selected_precision": [50.0, 100.0, None],
+        "recall": [pytest.approx(200 / 3), 50.0, 0.0],
+    }
+
+
+def test_non_finite_loss_stops_with_earlier_results_kept(learned, tiny_config, tmp_path):
+    config = tiny_config("rebalance=none", **{"optimizer.learning_rate": 1e30})
+    config.generations = 1
+    with pytest.raises(NonFiniteError, match=r"generation 1 of 1: .*loss is (nan|inf) at step \d"):
+        main.run(config, tmp_path / "run")
+    generation = tmp_path / "run" / "generation_00"
+    assert not (generation / "result.json").exists()
+    assert not [path for path in (generation / "checkpoints").iterdir() if path.name.isdigit()]
+    assert records.load(tmp_path / "run" / "splits" / "labeled").ids
+
+
+@pytest.mark.parametrize("split", ["labeled", "test"])
+def test_a_damaged_split_stops_the_run(tiny_config, tmp_path, split):
+    config = tiny_config()
+    generations.prepare_splits(config, tmp_path / "splits")
+    shard = tmp_path / "splits" / split / "shard-00001-of-00002.tfrecord"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-30])
+    with pytest.raises(DataError, match=rf"{shard.name} is truncated at byte {len(content) - 30}"):
+        generations.load_splits(tmp_path / "splits")
+    # What the message says to do helps, and gives the same files again.
+    for file in shard.parent.iterdir():
+        file.unlink()
+    shard.parent.rmdir()
+    generations.prepare_splits(config, tmp_path / "splits")
+    assert shard.read_bytes() == content
+
+
+def test_metrics_after_the_last_checkpoint_and_half_lines_are_dropped(tmp_path):
+    path = tmp_path / train.METRICS
+    lines = [json.dumps({"step": step}) for step in (10, 20, 30)]
+    path.write_text("\n".join(lines) + '\n{"step": 40, "te')
+    assert [line["step"] for line in train.keep_metrics(path, up_to=20)] == [10, 20]
+    assert path.read_text() == "\n".join(lines[:2]) + "\n"
+
+
+def test_each_generation_starts_from_other_weights(tiny_config, tmp_path):
+    config = tiny_config()
+    generations.prepare_splits(config, tmp_path / "splits")
+    program = generations.build(config, generations.load_splits(tmp_path / "splits"))
+    first, again, second = (
+        jax.device_get(program.new_state(generations.generation_keys(config, number)[0]).params)
+        for number in (0, 0, 1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    kernels = [params["Conv_0"]["kernel"] for params in (first, second)]
+    assert not np.allclose(*kernels)

@@ -1,0 +1,139 @@
+"""Runs that are stopped at any moment and continued end as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from crest_jax.data import pseudo_labels
+
+UNTIMED = ("seconds", "images_per_second")
+
+# A run is killed when this path appears (or, with a *, when something matches it), in this order.
+KILLS = (
+    "splits/unlabeled.partial",  # while splits are being written
+    "generation_00/checkpoints/4*",  # while the first checkpoint is being saved
+    "generation_00/checkpoints/8",  # after a checkpoint, between two evaluations
+    "generation_00/pseudo_labels",  # scored, but without a result
+    "generation_01/labeled.partial",  # while the labeled set is being rewritten
+    "generation_01/metrics.jsonl",  # evaluated after the last checkpoint
+)
+
+
+def figures(workdir):
+    """results.json without times and environment, and the selections."""
+
+    def untimed(value):
+        if isinstance(value, dict):
+            return {k: untimed(v) for k, v in value.items() if k not in (*UNTIMED, "environment")}
+        return [untimed(v) for v in value] if isinstance(value, list) else value
+
+    selections = []
+    for generation in sorted(workdir.glob("generation_*")):
+        entries = pseudo_labels.read(generation / "pseudo_labels")
+        selections.append(
+            (entries.ids, entries.labels.tolist(), entries.confidence.tolist(),
+             entries.selected.tolist())
+        )  # fmt: skip
+    return untimed(json.loads((workdir / "results.json").read_text())), selections
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return output
+
+
+@pytest.fixture(scope="module")
+def untouched(command_line, tiny_flags, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("untouched") / "run"
+    output = finish(command_line(*tiny_flags, f"--workdir={workdir}"))
+    return workdir, output
+
+
+def test_the_main_job_writes_what_it_promises(untouched):
+    workdir, output = untouched
+    names = {path.relative_to(workdir).as_posix() for path in workdir.rglob("*")}
+    assert {"config.json", "results.json", "splits/test/manifest.json"} <= names
+    for generation in ("generation_00", "generation_01"):
+        assert {
+            f"{generation}/{name}"
+            for name in ("labeled/manifest.json", "checkpoints/12", "metrics.jsonl",
+                         "pseudo_labels", "result.json")
+        } <= names  # fmt: skip
+    assert not [name for name in names if "partial" in name or "tmp" in name]
+    results, selections = figures(workdir)
+    assert [len(g["per_class_recall"]) for g in results["generations"]] == [10, 10]
+    # The second generation trains on the original labeled set and what the first selected.
+    first, second = results["generations"]
+    assert sum(selections[0][3]) == sum(first["pseudo_labels"]["selected"]) > 0
+    assert second["labeled_per_class"] == [
+        original + selected
+        for original, selected in zip(
+            first["labeled_per_class"], first["pseudo_labels"]["selected"], strict=True
+        )
+    ]
+    assert "generation 2: accuracy" in output
+    assert f"{results['accuracy']:.1f}" in output.splitlines()[-15:][1]
+
+
+def test_killed_runs_continue_to_the_same_figures(command_line, tiny_flags, untouched, tmp_path):
+    workdir = tmp_path / "run"
+    for pattern in KILLS:
+        process = command_line(*tiny_flags, f"--workdir={workdir}")
+        deadline = time.monotonic() + 240
+        while not any(workdir.glob(pattern)):
+            assert process.poll() is None, f"ended before {pattern}: {process.stderr.read()}"
+            assert time.monotonic() < deadline, f"{pattern} never appeared"
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+        assert not (workdir / "generation_01" / "result.json").exists()
+    finish(command_line(*tiny_flags, f"--workdir={workdir}"))
+    assert figures(workdir) == figures(untouched[0])
+    steps = [
+        json.loads(line)["step"]
+        for line in (workdir / "generation_01" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == [6, 12]
+
+
+def test_sigterm_saves_and_the_same_command_continues(
+    command_line, tiny_flags, untouched, tmp_path
+):
+    workdir = tmp_path / "run"
+    process = command_line(*tiny_flags, f"--workdir={workdir}")
+    while not (workdir / "generation_00" / "checkpoints" / "4").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == os.EX_TEMPFAIL
+    assert "run the same command again to continue" in errors
+    assert "Traceback" not in errors
+    finish(command_line(*tiny_flags, f"--workdir={workdir}"))
+    assert figures(workdir) == figures(untouched[0])
+
+
+def test_a_finished_run_has_nothing_left_to_do(command_line, tiny_flags, untouched):
+    workdir, output = untouched
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "generation_01").rglob("*")}
+    again = finish(command_line(*tiny_flags, f"--workdir={workdir}"))
+    assert again.splitlines()[-15:] == output.splitlines()[-15:]
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (workdir / "generation_01").rglob("*")
+    }
+
+
+def test_a_changed_config_is_refused(command_line, tiny_flags, untouched):
+    workdir, _ = untouched
+    results = (workdir / "results.json").read_bytes()
+    process = command_line(*tiny_flags, f"--workdir={workdir}", "--config.crest.alpha=0.5")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "crest.alpha: 0.3333333333333333 -> 0.5" in errors
+    assert "Traceback" not in errors
+    assert (workdir / "results.json").read_bytes() == results
