@@ -67,7 +67,7 @@ def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -
 
 
 def default_config(
-    arguments: Mapping[str, Any],
+    arguments: ConfigDict,
     *,
     steps: int = 2**16,
     generations: Mapping[str, int] | None = None,
@@ -82,13 +82,13 @@ def default_config(
         `crest_plus` together (Table 2).
     """
     generations = generations or {"crest": 15, "crest_plus": 6}
-    rebalance = arguments["rebalance"]
+    rebalance = arguments.rebalance
     self_training = rebalance in SELF_TRAINING
     return ConfigDict(
         {
             "seed": 0,
-            "fold": arguments["fold"],
-            "method": arguments["method"],
+            "fold": arguments.fold,
+            "method": arguments.method,
             "rebalance": rebalance,
             "generations": generations[rebalance] if self_training else 1,
             "steps": steps if self_training else generations["crest_plus"] * steps,
@@ -118,8 +118,8 @@ def default_config(
             },
             "long_tail": {
                 "n_max": 5000,
-                "gamma": arguments["gamma"],
-                "beta": arguments["beta"],
+                "gamma": arguments.gamma,
+                "beta": arguments.beta,
             },
             "augment": {"flip": True, "operations": OPERATIONS},
             "optimizer": {
@@ -128,7 +128,7 @@ def default_config(
                 "weight_decay": 5e-4,
                 "cosine_level": 1,
             },
-            "alignment": {"target": REBALANCE[rebalance][0], "t": arguments["t"]},
+            "alignment": {"target": REBALANCE[rebalance][0], "t": arguments.t},
             "crest": {"alpha": 1 / 3, "t_min": 0.5},
         }
     )
@@ -146,7 +146,7 @@ def validate(config: ConfigDict, *, devices: int = 1) -> None:
         if not valid:
             problems.append(f"{field}={_get(config, field)!r} must be {expected}")
 
-    def check_range(field: str, low: float, high: float = math.inf) -> None:
+    def check_range(field: str, low: int, high: int | float = math.inf) -> None:
         value = _get(config, field)
         bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
         check(field, math.isfinite(value) and low <= value <= high, bounds)

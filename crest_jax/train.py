@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 from clu import metric_writers
 from tqdm import tqdm
 
@@ -76,7 +75,7 @@ def train(
         if start == steps:
             return state
         if start:
-            logging.info("%s continues at step %d of %d", title, start, steps)
+            print(f"{title} continues at step {start} of {steps}", flush=True)
         before = history[-1]["seconds"] if history else 0.0
         began = time.perf_counter()
         pending: list[Metrics] = []

@@ -1,7 +1,8 @@
 """The state of a generation as one immutable pytree: everything that a step reads and writes."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from crest_jax.rebalancing.distribution_alignment import WINDOW
 
 
-class TrainState(flax.struct.PyTreeNode):
+class TrainState(NamedTuple):
     """What a checkpoint holds."""
 
     step: Int[Array, ""]

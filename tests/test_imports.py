@@ -1,0 +1,27 @@
+"""What may import TensorFlow, and what TensorFlow may see."""
+
+import os
+import subprocess
+import sys
+
+JAX_ONLY = (
+    "algorithms", "augment", "config", "distributed", "evaluate", "models", "rebalancing",
+    "train_state", "train_step",
+)  # fmt: skip
+
+
+def test_models_algorithms_and_step_work_without_tensorflow():
+    program = "import sys\nsys.modules['tensorflow'] = None\n" + "\n".join(
+        f"import crest_jax.{name}" for name in JAX_ONLY
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_tensorflow_sees_no_accelerator():
+    import crest_jax.data  # noqa: F401
+    import tensorflow as tf
+
+    assert {device.device_type for device in tf.config.get_visible_devices()} == {"CPU"}
