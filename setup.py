@@ -18,6 +18,8 @@ setup(
         "absl-py>=2.1",
         "clu>=0.0.12",
         "flax>=0.12,<0.14",
+        # tensorflow-datasets imports it when it prepares a download, without asking for it.
+        "importlib-resources>=6",
         "jax>=0.8,<0.12",
         "jaxtyping>=0.3",
         "matplotlib>=3.9",

@@ -80,9 +80,14 @@ def default_config(
       generations: how many generations `crest` and `crest_plus` take (paper section 4.1: 15
         and 6). Methods of a single generation train as long as all generations of
         `crest_plus` together (Table 2).
+
+    Raises:
+      ConfigError: `t` is given for another `rebalance` than `da`.
     """
     generations = generations or {"crest": 15, "crest_plus": 6}
     rebalance = arguments.rebalance
+    if rebalance != "da" and arguments.t != ARGUMENTS["t"]:
+        raise ConfigError(f"t={arguments.t} is an argument of rebalance=da, not of {rebalance}")
     self_training = rebalance in SELF_TRAINING
     return ConfigDict(
         {

@@ -274,7 +274,7 @@ def run_generation(
         ),
     }
     images = config.steps * config.batch_size * (1 + config.unlabeled_ratio)
-    result["images_per_second"] = images / result["seconds"]
+    result["images_per_second"] = images / max(result["seconds"], 1e-9)
     workdir.write_json(here / RESULT, result)
     return result
 

@@ -77,12 +77,16 @@ def train(
         if start:
             print(f"{title} continues at step {start} of {steps}", flush=True)
         before = history[-1]["seconds"] if history else 0.0
-        began = time.perf_counter()
+        began = 0.0
         pending: list[Metrics] = []
         with _writer(folder) as writer, _progress(title, start, steps) as progress:
             for done, batch in enumerate(batches(start), start=start + 1):
                 state, metrics = train_step(state, batch, generation)
                 pending.append(metrics)
+                if done == start + 1:
+                    # Compilation is not training: the clock starts when the first step is done.
+                    jax.block_until_ready(metrics)
+                    began = time.perf_counter()
                 if len(pending) > _AHEAD:
                     jax.block_until_ready(pending[-_AHEAD])
                 stopping = preempted()
@@ -95,7 +99,7 @@ def train(
                     seconds = before + time.perf_counter() - began
                     line = {"step": done, "seconds": seconds, "train": averages, **summary}
                     _append(folder / METRICS, line)
-                    rate = (done - start) / (time.perf_counter() - began)
+                    rate = (done - start) / max(time.perf_counter() - began, 1e-9)
                     writer.write_scalars(done, {**_scalars(line), "steps_per_second": rate})
                     progress.set_postfix_str(f"accuracy {summary['test']['ema']['accuracy']:.1f} %")
                     pending = []

@@ -87,6 +87,10 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         write_json(path, ours)
         return
     theirs = read_json(path)
+    if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
+        raise WorkdirError(
+            f"{path} was not written by this program: choose another folder with --workdir"
+        )
     changed = config_lib.differences(theirs["config"], ours["config"])
     if changed:
         raise WorkdirError(

@@ -21,7 +21,8 @@ def test_models_algorithms_and_step_work_without_tensorflow():
 
 
 def test_tensorflow_sees_no_accelerator():
-    import crest_jax.data  # noqa: F401
     import tensorflow as tf
+
+    import crest_jax.data  # noqa: F401
 
     assert {device.device_type for device in tf.config.get_visible_devices()} == {"CPU"}

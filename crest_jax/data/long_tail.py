@@ -76,9 +76,10 @@ def split(
             )
         kept = np.random.default_rng([label]).permutation(rows)[:size]
         shuffled = np.random.default_rng([label, fold]).permutation(kept)
-        # 1e-9: 0.1 * 50 must not become six labeled examples by a rounding error.
+        # 1e-9: a rounding error must make neither six labeled examples of 0.1 * 50, nor 28
+        # validation examples of 0.29 * 100.
         labeled = math.ceil(size * beta - 1e-9)
-        training = labeled - math.floor(labeled * validation_fraction)
+        training = labeled - math.floor(labeled * validation_fraction + 1e-9)
         parts["labeled"].append(shuffled[:training])
         parts["validation"].append(shuffled[training:labeled])
         parts["unlabeled"].append(shuffled[labeled:])

@@ -1,9 +1,9 @@
 """Streams of raw uint8 batches (tf.data) that can start at any step.
 
-A stream has no state to save. Example number i of a stream, counted over the whole training, is
-the element at position i mod N of a permutation of the N examples that is seeded by the epoch
-i div N. A run that continues at step s therefore sees the batches that it would have seen anyway,
-and the first of them arrives as fast as at step 0.
+A stream has no state to save. It is the concatenation of epochs, each a permutation of the N
+examples that is computed from the seed and the epoch's number. Step s begins at example
+s * batch_size of it, whatever came before: a run that continues sees the batches that it would have
+seen anyway, after computing one permutation.
 """
 
 from collections.abc import Iterator
@@ -57,15 +57,10 @@ def batches(
 
     def stream(number: int, examples: int, size: int) -> tf.data.Dataset:
         share = size // processes
-        offset = process * share
-        return tf.data.Dataset.range(start, stop).map(
-            lambda step: _shuffled(
-                step * size + offset + tf.range(share, dtype=tf.int64),
-                examples,
-                seed=seed,
-                order=2 * generation + number,
-            )
+        shuffled = _shuffled(
+            examples, size, seed=seed, order=2 * generation + number, start=start, stop=stop
         )
+        return shuffled.map(lambda rows: rows[process * share : (process + 1) * share])
 
     labeled_images, labels = tf.constant(labeled.images), tf.constant(labeled.labels)
     unlabeled_images = tf.constant(unlabeled.images)
@@ -85,14 +80,21 @@ def batches(
     return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
-def _shuffled(counters: tf.Tensor, examples: int, *, seed: int, order: int) -> tf.Tensor:
-    """Rows of the examples that these counters stand for, [n] -> [n]."""
-    epochs = counters // examples
-    # The raw operation: tf.random.experimental.index_shuffle pads a matrix of seeds along the
-    # wrong axis, so it takes one epoch at a time only.
-    return tf.raw_ops.RandomIndexShuffle(
-        index=counters % examples,
-        seed=tf.stack([seed * tf.ones_like(epochs), order * tf.ones_like(epochs), epochs], axis=-1),
-        max_index=tf.constant(examples - 1, tf.int64),
-        rounds=4,
-    )
+def _shuffled(
+    examples: int, size: int, *, seed: int, order: int, start: int, stop: int
+) -> tf.data.Dataset:
+    """Rows of the examples of steps `start` to `stop - 1`, each of shape [size].
+
+    A stateless shuffle of each epoch, not `index_shuffle`, which computes single places of a
+    permutation: that keeps 8 bits of each seed, so that orders return after 256 epochs.
+    """
+    first, skipped = divmod(start * size, examples)
+    epochs = tf.data.Dataset.range(first, -(-stop * size // examples))
+
+    def permutation(epoch: tf.Tensor) -> tf.Tensor:
+        rows = tf.random.experimental.stateless_shuffle(
+            tf.range(examples), seed=tf.stack([tf.constant(seed, tf.int64), epoch + (order << 40)])
+        )
+        return rows[tf.where(epoch == first, skipped, 0) :]
+
+    return epochs.map(permutation).rebatch(size, drop_remainder=True).take(stop - start)

@@ -23,6 +23,9 @@ from crest_jax.errors import DataError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_FIELDS = {
+    "examples", "examples_per_class", "class_names", "image_shape", "ids_sha256", "shards"
+}  # fmt: skip
 
 
 class Images(NamedTuple):
@@ -95,15 +98,19 @@ def read_manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
-        if manifest["format"] != FORMAT:
-            raise DataError(
-                f"{path} has format {manifest['format']}, this version reads {FORMAT}: "
-                "continue with the version that wrote it"
-            )
+        found = manifest["format"]
+        missing = _FIELDS - manifest.keys()
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: {_way_out(folder)}") from error
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise DataError(f"{path} is not a readable manifest: {_way_out(folder)}") from error
+    if found != FORMAT:
+        raise DataError(
+            f"{path} has format {found}, this version reads {FORMAT}: "
+            "continue with the version that wrote it"
+        )
+    if missing:
+        raise DataError(f"manifest {path} lacks {', '.join(sorted(missing))}: {_way_out(folder)}")
     return manifest
 
 
@@ -115,6 +122,7 @@ def read(folder: Path) -> Iterator[Example]:
     """
     manifest = read_manifest(folder)
     ids = []
+    per_class = [0] * len(manifest["class_names"])
     for entry in manifest["shards"]:
         path = folder / entry["file"]
         _verify(path, entry)
@@ -122,6 +130,7 @@ def read(folder: Path) -> Iterator[Example]:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             example = _parse(record)
             ids.append(example.id)
+            per_class[example.label] += 1
             count += 1
             yield example
         if count != entry["examples"]:
@@ -129,24 +138,41 @@ def read(folder: Path) -> Iterator[Example]:
                 f"{_name(path)} holds {count} examples, its manifest says {entry['examples']}: "
                 f"{_way_out(folder)}"
             )
-    if _digest_ids(ids) != manifest["ids_sha256"]:
-        raise DataError(f"{_name(folder)}: ids disagree with the manifest: {_way_out(folder)}")
+    found = {
+        "examples": len(ids),
+        "examples_per_class": per_class,
+        "ids_sha256": _digest_ids(ids),
+    }
+    for field, value in found.items():
+        if manifest[field] != value:
+            raise DataError(
+                f"{_name(folder)}: the manifest's {field} is {manifest[field]}, but its records "
+                f"give {value}: {_way_out(folder)}"
+            )
 
 
 def load(folder: Path) -> Images:
     """Reads and decodes a whole folder, whose images must all have one shape.
 
     Raises:
-      DataError: as `read`; or images differ in shape.
+      DataError: as `read`; or images differ in shape, or cannot be decoded.
     """
-    manifest = read_manifest(folder)
-    shape = manifest["image_shape"] if manifest["examples"] else (0, 0, 0)
+    examples = list(read(folder))
+    shape = read_manifest(folder)["image_shape"] if examples else (0, 0, 0)
     if shape is None:
         raise DataError(f"{_name(folder)}: images differ in shape, and must be resized to one")
-    examples = list(read(folder))
     images = np.zeros([len(examples), *shape], np.uint8)
     for row, example in enumerate(examples):
-        images[row] = tf.io.decode_image(example.image, expand_animations=False).numpy()
+        try:
+            image = tf.io.decode_image(example.image, expand_animations=False).numpy()
+        except tf.errors.InvalidArgumentError as error:
+            raise DataError(f"{_name(folder)}: image {example.id} cannot be decoded") from error
+        if image.shape != images.shape[1:]:
+            raise DataError(
+                f"{_name(folder)}: image {example.id} has shape {image.shape}, its manifest says "
+                f"{images.shape[1:]}: {_way_out(folder)}"
+            )
+        images[row] = image
     labels = np.array([example.label for example in examples], np.int32)
     return Images([example.id for example in examples], images, labels)
 
@@ -173,8 +199,11 @@ def _image_shape(examples: Sequence[Example]) -> list[int] | None:
     """Height, width and channels that all images share, read from their headers, or None."""
     shapes = set()
     for example in examples:
-        with Image.open(io.BytesIO(example.image)) as image:
-            shapes.add((image.height, image.width, len(image.getbands())))
+        try:
+            with Image.open(io.BytesIO(example.image)) as image:
+                shapes.add((image.height, image.width, len(image.getbands())))
+        except OSError as error:
+            raise DataError(f"{example.id} is not an image that can be read") from error
     return list(shapes.pop()) if len(shapes) == 1 else None
 
 

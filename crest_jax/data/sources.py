@@ -80,9 +80,9 @@ def tfds_source(name: str, *, data_dir: str, download: bool) -> Source:
     where = directory or tfds.core.constants.DATA_DIR
     try:
         builder = tfds.builder(name, data_dir=directory)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise DataError(
-            f"data.name={name!r}: TFDS knows no such data set and {where} holds none; "
+            f"data.name={name!r}: TFDS knows no such data set or version, and {where} holds none; "
             "see https://www.tensorflow.org/datasets/catalog for the names"
         ) from error
     if not builder.is_prepared():

@@ -27,13 +27,13 @@ def generation_table(result: Mapping[str, Any], class_names: Sequence[str]) -> s
     width = max(len("class"), *map(len, class_names))
     lines = [
         headline,
-        f"{'':<{width}}           ------ test ------   ------ pseudo-labels (right, %) ------",
-        f"{'class':<{width}}  labeled   recall precision   predicted         selected",
+        f"{'':<{width}}           ------ test -----   ---- pseudo-labels (right, %) ----",
+        f"{'class':<{width}}  labeled  recall  precision   predicted           selected",
     ]
     for name, labeled, recall, precision, predicted, right, selected, selected_right in rows:
         lines.append(
-            f"{name:<{width}}  {labeled:>7}  {_per_cent(recall)}    {_per_cent(precision)}"
-            f"   {predicted:>9} ({_per_cent(right)})  {selected:>7} ({_per_cent(selected_right)})"
+            f"{name:<{width}}  {labeled:>7}  {_per_cent(recall, 6)}  {_per_cent(precision, 9)}"
+            f"   {predicted:>9} ({_per_cent(right)})  {selected:>9} ({_per_cent(selected_right)})"
         )
     return "\n".join(lines) + "\n"
 

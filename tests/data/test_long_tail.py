@@ -1,0 +1,190 @@
+import itertools
+import math
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from crest_jax.data import long_tail
+from crest_jax.errors import DataError
+
+CIFAR10_GAMMA_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+
+
+def exact_sizes(n_max, gamma, classes):
+    """The formula in 50 digits, with a power that comes out whole taken as whole."""
+    with localcontext() as context:
+        context.prec = 50
+        sizes = []
+        for rank in range(classes):
+            size = n_max / Decimal(gamma) ** (Decimal(rank) / Decimal(classes - 1))
+            nearest = size.to_integral_value()
+            whole = abs(size - nearest) < Decimal("1e-40")
+            sizes.append(int(nearest) if whole else math.floor(size))
+        return sizes
+
+
+def balanced_labels(per_class, classes, seed=0):
+    """Labels in no particular order, as a data set has them."""
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), per_class))
+
+
+# Sizes
+
+
+def test_cifar10_at_gamma_100_has_the_published_counts():
+    sizes = long_tail.class_sizes(5000, 100.0, 10)
+    assert sizes.tolist() == CIFAR10_GAMMA_100
+    assert sizes.sum() == 12406
+
+
+@pytest.mark.parametrize("gamma", [2, 10, 20, 50, 100, 150, 200])
+@pytest.mark.parametrize(("n_max", "classes"), [(5000, 10), (1500, 10), (500, 100), (120, 10)])
+def test_sizes_are_the_formula_in_exact_arithmetic(n_max, gamma, classes):
+    sizes = long_tail.class_sizes(n_max, float(gamma), classes)
+    assert sizes.tolist() == exact_sizes(n_max, gamma, classes)
+
+
+@pytest.mark.parametrize(("gamma", "smallest"), [(50.0, 100), (100.0, 50), (200.0, 25)])
+def test_the_smallest_class_is_the_largest_divided_by_gamma(gamma, smallest):
+    sizes = long_tail.class_sizes(5000, gamma, 10)
+    assert (sizes[0], sizes[-1]) == (5000, smallest)
+    assert (np.diff(sizes) < 0).all()
+
+
+def test_gamma_1_is_balanced():
+    assert long_tail.class_sizes(5000, 1.0, 10).tolist() == [5000] * 10
+
+
+# Split
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.3, 1 / 3, 0.5, 1.0])
+def test_the_labeled_set_has_ceil_of_beta_of_each_class(beta):
+    labels = balanced_labels(600, 10)
+    sizes = long_tail.class_sizes(500, 100.0, 10)
+    parts = long_tail.split(labels, sizes, beta=beta, fold=0)
+    # beta as it is written: 0.1 is a tenth, not the double next to it.
+    exact = Fraction(beta).limit_denominator(1000)
+    expected = [math.ceil(int(size) * exact) for size in sizes]
+    assert np.bincount(labels[parts.labeled], minlength=10).tolist() == expected
+    rest = [size - labeled for size, labeled in zip(sizes, expected, strict=True)]
+    assert np.bincount(labels[parts.unlabeled], minlength=10).tolist() == rest
+    assert len(parts.validation) == 0
+
+
+def test_a_tenth_of_cifar10_lt_is_1244_labeled_images():
+    labels = balanced_labels(5000, 10)
+    parts = long_tail.split(labels, np.array(CIFAR10_GAMMA_100), beta=0.1, fold=0)
+    counts = np.bincount(labels[parts.labeled]).tolist()
+    assert counts == [500, 300, 180, 108, 65, 39, 24, 14, 9, 5]
+    assert len(parts.labeled) + len(parts.unlabeled) == 12406
+
+
+def test_the_splits_are_disjoint_ascending_and_cover_the_long_tail():
+    labels = balanced_labels(60, 5)
+    sizes = np.array([60, 31, 17, 8, 3])
+    parts = long_tail.split(labels, sizes, beta=0.4, fold=1, validation_fraction=0.3)
+    rows = np.concatenate(parts)
+    assert len(np.unique(rows)) == len(rows) == sizes.sum()
+    assert np.bincount(labels[rows]).tolist() == sizes.tolist()
+    for part in parts:
+        assert (np.diff(part) > 0).all()
+
+
+def test_folds_share_the_long_tailed_set_and_differ_in_what_is_labeled():
+    labels = balanced_labels(200, 4)
+    sizes = np.array([150, 60, 30, 10])
+    folds = [long_tail.split(labels, sizes, beta=0.3, fold=fold) for fold in range(5)]
+    whole = {frozenset(np.concatenate(parts).tolist()) for parts in folds}
+    labeled = {frozenset(parts.labeled.tolist()) for parts in folds}
+    assert len(whole) == 1
+    assert len(labeled) == 5
+    # Folds are independent draws: of 45 from 150, two share 13.5 on average.
+    majority = [set(parts.labeled[labels[parts.labeled] == 0].tolist()) for parts in folds]
+    shared = [len(majority[a] & majority[b]) for a in range(5) for b in range(a)]
+    assert 5 <= min(shared) <= max(shared) <= 25
+
+
+def test_the_same_fold_is_the_same_split():
+    labels = balanced_labels(50, 3)
+    sizes = np.array([40, 20, 10])
+    arguments = {"beta": 0.25, "fold": 3, "validation_fraction": 0.2}
+    first = long_tail.split(labels, sizes, **arguments)
+    second = long_tail.split(labels.copy(), sizes, **arguments)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_kept_is_drawn_and_not_the_first_rows():
+    labels = np.repeat([0, 1], 1000)
+    parts = long_tail.split(labels, np.array([1000, 100]), beta=0.5, fold=0)
+    kept = np.concatenate([parts.labeled, parts.unlabeled])
+    minority = kept[kept >= 1000] - 1000
+    # Mean of 100 draws from 0..999 without replacement: 499.5, standard error 27.
+    assert abs(minority.mean() - 499.5) < 5 * 27
+
+
+def test_a_smaller_betas_labeled_set_is_part_of_a_larger_ones():
+    labels = balanced_labels(100, 4)
+    sizes = np.array([100, 50, 20, 9])
+    nested = [
+        set(long_tail.split(labels, sizes, beta=beta, fold=2).labeled.tolist())
+        for beta in (0.05, 0.1, 0.3, 0.5, 1.0)
+    ]
+    for smaller, larger in itertools.pairwise(nested):
+        assert smaller < larger
+
+
+def test_validation_is_cut_by_class_from_the_labeled_set_alone():
+    labels = balanced_labels(200, 4)
+    sizes = np.array([200, 100, 50, 10])
+    without = long_tail.split(labels, sizes, beta=0.3, fold=0)
+    parts = long_tail.split(labels, sizes, beta=0.3, fold=0, validation_fraction=0.25)
+    # 60, 30, 15, 3 are labeled; a quarter, rounded down, is validation.
+    assert np.bincount(labels[parts.validation], minlength=4).tolist() == [15, 7, 3, 0]
+    assert np.bincount(labels[parts.labeled], minlength=4).tolist() == [45, 23, 12, 3]
+    np.testing.assert_array_equal(parts.unlabeled, without.unlabeled)
+    assert set(parts.labeled) | set(parts.validation) == set(without.labeled)
+
+
+def test_validation_is_not_short_of_one_by_a_rounding_error():
+    labels = np.zeros(100, np.int64)
+    parts = long_tail.split(labels, np.array([100]), beta=1.0, fold=0, validation_fraction=0.29)
+    assert len(parts.validation) == 29
+
+
+def test_every_class_keeps_a_labeled_example_whatever_is_held_out():
+    labels = balanced_labels(20, 3)
+    parts = long_tail.split(
+        labels, np.array([20, 4, 1]), beta=0.1, fold=0, validation_fraction=0.99
+    )
+    assert np.bincount(labels[parts.labeled], minlength=3).min() >= 1
+
+
+def test_a_class_with_too_few_examples_is_named_with_both_counts():
+    labels = np.repeat([0, 1, 2], [50, 19, 50])
+    with pytest.raises(DataError) as caught:
+        long_tail.split(
+            labels, np.array([50, 20, 5]), beta=0.1, fold=0, class_names=("cat", "dog", "emu")
+        )
+    message = str(caught.value)
+    for part in ("'dog'", "19", "20", "long_tail.n_max"):
+        assert part in message
+
+
+def test_a_class_without_a_name_goes_by_its_number():
+    with pytest.raises(DataError, match="class '1' has 1 training examples"):
+        long_tail.split(np.array([0, 0, 1]), np.array([2, 2]), beta=0.5, fold=0)
+
+
+def test_a_class_that_the_long_tail_leaves_empty_is_an_error():
+    sizes = long_tail.class_sizes(50, 100.0, 3)
+    assert sizes.tolist() == [50, 5, 0]
+    with pytest.raises(DataError) as caught:
+        long_tail.split(
+            balanced_labels(50, 3), sizes, beta=0.1, fold=0, class_names=("cat", "dog", "emu")
+        )
+    for part in ("'emu'", "long_tail.gamma", "long_tail.n_max"):
+        assert part in str(caught.value)

@@ -1,0 +1,256 @@
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from crest_jax.data import pipeline
+from crest_jax.data.records import Images
+
+
+def numbered(examples, first=0):
+    """A split whose every image says which row it is: its two bytes are the number."""
+    numbers = np.arange(first, first + examples)
+    images = np.stack([numbers // 256, numbers % 256], axis=-1).astype(np.uint8)
+    return Images(
+        [str(number) for number in numbers], images[:, None, None, :], numbers.astype(np.int32)
+    )
+
+
+def numbers_of(images):
+    """The rows that images of `numbered` are."""
+    return images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 0, 1]
+
+
+def stream(labeled=10, unlabeled=23, **changes):
+    """The batches of a small training; 4 labeled and 12 unlabeled images each."""
+    options = {"batch_size": 4, "unlabeled_ratio": 3, "seed": 5, "generation": 0, "start": 0}
+    return list(pipeline.batches(numbered(labeled), numbered(unlabeled), **{**options, **changes}))
+
+
+def rows(batches, field="labeled"):
+    """Everything that a stream has yielded, in order."""
+    return np.concatenate([numbers_of(getattr(batch, field)) for batch in batches])
+
+
+def epochs(batches, examples, field="labeled"):
+    """The complete epochs of a stream, a row each."""
+    seen = rows(batches, field)
+    return seen[: len(seen) // examples * examples].reshape(-1, examples)
+
+
+def labeled_epochs(examples, count, **changes):
+    """Epochs of the labeled stream, one of them a step."""
+    return epochs(
+        stream(examples, 1, batch_size=examples, unlabeled_ratio=1, stop=count, **changes),
+        examples,
+    )
+
+
+def assert_same(ours, others):
+    assert len(ours) == len(others) > 0
+    for one, other in zip(ours, others, strict=True):
+        for field, expected in zip(one, other, strict=True):
+            np.testing.assert_array_equal(field, expected)
+
+
+# What is in a batch
+
+
+def test_images_arrive_as_they_are_with_their_labels():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 3, 5, 2), dtype=np.uint8)
+    labeled = Images(list("abcdef"), images, np.array([3, 1, 4, 1, 5, 9], np.int32))
+    batches = pipeline.batches(
+        labeled, labeled, batch_size=6, unlabeled_ratio=2, seed=0, generation=0, start=0, stop=2
+    )
+    label_of = {image.tobytes(): label for image, label in zip(images, labeled.labels, strict=True)}
+    assert len(label_of) == 6
+    for batch in batches:
+        assert batch.labeled.dtype == batch.unlabeled.dtype == np.uint8
+        assert batch.labeled.shape == (6, 3, 5, 2)
+        assert batch.unlabeled.shape == (12, 3, 5, 2)
+        assert [label_of[image.tobytes()] for image in batch.labeled] == batch.labels.tolist()
+        assert {image.tobytes() for image in batch.unlabeled} == label_of.keys()
+
+
+def test_there_is_a_batch_for_each_step_from_start_to_before_stop():
+    assert len(stream(start=0, stop=7)) == 7
+    assert len(stream(start=5, stop=7)) == 2
+    assert stream(start=7, stop=7) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "examples", "stop"), [("labeled", 10, 25), ("unlabeled", 23, 23)]
+)
+def test_every_epoch_of_each_stream_is_a_permutation_of_all_examples(field, examples, stop):
+    batches = stream(stop=stop)
+    permutations = epochs(batches, examples, field)
+    assert len(permutations) == stop * (4 if field == "labeled" else 12) // examples
+    expected = np.broadcast_to(np.arange(examples), permutations.shape)
+    np.testing.assert_array_equal(np.sort(permutations, axis=1), expected)
+
+
+def test_a_set_smaller_than_a_batch_is_repeated_until_it_fills_one():
+    (batch,) = stream(labeled=3, unlabeled=5, batch_size=8, unlabeled_ratio=2, stop=1)
+    # 8 = 3 + 3 + 2 and 16 = 5 + 5 + 5 + 1: as evenly as can be.
+    assert sorted(np.bincount(numbers_of(batch.labeled), minlength=3)) == [2, 3, 3]
+    assert sorted(np.bincount(numbers_of(batch.unlabeled), minlength=5)) == [3, 3, 3, 3, 4]
+
+
+def test_a_set_of_one_is_that_one_every_time():
+    batches = stream(labeled=1, unlabeled=1, stop=3)
+    assert not rows(batches).any()
+    assert not rows(batches, "unlabeled").any()
+
+
+# Orders
+
+
+@pytest.mark.parametrize(("field", "examples"), [("labeled", 10), ("unlabeled", 23)])
+def test_no_two_of_the_first_epochs_have_the_same_order(field, examples):
+    permutations = epochs(stream(stop=50), examples, field)
+    assert len(np.unique(permutations, axis=0)) == len(permutations) > 10
+
+
+def test_labeled_and_unlabeled_streams_have_orders_of_their_own():
+    batches = stream(labeled=20, unlabeled=20, batch_size=20, unlabeled_ratio=1, stop=5)
+    for batch in batches:
+        assert (numbers_of(batch.labeled) != numbers_of(batch.unlabeled)).any()
+
+
+def test_each_seed_and_generation_and_stream_has_an_order_of_its_own():
+    orders = {}
+    for seed, generation in itertools.product(range(2), range(6)):
+        (batch,) = stream(
+            20, 20, batch_size=20, unlabeled_ratio=1, seed=seed, generation=generation, stop=1
+        )
+        orders[seed, generation, "labeled"] = tuple(numbers_of(batch.labeled))
+        orders[seed, generation, "unlabeled"] = tuple(numbers_of(batch.unlabeled))
+    assert len(set(orders.values())) == len(orders) == 24
+
+
+def test_the_same_seed_gives_the_same_batches():
+    assert_same(stream(stop=10), stream(stop=10))
+
+
+# Starting anywhere
+
+
+@pytest.mark.parametrize(("labeled", "unlabeled"), [(10, 23), (4, 12), (3, 5), (1, 1)], ids=str)
+def test_starting_at_a_step_gives_the_batches_of_an_uninterrupted_run(labeled, unlabeled):
+    whole = stream(labeled, unlabeled, stop=30)
+    for start in (1, 13, 29):
+        assert_same(stream(labeled, unlabeled, start=start, stop=30), whole[start:])
+
+
+def test_starting_after_hundreds_of_epochs_gives_the_batches_of_an_uninterrupted_run():
+    # Three labeled images, four to a batch: step 500 is in epoch 666.
+    whole = stream(3, 7, stop=503)
+    assert_same(stream(3, 7, start=500, stop=503), whole[500:])
+
+
+def test_a_late_start_falls_into_the_middle_of_its_epoch():
+    # Of 10 labeled images, 4 to a batch, 3 600 000 have been seen at step 900 000: an epoch
+    # begins; and of 23 unlabeled ones, 12 to a batch, 10 800 000: 5 into epoch 469 565.
+    before = stream(start=899_990, stop=900_010)
+    batches = stream(start=900_000, stop=900_010)
+    assert_same(batches, before[10:])
+    assert sorted(rows(batches)[:10]) == list(range(10))
+    unlabeled = rows(batches, "unlabeled")
+    assert sorted(unlabeled[18 : 18 + 23]) == list(range(23))
+    assert sorted(rows(before, "unlabeled")[120 - 5 : 120 + 18]) == list(range(23))
+
+
+# Several hosts
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_parts_of_all_processes_are_the_batch_of_one(processes):
+    whole = stream(stop=9)
+    parts = [stream(stop=9, process=process, processes=processes) for process in range(processes)]
+    assert len(parts[0][0].labeled) == 4 // processes
+    joined = [
+        pipeline.Batch(*map(np.concatenate, zip(*step, strict=True)))
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole)
+
+
+# How random the shuffle is
+
+
+def chi_square(permutations):
+    """Whether every example is at every position equally often: the test's p-value.
+
+    Rows and columns of the table of counts add up to the number of permutations each, which
+    leaves (n - 1)^2 degrees of freedom.
+    """
+    count, n = permutations.shape
+    table = np.stack([np.bincount(column, minlength=n) for column in permutations.T])
+    statistic = ((table - count / n) ** 2 / (count / n)).sum() * (n - 1) / n
+    return scipy.stats.chi2.sf(statistic, (n - 1) ** 2)
+
+
+def test_the_check_tells_a_shuffle_from_a_rotation_and_from_few_orders():
+    rng = np.random.default_rng(0)
+    fair = np.stack([rng.permutation(10) for _ in range(200)])
+    assert 0.001 < chi_square(fair) < 0.999
+    assert chi_square(np.tile(fair[:20], (10, 1))) < 1e-6
+    rotated = (np.arange(10) + np.arange(200)[:, None]) % 10
+    assert chi_square(rotated) > 0.999, "too regular to be random"
+
+
+def test_each_example_is_at_each_position_equally_often():
+    pvalues = [chi_square(labeled_epochs(10, 200, seed=seed)) for seed in range(5)]
+    # p-values of a fair shuffle are uniform in [0, 1].
+    assert scipy.stats.kstest(pvalues, "uniform").pvalue > 0.001
+
+
+def test_the_first_epoch_of_seed_0_is_not_nearly_the_stored_order():
+    # Every run with the default seed begins with it. A permutation leaves one example in its
+    # place on average; a Poisson variable of mean 6 is above 20 once in a million times.
+    in_place = sum(
+        np.count_nonzero(labeled_epochs(50, 1, seed=0, generation=generation) == np.arange(50))
+        for generation in range(6)
+    )
+    assert in_place < 20
+
+
+def test_orders_do_not_repeat_within_a_thousand_epochs():
+    # Training takes 3371 epochs of CIFAR10-LT's labeled set in 2^16 steps.
+    permutations = labeled_epochs(50, 1000)
+    assert len(np.unique(permutations, axis=0)) == 1000
+
+
+def test_each_example_is_at_each_position_equally_often_over_a_thousand_epochs():
+    assert chi_square(labeled_epochs(50, 1000)) > 0.001
+
+
+@pytest.mark.parametrize("distance", [256, 65536])
+def test_seeds_far_apart_have_orders_of_their_own(distance):
+    near, far = (labeled_epochs(50, 1, seed=seed) for seed in (1, 1 + distance))
+    assert (near != far).any()
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        12_406,
+        pytest.param(
+            50_000,
+        ),
+    ],
+)
+def test_batches_hold_as_varied_a_share_of_a_class_as_draws_would(examples):
+    # Of a set whose first 40 % are one class.
+    batch_size, steps = 64, 3000
+    batches = pipeline.batches(
+        numbered(examples), numbered(1), batch_size=batch_size, unlabeled_ratio=1,
+        seed=0, generation=0, start=0, stop=steps,
+    )  # fmt: skip
+    majority = int(0.4 * examples)
+    counts = [np.count_nonzero(batch.labels < majority) for batch in batches]
+    expected = scipy.stats.hypergeom(examples, majority, batch_size).var()
+    # The variance of n draws' sample variance is about 2 / n of it.
+    assert np.var(counts) / expected == pytest.approx(1, abs=5 * np.sqrt(2 / steps))

@@ -1,0 +1,377 @@
+import hashlib
+import io
+import json
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crest_jax.data import records
+from crest_jax.data.records import Images
+from crest_jax.data.sources import Example
+from crest_jax.errors import DataError
+
+CLASSES = ("cat", "dog", "emu")
+
+
+def encoded(array, format="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format, **options)
+    return file.getvalue()
+
+
+def make_examples(count=11, side=5, seed=0):
+    """Images and examples of them, with ids and labels in no order."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    # Two of three classes occur. Half the files are stored uncompressed, as no encoder would by
+    # default, so that re-encoding would show.
+    files = [encoded(image, compress_level=9 * (row % 2)) for row, image in enumerate(images)]
+    examples = [
+        Example(f"image/{97 * row % 101:03d}é", file, row % 2) for row, file in enumerate(files)
+    ]
+    return images, examples
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Eleven examples in three shards of 4, 4 and 3."""
+    path = tmp_path / "run" / "splits" / "labeled"
+    records.write(path, make_examples()[1], class_names=CLASSES, shards=3)
+    return path
+
+
+def shard(folder, number=1):
+    return sorted(folder.glob("*.tfrecord"))[number]
+
+
+def boundaries(path):
+    """Offsets at which a record of a TFRecord file ends: length, CRC, data, CRC."""
+    content = path.read_bytes()
+    offset, ends = 0, []
+    while offset < len(content):
+        (length,) = struct.unpack_from("<Q", content, offset)
+        offset += 8 + 4 + length + 4
+        ends.append(offset)
+    return ends
+
+
+def truncate(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def edit_manifest(folder, **changes):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | changes))
+
+
+def damage_of(folder):
+    """What `load` says of a damaged folder."""
+    with pytest.raises(DataError) as caught:
+        records.load(folder)
+    return str(caught.value)
+
+
+# Round trip
+
+
+@pytest.mark.parametrize("shards", [1, 3, 11, 20])
+def test_ids_labels_order_and_bytes_come_back_as_they_were(tmp_path, shards):
+    _, examples = make_examples()
+    records.write(tmp_path / "test", iter(examples), class_names=CLASSES, shards=shards)
+    assert list(records.read(tmp_path / "test")) == examples
+    assert len(list((tmp_path / "test").glob("*.tfrecord"))) == shards
+
+
+def test_loading_decodes_to_the_pixels(tmp_path):
+    images, examples = make_examples()
+    records.write(tmp_path / "test", examples, class_names=CLASSES, shards=2)
+    loaded = records.load(tmp_path / "test")
+    assert loaded.ids == [example.id for example in examples]
+    assert loaded.images.dtype == np.uint8
+    np.testing.assert_array_equal(loaded.images, images)
+    np.testing.assert_array_equal(loaded.labels, [example.label for example in examples])
+
+
+def test_grey_images_keep_their_one_channel(tmp_path):
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    example = Example("grey", encoded(image), 0)
+    records.write(tmp_path / "test", [example], class_names=CLASSES, shards=1)
+    np.testing.assert_array_equal(records.load(tmp_path / "test").images, image[None, ..., None])
+
+
+def test_jpegs_are_copied_too(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
+    example = Example("jpeg", encoded(image, "JPEG", quality=30), 2)
+    records.write(tmp_path / "test", [example], class_names=CLASSES, shards=1)
+    assert next(records.read(tmp_path / "test")).image == example.image
+    assert records.load(tmp_path / "test").images.shape == (1, 8, 6, 3)
+
+
+def test_manifest_describes_the_split(folder):
+    manifest = records.read_manifest(folder)
+    assert manifest["examples"] == 11
+    assert manifest["examples_per_class"] == [6, 5, 0], "a class may be absent"
+    assert manifest["class_names"] == list(CLASSES)
+    assert manifest["image_shape"] == [5, 5, 3]
+    assert [entry["examples"] for entry in manifest["shards"]] == [4, 4, 3]
+    for entry in manifest["shards"]:
+        content = (folder / entry["file"]).read_bytes()
+        assert entry["bytes"] == len(content)
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_an_empty_split_is_possible(tmp_path):
+    records.write(tmp_path / "validation", [], class_names=CLASSES, shards=2)
+    assert records.read_manifest(tmp_path / "validation")["examples_per_class"] == [0, 0, 0]
+    loaded = records.load(tmp_path / "validation")
+    assert (loaded.ids, len(loaded.images), len(loaded.labels)) == ([], 0, 0)
+
+
+def test_images_of_different_shapes_can_be_read_but_not_loaded_as_one_array(tmp_path):
+    small, large = make_examples(2, side=4)[1], make_examples(3, side=6)[1]
+    examples = small + [example._replace(id=f"large/{example.id}") for example in large]
+    records.write(tmp_path / "splits" / "test", examples, class_names=CLASSES, shards=2)
+    assert list(records.read(tmp_path / "splits" / "test")) == examples
+    assert records.read_manifest(tmp_path / "splits" / "test")["image_shape"] is None
+    message = damage_of(tmp_path / "splits" / "test")
+    assert "splits/test" in message
+    assert "shape" in message
+
+
+def test_two_splits_are_added_in_order():
+    def part(prefix, count):
+        return Images(
+            [f"{prefix}{row}" for row in range(count)],
+            np.full((count, 2, 2, 1), ord(prefix), np.uint8),
+            np.arange(count, dtype=np.int32),
+        )
+
+    both = part("a", 2) + part("b", 3)
+    assert both.ids == ["a0", "a1", "b0", "b1", "b2"]
+    assert both.labels.tolist() == [0, 1, 0, 1, 2]
+    assert both.images[:, 0, 0, 0].tolist() == [97, 97, 98, 98, 98]
+    nothing = Images([], np.zeros((0, 0, 0, 0), np.uint8), np.zeros(0, np.int32))
+    assert (part("a", 2) + nothing).ids == ["a0", "a1"]
+
+
+# Damage
+
+
+def test_a_shard_cut_inside_a_record_is_found(folder):
+    path = shard(folder)
+    size = path.stat().st_size
+    truncate(path, size // 2)
+    message = damage_of(folder)
+    assert f"splits/labeled/{path.name} is truncated at byte {size // 2} of {size}" in message
+    assert f"delete {folder} and run again" in message
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_shard_cut_between_two_records_is_found(folder, number):
+    path = shard(folder, number)
+    *_, last_but_one, size = boundaries(path)
+    truncate(path, last_but_one)
+    assert f"{path.name} is truncated at byte {last_but_one} of {size}" in damage_of(folder)
+
+
+def test_an_emptied_shard_is_found(folder):
+    path = shard(folder)
+    truncate(path, 0)
+    assert f"{path.name} is truncated at byte 0 of " in damage_of(folder)
+
+
+def test_a_removed_shard_is_found(folder):
+    path = shard(folder)
+    path.unlink()
+    assert f"{path.name} is missing" in damage_of(folder)
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.5, 0.7, 0.999])
+def test_one_flipped_bit_is_found(folder, where):
+    path = shard(folder, 2)
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 0x10
+    path.write_bytes(bytes(content))
+    message = damage_of(folder)
+    assert f"{path.name} has changed since written" in message
+    assert f"delete {folder} and run again" in message
+
+
+def test_a_repeated_record_is_found(folder):
+    path = shard(folder)
+    first = boundaries(path)[0]
+    path.write_bytes(path.read_bytes() + path.read_bytes()[:first])
+    assert f"{path.name} has changed since written" in damage_of(folder)
+
+
+def test_two_shards_in_each_others_place_are_found(folder):
+    one, other = shard(folder, 0), shard(folder, 1)
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    assert one.name in damage_of(folder)
+
+
+def test_a_damaged_shard_gives_none_of_its_examples(folder):
+    path = shard(folder)
+    truncate(path, boundaries(path)[-2])
+    seen = []
+    with pytest.raises(DataError):
+        seen.extend(example.id for example in records.read(folder))
+    assert len(seen) <= 4, "what comes before the damage, and nothing of the damaged shard"
+
+
+def test_a_removed_manifest_is_found(folder):
+    (folder / "manifest.json").unlink()
+    message = damage_of(folder)
+    assert f"{folder}/manifest.json is missing" in message
+    assert f"delete {folder} and run again" in message
+
+
+def test_a_folder_that_is_not_there_is_found(tmp_path):
+    assert "manifest.json is missing" in damage_of(tmp_path / "labeled")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"format": 1, "exam', b"[]", b"null", b"{}", b"\xff\xfe"]
+)
+def test_a_manifest_that_is_none_is_found(folder, content):
+    (folder / "manifest.json").write_bytes(content)
+    message = damage_of(folder)
+    assert f"{folder}/manifest.json is not a readable manifest" in message
+
+
+def test_a_manifest_that_is_not_whole_is_found(folder):
+    (folder / "manifest.json").write_text('{"format": 1, "examples": 11}')
+    assert "manifest" in damage_of(folder)
+
+
+def test_a_manifest_of_another_format_says_so(folder):
+    edit_manifest(folder, format=2)
+    message = damage_of(folder)
+    assert "has format 2" in message
+    assert "reads 1" in message
+    assert "delete" not in message, "nothing is damaged: another version wrote it"
+
+
+def test_a_wrong_count_of_a_shard_is_found(folder):
+    manifest = records.read_manifest(folder)
+    manifest["shards"][1]["examples"] = 5
+    edit_manifest(folder, shards=manifest["shards"])
+    message = damage_of(folder)
+    assert f"{shard(folder).name} holds 4 examples, its manifest says 5" in message
+
+
+def test_a_manifest_without_one_of_its_shards_is_found(folder):
+    edit_manifest(folder, shards=records.read_manifest(folder)["shards"][:2])
+    assert "examples is 11, but its records give 8" in damage_of(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(
+            {"examples": 12},
+        ),
+        pytest.param(
+            {"examples": 0},
+        ),
+        pytest.param(
+            {"examples_per_class": [5, 6, 0]},
+        ),
+        pytest.param(
+            {"image_shape": [7, 7, 3]},
+        ),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_disagrees_with_its_records_is_found(folder, changes):
+    edit_manifest(folder, **changes)
+    assert "manifest" in damage_of(folder)
+
+
+def test_a_manifest_with_more_channels_than_the_images_is_found(tmp_path):
+    example = Example("grey", encoded(np.zeros((8, 8), np.uint8)), 0)
+    records.write(tmp_path / "test", [example], class_names=CLASSES, shards=1)
+    edit_manifest(tmp_path / "test", image_shape=[8, 8, 3])
+    assert "manifest" in damage_of(tmp_path / "test")
+
+
+# Writing is complete or absent
+
+
+def test_examples_that_stop_with_an_error_leave_no_folder(tmp_path):
+    def failing():
+        yield from make_examples(3)[1]
+        raise ConnectionError("the source is gone")
+
+    with pytest.raises(ConnectionError):
+        records.write(tmp_path / "labeled", failing(), class_names=CLASSES, shards=2)
+    assert not (tmp_path / "labeled").exists()
+
+
+def test_a_crash_after_some_shards_leaves_no_folder_and_the_next_attempt_is_whole(
+    tmp_path, monkeypatch
+):
+    _, examples = make_examples()
+    serialize = records._serialize
+
+    def crash_at_the_eighth(example):
+        if example is examples[7]:
+            raise KeyboardInterrupt
+        return serialize(example)
+
+    monkeypatch.setattr(records, "_serialize", crash_at_the_eighth)
+    with pytest.raises(KeyboardInterrupt):
+        records.write(tmp_path / "labeled", examples, class_names=CLASSES, shards=4)
+    monkeypatch.undo()
+    assert not (tmp_path / "labeled").exists()
+    begun = {path.name for path in (tmp_path / "labeled.partial").iterdir()}
+    assert "shard-00000-of-00004.tfrecord" in begun, "the crash came in the middle"
+    assert "manifest.json" not in begun, "the manifest comes last"
+
+    # With other shards, so that a file of the first attempt would stay behind.
+    records.write(tmp_path / "labeled", examples, class_names=CLASSES, shards=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["labeled"]
+    assert len(list((tmp_path / "labeled").iterdir())) == 3 + 1
+    assert list(records.read(tmp_path / "labeled")) == examples
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    examples = [*make_examples(2)[1], Example("notes.png", b"these are no pixels", 0)]
+    with pytest.raises(DataError, match=r"notes\.png"):
+        records.write(tmp_path / "labeled", examples, class_names=CLASSES, shards=1)
+
+
+def test_an_image_that_is_cut_short_is_named(tmp_path):
+    (example,) = make_examples(1, side=32)[1]
+    cut = example._replace(id="cut.png", image=example.image[: len(example.image) // 2])
+    records.write(tmp_path / "labeled", [cut], class_names=CLASSES, shards=1)
+    assert "cut.png" in damage_of(tmp_path / "labeled")
+
+
+def test_an_id_that_occurs_twice_is_refused(tmp_path):
+    _, examples = make_examples(4)
+    examples[3] = examples[3]._replace(id=examples[0].id)
+    with pytest.raises(DataError, match="same id"):
+        records.write(tmp_path / "labeled", examples, class_names=CLASSES, shards=1)
+    assert not (tmp_path / "labeled").exists()
+
+
+@pytest.mark.parametrize("label", [-1, 3, 1000])
+def test_a_label_that_is_no_class_is_refused(tmp_path, label):
+    _, examples = make_examples(4)
+    examples[2] = examples[2]._replace(label=label)
+    with pytest.raises(DataError, match=r"label is not in 0\.\.2"):
+        records.write(tmp_path / "labeled", examples, class_names=CLASSES, shards=1)
+    assert not (tmp_path / "labeled").exists()
+
+
+def test_a_folder_can_be_moved(folder, tmp_path):
+    before = list(records.read(folder))
+    shutil.move(folder, tmp_path / "elsewhere")
+    assert list(records.read(tmp_path / "elsewhere")) == before

@@ -1,0 +1,264 @@
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from crest_jax.data import sources
+from crest_jax.errors import DataError
+
+
+def decoded(image):
+    return np.asarray(Image.open(io.BytesIO(image)))
+
+
+# The bundled digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    source = sources.load("digits")
+    return source, {split: list(source.examples(split)) for split in ("train", "test")}
+
+
+def test_digits_are_1797_in_ten_classes_with_a_balanced_test_set(digits):
+    source, splits = digits
+    assert source.class_names == tuple("0123456789")
+    assert (len(splits["train"]), len(splits["test"])) == (1297, 500)
+    assert np.bincount([example.label for example in splits["test"]]).tolist() == [50] * 10
+    everything = [example.label for split in splits.values() for example in split]
+    assert np.bincount(everything).tolist() == np.bincount(load_digits().target).tolist()
+
+
+def test_digits_have_ids_of_their_own_in_train_and_test(digits):
+    _, splits = digits
+    ids = [example.id for split in splits.values() for example in split]
+    assert len(set(ids)) == len(ids) == 1797
+
+
+def test_digits_decode_to_sklearns_arrays_with_white_at_255(digits):
+    source, splits = digits
+    bunch = load_digits()
+    unseen = {image.tobytes() + bytes([target]) for image, target in zip(
+        np.round(bunch.images / 16 * 255).astype(np.uint8), bunch.target, strict=True
+    )}  # fmt: skip
+    assert len(unseen) == 1797, "no two digits are the same"
+    for split, examples in splits.items():
+        for example, label in zip(examples, source.labels(split), strict=True):
+            pixels = decoded(example.image)
+            assert pixels.shape == (8, 8)
+            assert example.label == label
+            unseen.remove(pixels.tobytes() + bytes([example.label]))
+    assert not unseen
+
+
+def test_the_test_digits_are_the_last_of_each_class(digits):
+    _, splits = digits
+    bunch = load_digits()
+    pixels = np.round(bunch.images / 16 * 255).astype(np.uint8)
+    for label in range(10):
+        expected = [image.tobytes() for image in pixels[bunch.target == label][-50:]]
+        held_out = [example for example in splits["test"] if example.label == label]
+        assert [decoded(example.image).tobytes() for example in held_out] == expected
+
+
+# Data sets of TFDS, in its own prepared form
+
+NAMES = ["zebra", "ant", "moth"]
+
+
+def features_of(encoding="png", names=("image", "label")):
+    kinds = {
+        "image": tfds.features.Image(shape=(32, 32, 3), encoding_format=encoding),
+        "label": tfds.features.ClassLabel(names=NAMES),
+    }
+    return tfds.features.FeaturesDict({name: kinds[name] for name in names})
+
+
+def prepare(data_dir, name, splits, features):
+    """Lays a data set down as TFDS does when it prepares one: two shards a split, and metadata."""
+    folder = data_dir / name / "1.0.0"
+    folder.mkdir(parents=True)
+    for split, arrays in splits.items():
+        rows = [
+            {key: {"image": image, "label": int(label)}[key] for key in features}
+            for image, label in zip(*arrays, strict=True)
+        ]
+        for shard, part in enumerate(np.array_split(np.arange(len(rows)), 2)):
+            path = folder / f"{name}-{split}.tfrecord-{shard:05d}-of-00002"
+            with tf.io.TFRecordWriter(str(path)) as writer:
+                for row in part:
+                    example = features.encode_example(rows[row])
+                    writer.write(features.serialize_example(example))
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder),
+        features=features,
+        split_infos=tfds.folder_dataset.compute_split_info(
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=folder, dataset_name=name, filetype_suffix="tfrecord"
+            )
+        ),
+    )
+
+
+def random_split(count, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return images, rng.integers(0, 3, count)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A folder of TFDS data with `tiny` (PNG), and its images and labels by split."""
+    data_dir = tmp_path_factory.mktemp("tfds")
+    splits = {"train": random_split(23, 0), "test": random_split(9, 1)}
+    prepare(data_dir, "tiny", splits, features_of())
+    return data_dir, splits
+
+
+def stored_files(data_dir, name, split):
+    """Images and labels as TFDS' own record files hold them, in the files' order."""
+    files = sorted(data_dir.glob(f"{name}/1.0.0/{name}-{split}.tfrecord-*"))
+    assert len(files) == 2
+    features = [
+        tf.train.Example.FromString(record).features.feature
+        for file in files
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
+    ]
+    return [
+        (feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0])
+        for feature in features
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_tfds_images_decode_to_what_was_stored(stored, split):
+    data_dir, splits = stored
+    source = sources.load("tiny", data_dir=str(data_dir))
+    images, labels = splits[split]
+    expected = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    found = {decoded(example.image).tobytes(): example.label for example in source.examples(split)}
+    assert found == expected
+
+
+def test_tfds_class_names_are_in_the_order_of_their_labels(stored):
+    assert sources.load("tiny", data_dir=str(stored[0])).class_names == tuple(NAMES)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_tfds_labels_at_once_are_those_of_the_examples_one_by_one(stored, split):
+    source = sources.load("tiny", data_dir=str(stored[0]))
+    labels = source.labels(split)
+    assert labels.tolist() == [example.label for example in source.examples(split)]
+    assert len(set(labels.tolist())) == 3
+
+
+def test_tfds_ids_are_stable_and_tell_all_examples_apart(stored):
+    data_dir, _ = stored
+    reads = [
+        [
+            (example.id, example.image)
+            for split in ("train", "test")
+            for example in sources.load("tiny", data_dir=str(data_dir)).examples(split)
+        ]
+        for _ in range(2)
+    ]
+    assert reads[0] == reads[1]
+    assert len({name for name, _ in reads[0]}) == 23 + 9
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpeg"])
+def test_tfds_bytes_are_copied_as_stored(tmp_path, encoding):
+    # Encoding a decoded JPEG anew would not give the same bytes.
+    splits = {"train": random_split(7, 2), "test": random_split(5, 3)}
+    prepare(tmp_path, "copied", splits, features_of(encoding))
+    source = sources.load("copied", data_dir=str(tmp_path))
+    for split in splits:
+        ours = [(example.image, example.label) for example in source.examples(split)]
+        assert ours == stored_files(tmp_path, "copied", split)
+        assert Image.open(io.BytesIO(ours[0][0])).format == encoding.upper()
+
+
+def test_tfds_can_prepare_data_in_this_installation(tmp_path):
+    # Up to 4.9.10 it imports importlib_resources for this, which it does not ask for.
+    images, labels = random_split(6, 4)
+    data = tf.data.Dataset.from_tensor_slices({"image": images, "label": labels})
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="made",
+        version="1.0.0",
+        data_dir=str(tmp_path),
+        features=features_of(),
+        split_datasets={"train": data, "test": data},
+    )
+    source = sources.load("made", data_dir=str(tmp_path))
+    for split in ("train", "test"):
+        assert sorted(source.labels(split)) == sorted(labels)
+
+
+def test_a_data_dir_may_be_given_from_the_home_folder(stored, monkeypatch):
+    data_dir, _ = stored
+    monkeypatch.setenv("HOME", str(data_dir.parent))
+    source = sources.load("tiny", data_dir=f"~/{data_dir.name}")
+    assert len(source.labels("test")) == 9
+
+
+# Data that is not there
+
+
+def test_a_data_set_that_is_not_there_is_an_error_with_the_ways_out(tmp_path):
+    with pytest.raises(DataError) as caught:
+        sources.load("cifar10", data_dir=str(tmp_path), download=False)
+    message = str(caught.value)
+    for part in ("'cifar10'", str(tmp_path), "--config.data.data_dir", "data.download=True"):
+        assert part in message
+
+
+@pytest.mark.parametrize("name", ["cifar11", "no such set", "Tiny/", ""])
+def test_an_unknown_data_set_is_an_error_that_names_it(tmp_path, name):
+    with pytest.raises(DataError) as caught:
+        sources.load(name, data_dir=str(tmp_path), download=True)
+    assert f"data.name={name!r}" in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_unknown_version_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(DataError, match=r"cifar10:9\.9\.9"):
+        sources.load("cifar10:9.9.9", data_dir=str(tmp_path), download=False)
+
+
+@pytest.mark.parametrize(
+    "failure", [ConnectionError("no route to host\nand more"), OSError(28, "disk full"), KeyError()]
+)
+def test_a_download_that_fails_says_why_and_what_to_do(tmp_path, monkeypatch, failure):
+    def download_and_prepare(builder, **_):
+        raise failure
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download_and_prepare)
+    with pytest.raises(DataError) as caught:
+        sources.load("cifar10", data_dir=str(tmp_path), download=True)
+    message = str(caught.value)
+    reason = str(failure).splitlines()[0] if str(failure) else ""
+    assert f"{type(failure).__name__}: {reason}" in message
+    for part in ("'cifar10'", str(tmp_path), "--config.data.data_dir"):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("splits", "features", "missing"),
+    [
+        (["train"], ["image", "label"], "test"),
+        (["train", "test"], ["image"], "label"),
+        (["test"], ["label"], "image, train"),
+    ],
+)
+def test_a_data_set_without_what_training_needs_says_what_is_missing(
+    tmp_path, splits, features, missing
+):
+    data = {split: random_split(4, 0) for split in splits}
+    prepare(tmp_path, "partial", data, features_of(names=features))
+    with pytest.raises(DataError, match=f"'partial' has no {missing}$"):
+        sources.load("partial", data_dir=str(tmp_path))

@@ -1,0 +1,88 @@
+import pytest
+
+from crest_jax.report import text
+
+NAMES = ("aeroplane", "cat", "ox")
+
+
+@pytest.fixture
+def result():
+    return {
+        "generation": 2,
+        "accuracy": 61.26,
+        "accuracy_logit_adjusted": 64.04,
+        "steps": 600,
+        "seconds": 83.7,
+        "images_per_second": 917.6,
+        "temperature": 0.8333,
+        "labeled_per_class": [1200, 34, 5],
+        "per_class_recall": [98.76, 85.02, 0.0],
+        "per_class_precision": [71.31, 66.67, None],
+        "pseudo_labels": {
+            "predicted": [2345, 678, 0],
+            "precision": [81.55, 44.49, None],
+            "selected": [456, 339, 0],
+            "selected_precision": [99.12, 52.21, None],
+        },
+    }
+
+
+def fields(line):
+    """The words of a line, without the brackets around some."""
+    return line.replace("(", " ").replace(")", " ").split()
+
+
+def line_of(table, name):
+    (line,) = [line for line in table.splitlines() if line.startswith(f"{name} ")]
+    return line
+
+
+def test_each_class_has_its_figures_in_its_line(result):
+    table = text.generation_table(result, NAMES)
+    assert fields(line_of(table, "aeroplane")) == [
+        "aeroplane", "1200", "98.8", "71.3", "2345", "81.5", "456", "99.1",
+    ]  # fmt: skip
+    assert fields(line_of(table, "cat")) == [
+        "cat", "34", "85.0", "66.7", "678", "44.5", "339", "52.2",
+    ]  # fmt: skip
+
+
+def test_a_class_that_is_never_predicted_shows_a_dash_and_not_a_zero(result):
+    table = text.generation_table(result, NAMES)
+    # Recall is 0: it has examples. Precision is of nothing.
+    assert fields(line_of(table, "ox")) == ["ox", "5", "0.0", "-", "0", "-", "0", "-"]
+
+
+def test_the_headline_counts_generations_from_one_and_has_the_summary(result):
+    headline = text.generation_table(result, NAMES).splitlines()[0]
+    assert headline.startswith("generation 3: accuracy 61.3 % (64.0 % logit-adjusted)")
+    for part in ("600 steps", "84 s", "918 images/s", "t = 0.83"):
+        assert part in headline
+
+
+def test_results_have_a_column_per_generation_and_a_row_per_class(result):
+    first = result | {
+        "generation": 0,
+        "accuracy": 55.5,
+        "accuracy_logit_adjusted": 57.75,
+        "per_class_recall": [99.9, 66.6, None],
+    }
+    last = result | {"generation": 11, "accuracy": 100.0}
+    table = text.results_table([first, result, last], NAMES)
+    head, accuracy, adjusted, *_ = table.splitlines()
+    assert head.split() == ["%", "gen", "1", "gen", "3", "gen", "12"]
+    assert accuracy.split() == ["accuracy", "55.5", "61.3", "100.0"]
+    assert adjusted.split() == ["logit-adjusted", "57.8", "64.0", "64.0"]
+    assert line_of(table, "aeroplane").split() == ["aeroplane", "99.9", "98.8", "98.8"]
+    assert line_of(table, "cat").split() == ["cat", "66.6", "85.0", "85.0"]
+    assert line_of(table, "ox").split() == ["ox", "-", "0.0", "0.0"]
+    widths = {len(line) for line in table.splitlines() if not line.startswith("recall")}
+    assert len(widths) == 1, "columns line up"
+
+
+def test_long_class_names_widen_the_table(result):
+    names = ("a name much longer than any heading", "cat", "ox")
+    for table in (text.generation_table(result, names), text.results_table([result], names)):
+        lines = [line for line in table.splitlines() if line.startswith(names)]
+        assert len(lines) == 3
+        assert len({len(line) for line in lines}) == 1

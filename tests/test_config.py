@@ -1,0 +1,390 @@
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from crest_jax.algorithms import ALGORITHMS
+from crest_jax.augment.rand_augment import OPERATIONS
+from crest_jax.config import (
+    ARGUMENTS,
+    REBALANCE,
+    default_config,
+    differences,
+    parse_arguments,
+    to_plain,
+    validate,
+)
+from crest_jax.errors import ConfigError
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
+
+# The paper's CIFAR10-LT setting with FixMatch and CReST+, and where the paper is silent what the
+# published implementation does.
+PAPER = {
+    "method": "fixmatch",
+    "rebalance": "crest_plus",
+    "generations": 6,
+    "steps": 65536,
+    "eval_every": 1024,
+    "batch_size": 64,
+    "unlabeled_ratio": 7,
+    "ema_decay": 0.999,
+    "threshold": 0.95,
+    "unlabeled_weight": 1.0,
+    "logit_adjustment_tau": 1.0,
+    "model.name": "wide_resnet",
+    "model.depth": 28,
+    "model.width": 2,
+    "model.batch_norm_momentum": 0.999,
+    "data.name": "cifar10",
+    "long_tail.n_max": 5000,
+    "long_tail.gamma": 100.0,
+    "long_tail.beta": 0.1,
+    "augment.flip": True,
+    "optimizer.learning_rate": 0.03,
+    "optimizer.momentum": 0.9,
+    "optimizer.weight_decay": 0.0005,
+    "optimizer.cosine_level": 1,
+    "alignment.target": "progressive",
+    "crest.alpha": 1 / 3,
+    "crest.t_min": 0.5,
+}
+PAPER_OPERATIONS = {
+    "AutoContrast", "Brightness", "Color", "Contrast", "Equalize", "Identity", "Invert",
+    "Posterize", "Rotate", "Sharpness", "ShearX", "ShearY", "Solarize", "SolarizeAdd",
+    "TranslateX", "TranslateY",
+}  # fmt: skip
+
+
+def experiment(path, arguments=None):
+    """Loads a config file as the command line does: by its path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arguments)
+
+
+def named(stem):
+    return next(path for path in EXPERIMENTS if path.stem == stem)
+
+
+def flat(config, prefix=""):
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def config_with(**changes):
+    """The default config with fields changed; `__` stands for a dot."""
+    config = default_config(parse_arguments(None))
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def problems_of(config, **options):
+    with pytest.raises(ConfigError) as caught:
+        validate(config, **options)
+    return str(caught.value).splitlines()
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_no_arguments_are_the_defaults(text):
+    assert parse_arguments(text).to_dict() == dict(ARGUMENTS)
+    assert (ARGUMENTS["gamma"], ARGUMENTS["beta"], ARGUMENTS["fold"]) == (100, 0.1, 0)
+
+
+def test_arguments_take_the_type_of_their_default():
+    parsed = parse_arguments("rebalance=crest,gamma=50,beta=.3,fold=2")
+    assert parsed.rebalance == "crest"
+    assert (parsed.gamma, type(parsed.gamma)) == (50.0, float)
+    assert (parsed.beta, type(parsed.beta)) == (0.3, float)
+    assert (parsed.fold, type(parsed.fold)) == (2, int)
+    assert parsed.method == ARGUMENTS["method"], "an argument that is not given keeps its default"
+
+
+def test_an_experiment_may_have_arguments_of_its_own():
+    assert parse_arguments("classes=3", {"classes": 10}).to_dict() == {"classes": 3}
+    with pytest.raises(ConfigError, match="gamma=3"):
+        parse_arguments("gamma=3", {"classes": 10})
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "valid"),
+    [
+        ("gama=50", "gama=50", list(ARGUMENTS)),
+        ("fold=1,seed=3", "seed=3", list(ARGUMENTS)),
+        ("crest", "crest", [*ARGUMENTS, "key=value"]),
+        ("method=fixmatsch", "method=fixmatsch", list(ALGORITHMS)),
+        ("method=", "method=", list(ALGORITHMS)),
+        ("rebalance=CReST", "rebalance=CReST", list(REBALANCE)),
+        ("gamma=many", "gamma=many", ["float"]),
+        ("beta=10%", "beta=10%", ["float"]),
+        ("fold=1.5", "fold=1.5", ["int"]),
+        ("fold=", "fold=", ["int"]),
+    ],
+)
+def test_a_bad_argument_is_named_with_what_is_valid(text, value, valid):
+    with pytest.raises(ConfigError) as caught:
+        parse_arguments(text)
+    message = str(caught.value)
+    assert value in message
+    for word in valid:
+        assert word in message
+
+
+# Defaults
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("cifar10_lt", {}), ("cifar100_lt", {"data.name": "cifar100", "long_tail.n_max": 500})],
+)
+def test_the_cifar_experiments_are_the_papers(name, changes):
+    config = dict(flat(to_plain(experiment(named(name)))))
+    expected = PAPER | changes
+    assert {field: config[field] for field in expected} == pytest.approx(expected)
+    assert set(config["augment.operations"]) == PAPER_OPERATIONS
+    assert config["data.validation_fraction"] == 0, "the paper trains on all that is labeled"
+
+
+def test_arguments_reach_the_fields_they_stand_for():
+    config = experiment(named("cifar10_lt"), "rebalance=da,gamma=50,beta=0.3,fold=3,t=0.5")
+    assert config.long_tail.to_dict() == {"n_max": 5000, "gamma": 50.0, "beta": 0.3}
+    assert (config.rebalance, config.fold) == ("da", 3)
+    assert config.alignment.to_dict() == {"target": "constant", "t": 0.5}
+
+
+@pytest.mark.parametrize(("rebalance", "generations"), [("crest", 15), ("crest_plus", 6)])
+def test_self_training_takes_the_papers_generations_of_2_16_steps(rebalance, generations):
+    config = default_config(parse_arguments(f"rebalance={rebalance}"))
+    assert (config.generations, config.steps) == (generations, 2**16)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("rebalance", ["none", "da"])
+def test_methods_of_one_generation_get_the_budget_of_all_of_crest_plus(path, rebalance):
+    one = experiment(path, f"rebalance={rebalance}")
+    many = experiment(path, "rebalance=crest_plus")
+    assert one.generations == 1
+    assert many.generations > 1
+    assert one.steps == many.generations * many.steps
+
+
+def test_crest_without_plus_and_no_rebalancing_leave_pseudo_labels_alone():
+    for rebalance, target in [
+        ("none", "none"),
+        ("crest", "none"),
+        ("da", "constant"),
+        ("crest_plus", "progressive"),
+    ]:
+        config = default_config(parse_arguments(f"rebalance={rebalance}"))
+        assert config.alignment.target == target
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("method", ALGORITHMS)
+@pytest.mark.parametrize("rebalance", REBALANCE)
+def test_every_experiment_is_valid_with_every_method_and_rebalancing(path, method, rebalance):
+    config = experiment(path, f"method={method},rebalance={rebalance}")
+    assert (config.method, config.rebalance) == (method, rebalance)
+    validate(config)
+
+
+# Validation
+
+BAD_FIELDS = [
+    ("method", "fixmatsch", "fixmatch"),
+    ("rebalance", "crestplus", "none, da, crest, crest_plus"),
+    ("model.name", "vgg", "wide_resnet"),
+    ("alignment.target", "uniform", "none, labeled_average, constant, progressive"),
+    ("dtype", "float16", "float32, bfloat16"),
+    ("generations", 0, "at least 1"),
+    ("steps", 0, "at least 1"),
+    ("eval_every", 0, "at least 1"),
+    ("checkpoint_every", -5, "at least 1"),
+    ("batch_size", 0, "at least 1"),
+    ("unlabeled_ratio", 0, "at least 1"),
+    ("eval_batch_size", 0, "at least 1"),
+    ("model.width", 0, "at least 1"),
+    ("data.shards", 0, "at least 1"),
+    ("long_tail.n_max", 0, "at least 1"),
+    ("long_tail.gamma", 0.99, "at least 1"),
+    ("long_tail.gamma", math.inf, "at least 1"),
+    ("long_tail.gamma", math.nan, "at least 1"),
+    ("fold", -1, "at least 0"),
+    ("seed", -1, "at least 0"),
+    ("crest.alpha", -0.1, "at least 0"),
+    ("unlabeled_weight", -1.0, "at least 0"),
+    ("logit_adjustment_tau", -1.0, "at least 0"),
+    ("optimizer.weight_decay", -1e-4, "at least 0"),
+    ("optimizer.cosine_level", -1, "at least 0"),
+    ("crest.t_min", -0.1, "between 0 and 1"),
+    ("crest.t_min", 1.1, "between 0 and 1"),
+    ("alignment.t", 1.5, "between 0 and 1"),
+    ("threshold", 95.0, "between 0 and 1"),
+    ("threshold", math.nan, "between 0 and 1"),
+    ("ema_decay", 1.001, "between 0 and 1"),
+    ("optimizer.momentum", -0.9, "between 0 and 1"),
+    ("model.batch_norm_momentum", 2.0, "between 0 and 1"),
+    ("long_tail.beta", 0.0, "(0, 1]"),
+    ("long_tail.beta", -0.1, "(0, 1]"),
+    ("long_tail.beta", 1.1, "(0, 1]"),
+    ("long_tail.beta", math.nan, "(0, 1]"),
+    ("data.validation_fraction", 1.0, "[0, 1)"),
+    ("data.validation_fraction", -0.1, "[0, 1)"),
+    ("optimizer.learning_rate", 0.0, "above 0"),
+    ("optimizer.learning_rate", math.inf, "above 0"),
+    ("optimizer.learning_rate", math.nan, "above 0"),
+    ("model.depth", 11, "6 n + 4"),
+    ("model.depth", 4, "6 n + 4"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "valid"), BAD_FIELDS)
+def test_a_bad_field_is_named_with_its_value_and_what_is_valid(field, value, valid):
+    lines = problems_of(config_with(**{field.replace(".", "__"): value}))
+    (line,) = [line for line in lines if line.startswith(f"{field}={value!r} ") and valid in line]
+    assert " must be " in line
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("long_tail.gamma", 1.0),
+        ("crest.alpha", 0.0),
+        ("crest.t_min", 0.0),
+        ("crest.t_min", 1.0),
+        ("threshold", 0.0),
+        ("unlabeled_weight", 0.0),
+        ("optimizer.weight_decay", 0.0),
+        ("ema_decay", 0.0),
+        ("model.depth", 10),
+        ("model.depth", 16),
+        ("model.depth", 40),
+        ("augment.operations", ("Invert",)),
+        ("dtype", "bfloat16"),
+    ],
+)
+def test_the_limits_themselves_are_valid(field, value):
+    validate(config_with(**{field.replace(".", "__"): value}))
+
+
+def test_an_unknown_or_missing_operation_is_an_error_that_lists_all():
+    for operations in [("Identity", "Shear"), ()]:
+        (line,) = problems_of(config_with(augment__operations=operations))
+        assert line.startswith(f"augment.operations={operations!r}")
+        for name in OPERATIONS:
+            assert name in line
+
+
+def test_batches_must_be_divisible_by_the_devices():
+    lines = problems_of(config_with(batch_size=64, eval_batch_size=1000), devices=3)
+    assert lines == [
+        "batch_size=64 must be divisible by the 3 devices",
+        "eval_batch_size=1000 must be divisible by the 3 devices",
+    ]
+    (line,) = problems_of(config_with(batch_size=64, eval_batch_size=1002), devices=6)
+    assert line.startswith("batch_size=64 ")
+    validate(config_with(batch_size=64, eval_batch_size=1000), devices=8)
+
+
+@pytest.mark.parametrize(
+    ("rebalance", "target", "valid"),
+    [
+        ("none", "constant", {"none"}),
+        ("none", "progressive", {"none"}),
+        ("da", "none", {"constant", "labeled_average"}),
+        ("da", "progressive", {"constant", "labeled_average"}),
+        ("crest", "progressive", {"none", "constant", "labeled_average"}),
+        ("crest_plus", "none", {"progressive"}),
+        ("crest_plus", "labeled_average", {"progressive"}),
+    ],
+)
+def test_alignment_that_contradicts_rebalance_is_refused(rebalance, target, valid):
+    config = default_config(parse_arguments(f"rebalance={rebalance}"))
+    config.alignment.target = target
+    (line,) = problems_of(config)
+    offered = re.fullmatch(
+        f"alignment.target={target!r} must be one of (.*) when rebalance={rebalance}", line
+    )
+    assert set(offered[1].split(", ")) == valid
+    for other in valid:
+        config.alignment.target = other
+        validate(config)
+
+
+@pytest.mark.parametrize("rebalance", ["none", "da"])
+def test_more_generations_need_a_rebalancing_that_self_trains(rebalance):
+    config = default_config(parse_arguments(f"rebalance={rebalance}"))
+    config.generations = 2
+    (line,) = problems_of(config)
+    assert line.startswith("generations=2 ")
+    assert f"rebalance={rebalance}" in line
+    assert "crest and crest_plus" in line
+
+
+def test_self_training_needs_something_unlabeled():
+    (line,) = problems_of(config_with(long_tail__beta=1.0))
+    assert line.startswith("long_tail.beta=1.0 ")
+    assert "nothing is left to pseudo-label" in line
+    # The fully supervised bound, and one generation of self-training, have no need of it.
+    validate(config_with(long_tail__beta=1.0, generations=1))
+    validate(default_config(parse_arguments("rebalance=none,beta=1")))
+
+
+def test_all_problems_are_listed_together_and_once():
+    lines = problems_of(
+        config_with(
+            method="mixmatsch",
+            long_tail__gamma=0.5,
+            crest__alpha=-1.0,
+            model__depth=11,
+            steps=0,
+        ),
+        devices=5,
+    )
+    fields = [line.split("=")[0] for line in lines]
+    assert sorted(fields) == [
+        "batch_size", "crest.alpha", "long_tail.gamma", "method", "model.depth", "steps",
+    ]  # fmt: skip
+
+
+# Comparing configs
+
+
+def test_a_config_read_back_from_json_has_no_differences():
+    config = default_config(parse_arguments(None))
+    assert differences(to_plain(config), to_plain(config)) == []
+    # Tuples come back from JSON as lists; that is not a difference.
+    assert to_plain(config)["augment"]["operations"] == list(OPERATIONS)
+
+
+def test_differences_name_the_field_and_both_values():
+    old = to_plain(config_with())
+    new = to_plain(config_with(seed=7, long_tail__gamma=50.0, rebalance="crest"))
+    assert differences(old, new) == [
+        "long_tail.gamma: 100.0 -> 50.0",
+        "rebalance: 'crest_plus' -> 'crest'",
+        "seed: 0 -> 7",
+    ]
+
+
+def test_differences_include_fields_that_only_one_has():
+    assert differences({"a": 1, "b": {"c": 2}}, {"b": {"d": 3}}) == [
+        "a: 1 -> None",
+        "b.c: 2 -> None",
+        "b.d: None -> 3",
+    ]
+
+
+@pytest.mark.parametrize("rebalance", ["none", "crest", "crest_plus"])
+def test_a_temperature_that_would_not_be_used_is_refused(rebalance):
+    with pytest.raises(ConfigError, match=rf"t=0\.5 is an argument of rebalance=da.*{rebalance}"):
+        default_config(parse_arguments(f"rebalance={rebalance},t=0.5"))

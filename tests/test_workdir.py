@@ -1,0 +1,151 @@
+import json
+import logging
+import math
+
+import pytest
+
+from crest_jax import workdir
+from crest_jax.config import default_config, parse_arguments
+from crest_jax.errors import WorkdirError
+
+
+@pytest.fixture
+def config():
+    return default_config(parse_arguments(None))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# claim
+
+
+def test_a_new_folder_is_made_with_its_parents_and_keeps_config_and_environment(tmp_path, config):
+    folder = tmp_path / "runs" / "cifar10_lt"
+    workdir.claim(folder, config)
+    assert list(contents(folder)) == ["config.json"], "nothing else is left behind"
+    written = json.loads((folder / "config.json").read_text())
+    assert written["config"]["long_tail"] == {"n_max": 5000, "gamma": 100.0, "beta": 0.1}
+    assert {"python", "jax", "cpus", "devices"} <= written["environment"].keys()
+
+
+def test_an_empty_folder_is_accepted(tmp_path, config):
+    workdir.claim(tmp_path, config)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_the_same_config_may_come_back_and_changes_nothing(tmp_path, config, caplog):
+    workdir.claim(tmp_path, config)
+    (tmp_path / "generation_00").mkdir()
+    before = (tmp_path / "config.json").read_bytes()
+    with caplog.at_level(logging.WARNING, "absl"):
+        workdir.claim(tmp_path, default_config(parse_arguments(None)))
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert not caplog.records
+
+
+def test_a_changed_config_is_refused_with_every_difference(tmp_path, config):
+    workdir.claim(tmp_path, config)
+    before = contents(tmp_path)
+    config.seed = 3
+    config.long_tail.gamma = 50.0
+    with pytest.raises(WorkdirError) as caught:
+        workdir.claim(tmp_path, config)
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert "seed: 0 -> 3" in message
+    assert "long_tail.gamma: 100.0 -> 50.0" in message
+    assert "fold" not in message, "what has not changed is not listed"
+    assert "--workdir" in message
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path, config):
+    (tmp_path / "thesis.tex").write_text("chapter one")
+    with pytest.raises(WorkdirError) as caught:
+        workdir.claim(tmp_path, config)
+    assert str(tmp_path) in str(caught.value)
+    assert "thesis.tex" in str(caught.value)
+    assert contents(tmp_path) == {"thesis.tex": b"chapter one"}
+
+
+def test_a_run_that_died_while_its_config_was_written_can_start(tmp_path, config):
+    (tmp_path / "config.json.partial").write_text('{"config": {"se')
+    workdir.claim(tmp_path, config)
+    workdir.claim(tmp_path, config)
+    assert list(contents(tmp_path)) == ["config.json"]
+
+
+@pytest.mark.parametrize("below", ["", "runs/digits"])
+def test_a_path_that_cannot_be_written_is_refused(tmp_path, config, below):
+    # Not a matter of permissions, which do not bind a superuser.
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / "file" / below
+    with pytest.raises(WorkdirError) as caught:
+        workdir.claim(folder, config)
+    assert f"{folder} cannot be written" in str(caught.value)
+    assert "--workdir" in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_config_that_is_not_json_is_refused_by_name(tmp_path, config):
+    (tmp_path / "config.json").write_text('{"config": {"se')
+    with pytest.raises(WorkdirError, match=r"config\.json is not readable JSON"):
+        workdir.claim(tmp_path, config)
+
+
+@pytest.mark.parametrize("foreign", ['{"model_type": "bert"}', "[1, 2]"])
+def test_another_programs_config_is_refused(tmp_path, config, foreign):
+    (tmp_path / "config.json").write_text(foreign)
+    with pytest.raises(WorkdirError, match="--workdir"):
+        workdir.claim(tmp_path, config)
+
+
+def test_another_environment_is_a_warning_and_no_error(tmp_path, config, caplog):
+    workdir.claim(tmp_path, config)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    cpus = written["environment"]["cpus"]
+    written["environment"]["cpus"] = cpus + 1
+    path.write_text(json.dumps(written))
+    with caplog.at_level(logging.WARNING, "absl"):
+        workdir.claim(tmp_path, config)
+    (record,) = caplog.records
+    assert f"cpus: {cpus + 1} -> {cpus}" in record.getMessage()
+    assert "python" not in record.getMessage(), "what is the same is not listed"
+
+
+# write_json, read_json
+
+
+def test_what_is_written_is_read_back_and_nothing_is_left_beside_it(tmp_path):
+    value = {"accuracy": 81.25, "per_class_recall": [None, 50.0], "name": "Käse"}
+    workdir.write_json(tmp_path / "result.json", value)
+    assert workdir.read_json(tmp_path / "result.json") == value
+    assert list(contents(tmp_path)) == ["result.json"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, object(), {1, 2}])
+def test_what_json_cannot_say_leaves_the_old_file_as_it_was(tmp_path, bad):
+    path = tmp_path / "result.json"
+    workdir.write_json(path, {"accuracy": 1.0})
+    with pytest.raises((ValueError, TypeError)):
+        workdir.write_json(path, {"accuracy": 2.0, "loss": bad})
+    assert workdir.read_json(path) == {"accuracy": 1.0}
+    # And the failed attempt does not stand in the way of the next.
+    workdir.write_json(path, {"accuracy": 3.0})
+    assert workdir.read_json(path) == {"accuracy": 3.0}
+
+
+def test_a_first_write_that_fails_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        workdir.write_json(tmp_path / "result.json", {"accuracy": math.nan})
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("content", [b'{"accuracy": 8', b"", b"\xff\xfe"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(WorkdirError, match=r"result\.json is not readable JSON.*delete it"):
+        workdir.read_json(tmp_path / "result.json")
