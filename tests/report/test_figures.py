@@ -1,0 +1,57 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from crest_jax.report import figures
+
+
+def results(rebalance, accuracies, recall):
+    return {
+        "rebalance": rebalance,
+        "class_names": ["cat", "dog", "emu"],
+        "per_class_recall": recall,
+        "generations": [
+            {"accuracy": accuracy, "labeled_per_class": [90, 9, 1]} for accuracy in accuracies
+        ],
+    }
+
+
+@pytest.fixture
+def runs():
+    return [
+        results("crest_plus", [50.0, 60.0, 70.0], [90.0, 70.0, 50.0]),
+        results("crest_plus", [54.0, 64.0, 74.0], [92.0, 72.0, 58.0]),
+        results("none", [55.0], [98.0, 60.0, 7.0]),
+    ]
+
+
+def test_the_overview_draws_the_runs_own_figures(runs):
+    sizes, recall, accuracy = figures.overview(runs).axes
+    assert [bar.get_height() for bar in sizes.patches] == [90, 9, 1]
+    assert sizes.get_yscale() == "log"
+    lines = {line.get_label(): line.get_ydata() for line in recall.lines}
+    np.testing.assert_allclose(lines["CReST+"], [91, 71, 54])
+    np.testing.assert_allclose(lines["FixMatch"], [98, 60, 7])
+    several, one = sorted(accuracy.lines, key=lambda line: -len(set(line.get_ydata())))
+    np.testing.assert_allclose(several.get_ydata(), [52, 62, 72])
+    np.testing.assert_allclose(one.get_ydata(), 55)
+    band = accuracy.collections[0].get_paths()[0].get_extents()
+    assert (band.ymin, band.ymax) == (50, 74)  # mean and standard deviation of two runs
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_the_command_writes_the_same_file_for_the_same_runs(runs, tmp_path, monkeypatch, suffix):
+    for number, run in enumerate(runs):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "results.json").write_text(json.dumps(run))
+    pictures = []
+    for name in ("first", "second"):
+        output = tmp_path / f"{name}.{suffix}"
+        folders = [str(tmp_path / str(number)) for number in range(3)]
+        monkeypatch.setattr(sys, "argv", ["figures", f"--output={output}", *folders])
+        figures.main()
+        pictures.append(output.read_bytes())
+    assert pictures[0] == pictures[1]
+    assert len(pictures[0]) > 5000

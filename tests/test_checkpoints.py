@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crest_jax import checkpoints, distributed
+from crest_jax.errors import WorkdirError
+from crest_jax.train_state import TrainState
+
+
+def state_at(step, size=1 << 20):
+    """A state of which every leaf is known from its step."""
+    values = jnp.arange(size, dtype=jnp.float32) + step
+    state = TrainState(
+        step=jnp.asarray(step, jnp.int32),
+        params={"w": values},
+        batch_stats={"mean": values[:8]},
+        opt_state=({"trace": -values}, ()),
+        ema_params={"w": values / 2},
+        labeled_distribution=jnp.full((4,), 0.25, jnp.float32),
+        predictions=jnp.full((128, 4), 1 / (step + 1), jnp.float32),
+    )
+    return distributed.replicate(state, distributed.data_mesh())
+
+
+def assert_equal(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_everything_comes_back_on_all_devices(tmp_path):
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
+        checkpoints.save(manager, state_at(3))
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
+        restored = checkpoints.restore_latest(manager, state_at(0))
+    assert isinstance(restored, TrainState)
+    assert_equal(restored, state_at(3))
+    assert len(restored.params["w"].sharding.device_set) == jax.device_count()
+
+
+def test_a_save_under_way_does_not_see_the_steps_after_it(tmp_path):
+    overwrite = jax.jit(
+        lambda state: jax.tree.map(lambda leaf: leaf * 0 - 1, state), donate_argnums=0
+    )
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
+        for step in (1, 2, 3):
+            state = state_at(step)
+            checkpoints.save(manager, state)
+            for _ in range(3):  # as the loop does: the saved buffers are donated at once
+                state = overwrite(state)
+            jax.block_until_ready(state)
+            manager.wait_until_finished()
+            assert_equal(checkpoints.restore_latest(manager, state_at(0)), state_at(step))
+
+
+def test_without_a_checkpoint_the_fresh_state_is_returned(tmp_path):
+    fresh = state_at(0)
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
+        assert checkpoints.restore_latest(manager, fresh) is fresh
+
+
+def test_the_last_two_are_kept_and_unfinished_ones_removed(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with checkpoints.open_checkpoints(folder) as manager:
+        for step in (1, 2, 3):
+            checkpoints.save(manager, state_at(step, size=8))
+    (folder / "4.orbax-checkpoint-tmp").mkdir()
+    with checkpoints.open_checkpoints(folder) as manager:
+        assert sorted(manager.all_steps()) == [2, 3]
+        assert manager.latest_step() == 3
+        checkpoints.save(manager, state_at(3, size=8))  # there already: left alone
+    assert {path.name for path in folder.iterdir()} == {"2", "3"}
+
+
+def test_a_damaged_checkpoint_says_what_to_delete(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with checkpoints.open_checkpoints(folder) as manager:
+        for step in (1, 2):
+            checkpoints.save(manager, state_at(step, size=8))
+    (folder / "2" / "default" / "_METADATA").unlink()
+    with (
+        checkpoints.open_checkpoints(folder) as manager,
+        pytest.raises(WorkdirError, match=r"checkpoints/2 cannot be read .* delete it"),
+    ):
+        checkpoints.restore_latest(manager, state_at(0, size=8))
