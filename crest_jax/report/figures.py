@@ -26,7 +26,6 @@ STYLE = {
     "grid.alpha": 0.3,
     "font.size": 9,
     "legend.frameon": False,
-    "svg.hashsalt": "crest_jax",
     "svg.fonttype": "none",
 }
 
@@ -81,22 +80,14 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
         return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format of the file's ending; the same figure gives the same file."""
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    with mpl.rc_context(STYLE):  # its hash salt is read here
-        figure.savefig(path, dpi=150, metadata=metadata)
-
-
 def main() -> None:
     """Draws the overview of finished runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("workdir", type=Path, nargs="+")
     arguments = parser.parse_args()
-    save(
-        overview([read_json(path / "results.json") for path in arguments.workdir]), arguments.output
-    )
+    runs = [read_json(workdir / "results.json") for workdir in arguments.workdir]
+    overview(runs).savefig(arguments.output, dpi=150)
 
 
 if __name__ == "__main__":

@@ -41,17 +41,15 @@ def test_the_overview_draws_the_runs_own_figures(runs):
     assert (band.ymin, band.ymax) == (50, 74)  # mean and standard deviation of two runs
 
 
-@pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_the_command_writes_the_same_file_for_the_same_runs(runs, tmp_path, monkeypatch, suffix):
+@pytest.mark.parametrize(("suffix", "begins"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
+def test_the_command_draws_the_results_of_workdirs(runs, tmp_path, monkeypatch, suffix, begins):
     for number, run in enumerate(runs):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "results.json").write_text(json.dumps(run))
-    pictures = []
-    for name in ("first", "second"):
-        output = tmp_path / f"{name}.{suffix}"
-        folders = [str(tmp_path / str(number)) for number in range(3)]
-        monkeypatch.setattr(sys, "argv", ["figures", f"--output={output}", *folders])
-        figures.main()
-        pictures.append(output.read_bytes())
-    assert pictures[0] == pictures[1]
-    assert len(pictures[0]) > 5000
+    output = tmp_path / f"overview.{suffix}"
+    folders = [str(tmp_path / str(number)) for number in range(3)]
+    monkeypatch.setattr(sys, "argv", ["figures", f"--output={output}", *folders])
+    figures.main()
+    assert output.read_bytes().startswith(begins)
+    if suffix == "svg":
+        assert all(name in output.read_text() for name in ("CReST+", "FixMatch", "generation"))
