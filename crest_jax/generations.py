@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Key
 from ml_collections import ConfigDict
 
-from crest_jax import distributed, evaluate, train_state, workdir
+from crest_jax import distributed, evaluate, results, train_state, workdir
 from crest_jax.algorithms import ALGORITHMS
-from crest_jax.data import long_tail, pipeline, pseudo_labels, records, sources
+from crest_jax.data import pipeline, pseudo_labels, records
+from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
-from crest_jax.data.records import Images
+from crest_jax.data.splits import Splits
 from crest_jax.models import MODELS
 from crest_jax.rebalancing import crest
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
@@ -32,28 +33,6 @@ from crest_jax.train_step import DeviceBatch, Generation, TrainStep, make_train_
 
 RESULT = "result.json"
 RESULTS = "results.json"
-# The reported figure is the mean of this many last evaluations (paper section 4.1).
-LAST_EVALUATIONS = 5
-
-
-class Splits(NamedTuple):
-    """The splits in memory; what a generation trains on is read anew from its own folder."""
-
-    labeled: Images
-    unlabeled: Images
-    test: Images
-    validation: Images
-    class_names: tuple[str, ...]
-
-    @property
-    def labeled_counts(self) -> Int[np.ndarray, "classes"]:
-        """Size of each class in the original labeled set."""
-        return np.bincount(self.labeled.labels, minlength=len(self.class_names))
-
-    @property
-    def class_distribution(self) -> Float[np.ndarray, "classes"]:
-        """p(y), of the original labeled set."""
-        return self.labeled_counts / self.labeled_counts.sum()
 
 
 class Program(NamedTuple):
@@ -75,69 +54,18 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
     Returns:
       What results.json holds.
     """
-    prepare_splits(config, folder / "splits")
-    splits = load_splits(folder / "splits")
+    splits_lib.prepare(config, folder / "splits")
+    splits = splits_lib.load(folder / "splits")
     program = build(config, splits)
-    results = []
+    finished: list[dict[str, Any]] = []
     for generation in range(config.generations):
         result = run_generation(config, folder, generation, splits, program)
-        results.append(result)
-        workdir.write_json(folder / RESULTS, _results(config, splits, results))
+        finished.append(result)
+        workdir.write_json(folder / RESULTS, results.of_run(config, splits.class_names, finished))
         print(text.generation_table(result, splits.class_names), flush=True)
     if config.generations > 1:
-        print(text.results_table(results, splits.class_names), flush=True)
-    return _results(config, splits, results)
-
-
-def prepare_splits(config: ConfigDict, folder: Path) -> None:
-    """Writes the labeled, unlabeled, validation and test records that are not there yet.
-
-    Raises:
-      DataError: the source is not there, or does not fit the config.
-    """
-    names = ("labeled", "unlabeled", "validation", "test")
-    if all((folder / name).exists() for name in names):
-        return
-    source = sources.load(
-        config.data.name, data_dir=config.data.data_dir, download=config.data.download
-    )
-    labels = source.labels("train")
-    sizes = long_tail.class_sizes(
-        config.long_tail.n_max, config.long_tail.gamma, len(source.class_names)
-    )
-    split = long_tail.split(
-        labels,
-        sizes,
-        beta=config.long_tail.beta,
-        fold=config.fold,
-        validation_fraction=config.data.validation_fraction,
-        class_names=source.class_names,
-    )
-    member_of = {int(row): name for name, rows in split._asdict().items() for row in rows}
-    members: dict[str, list[sources.Example]] = {name: [] for name in split._fields}
-    for row, example in enumerate(source.examples("train")):
-        if row in member_of:
-            members[member_of[row]].append(example)
-    members["test"] = list(source.examples("test"))
-    for name in names:
-        if not (folder / name).exists():
-            records.write(
-                folder / name,
-                members[name],
-                class_names=source.class_names,
-                shards=config.data.shards,
-            )
-
-
-def load_splits(folder: Path) -> Splits:
-    """Reads what `prepare_splits` wrote.
-
-    Raises:
-      DataError: something is missing or damaged.
-    """
-    class_names = tuple(records.read_manifest(folder / "labeled")["class_names"])
-    names = ("labeled", "unlabeled", "test", "validation")
-    return Splits(*(records.load(folder / name) for name in names), class_names)
+        print(text.results_table(finished, splits.class_names), flush=True)
+    return results.of_run(config, splits.class_names, finished)
 
 
 def build(config: ConfigDict, splits: Splits) -> Program:
@@ -265,9 +193,9 @@ def run_generation(
     result = {
         "generation": generation,
         "temperature": temperature,
-        **summarize_evaluations(keep_metrics(here / METRICS, up_to=config.steps)),
+        **results.summarize_evaluations(keep_metrics(here / METRICS, up_to=config.steps)),
         "labeled_per_class": records.read_manifest(here / "labeled")["examples_per_class"],
-        "pseudo_labels": summarize_pseudo_labels(
+        "pseudo_labels": results.summarize_pseudo_labels(
             pseudo_labels.read(here / "pseudo_labels"),
             splits.unlabeled.labels,
             len(splits.class_names),
@@ -316,66 +244,6 @@ def folder_of(folder: Path, generation: int) -> Path:
     return folder / f"generation_{generation:02d}"
 
 
-def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the reported figures of a generation from its evaluations.
-
-    The last evaluations' confusion matrices of the EMA model are added up, so that the accuracy
-    is the mean of theirs, and recall and precision are of all their predictions together.
-    """
-    last = [line["test"] for line in history[-LAST_EVALUATIONS:]]
-
-    def pooled(weights: str, matrix: str) -> Int[np.ndarray, "classes classes"]:
-        return np.sum([test[weights][matrix] for test in last], axis=0)
-
-    plain = pooled("ema", "confusion_matrix")
-    adjusted = pooled("ema", "confusion_matrix_logit_adjusted")
-    best = max(history, key=lambda line: line["test"]["ema"]["accuracy"])
-    summary = {
-        "accuracy": evaluate.class_balanced_accuracy(plain),
-        "accuracy_logit_adjusted": evaluate.class_balanced_accuracy(adjusted),
-        "accuracy_raw_weights": evaluate.class_balanced_accuracy(pooled("raw", "confusion_matrix")),
-        "per_class_recall": evaluate.per_class_recall(plain),
-        "per_class_precision": evaluate.per_class_precision(plain),
-        "per_class_recall_logit_adjusted": evaluate.per_class_recall(adjusted),
-        "per_class_precision_logit_adjusted": evaluate.per_class_precision(adjusted),
-        "confusion_matrix": plain.tolist(),
-        "evaluations": len(last),
-        # Chosen on the test set, so no figure to report.
-        "best_on_test": {"step": best["step"], "accuracy": best["test"]["ema"]["accuracy"]},
-        "steps": history[-1]["step"],
-        "seconds": history[-1]["seconds"],
-    }
-    if "validation" in history[-1]:
-        chosen = max(history, key=lambda line: line["validation"]["ema"]["accuracy"])
-        summary["selected_on_validation"] = {
-            "step": chosen["step"],
-            "validation_accuracy": chosen["validation"]["ema"]["accuracy"],
-            "accuracy": chosen["test"]["ema"]["accuracy"],
-        }
-    return summary
-
-
-def summarize_pseudo_labels(
-    predicted: PseudoLabels, truth: Int[np.ndarray, "unlabeled"], classes: int
-) -> dict[str, list]:
-    """Counts pseudo-labels by predicted class, and compares them with the truth.
-
-    Returns:
-      Per class: `predicted` and `selected` counts, `precision` and `selected_precision` (right
-      ones among these, per cent, None where there are none), and `recall` on the unlabeled split.
-    """
-    all_of_them = evaluate.confusion_matrix(truth, predicted.labels, classes)
-    chosen = predicted.selected
-    selected = evaluate.confusion_matrix(truth[chosen], predicted.labels[chosen], classes)
-    return {
-        "predicted": all_of_them.sum(axis=0).tolist(),
-        "selected": selected.sum(axis=0).tolist(),
-        "precision": evaluate.per_class_precision(all_of_them),
-        "selected_precision": evaluate.per_class_precision(selected),
-        "recall": evaluate.per_class_recall(all_of_them),
-    }
-
-
 def _select(
     config: ConfigDict, generation: int, splits: Splits, predictions: evaluate.Predictions
 ) -> Bool[np.ndarray, "unlabeled"]:
@@ -390,22 +258,3 @@ def _temperature(config: ConfigDict, generation: int) -> float:
     if config.alignment.target == "progressive":
         return progressive_temperature(generation, config.generations, config.crest.t_min)
     return config.alignment.t
-
-
-def _results(config: ConfigDict, splits: Splits, results: list[dict[str, Any]]) -> dict[str, Any]:
-    headline = ("accuracy", "accuracy_logit_adjusted", "per_class_recall", "per_class_precision",
-                "labeled_per_class", "pseudo_labels", "steps", "seconds",
-                "images_per_second")  # fmt: skip
-    return {
-        "method": config.method,
-        "rebalance": config.rebalance,
-        "data": config.data.name,
-        "class_names": list(splits.class_names),
-        "gamma": config.long_tail.gamma,
-        "beta": config.long_tail.beta,
-        "fold": config.fold,
-        "seed": config.seed,
-        "environment": workdir.environment(),
-        **{name: results[-1][name] for name in headline},
-        "generations": results,
-    }

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from crest_jax import generations, main, train
-from crest_jax.data import records
-from crest_jax.data.pseudo_labels import PseudoLabels
+from crest_jax.data import records, splits
 from crest_jax.errors import DataError, NonFiniteError
 
 
@@ -63,23 +62,6 @@ def test_tensorboard_events_are_written(learned):
     assert list((workdir / "generation_00").glob("events.out.tfevents.*"))
 
 
-def test_pseudo_label_statistics_by_hand():
-    truth = np.array([0, 0, 0, 1, 1, 2])
-    predicted = PseudoLabels(
-        list("abcdef"),
-        np.array([0, 0, 1, 1, 0, 0]),
-        np.linspace(1, 0.5, 6),
-        np.array([True, False, False, True, True, False]),
-    )
-    assert generations.summarize_pseudo_labels(predicted, truth, 3) == {
-        "predicted": [4, 2, 0],
-        "selected": [2, 1, 0],
-        "precision": [50.0, 50.0, None],
-        "selected_precision": [50.0, 100.0, None],
-        "recall": [pytest.approx(200 / 3), 50.0, 0.0],
-    }
-
-
 def test_non_finite_loss_stops_with_earlier_results_kept(learned, tiny_config, tmp_path):
     config = tiny_config("rebalance=none", **{"optimizer.learning_rate": 1e30})
     config.generations = 1
@@ -94,17 +76,17 @@ def test_non_finite_loss_stops_with_earlier_results_kept(learned, tiny_config, t
 @pytest.mark.parametrize("split", ["labeled", "test"])
 def test_a_damaged_split_stops_the_run(tiny_config, tmp_path, split):
     config = tiny_config()
-    generations.prepare_splits(config, tmp_path / "splits")
+    splits.prepare(config, tmp_path / "splits")
     shard = tmp_path / "splits" / split / "shard-00001-of-00002.tfrecord"
     content = shard.read_bytes()
     shard.write_bytes(content[:-30])
     with pytest.raises(DataError, match=rf"{shard.name} is truncated at byte {len(content) - 30}"):
-        generations.load_splits(tmp_path / "splits")
+        splits.load(tmp_path / "splits")
     # What the message says to do helps, and gives the same files again.
     for file in shard.parent.iterdir():
         file.unlink()
     shard.parent.rmdir()
-    generations.prepare_splits(config, tmp_path / "splits")
+    splits.prepare(config, tmp_path / "splits")
     assert shard.read_bytes() == content
 
 
@@ -118,8 +100,8 @@ def test_metrics_after_the_last_checkpoint_and_half_lines_are_dropped(tmp_path):
 
 def test_each_generation_starts_from_other_weights(tiny_config, tmp_path):
     config = tiny_config()
-    generations.prepare_splits(config, tmp_path / "splits")
-    program = generations.build(config, generations.load_splits(tmp_path / "splits"))
+    splits.prepare(config, tmp_path / "splits")
+    program = generations.build(config, splits.load(tmp_path / "splits"))
     first, again, second = (
         jax.device_get(program.new_state(generations.generation_keys(config, number)[0]).params)
         for number in (0, 0, 1)

@@ -1,0 +1,96 @@
+"""What result.json and results.json say: the figures of a generation, and of a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from crest_jax import evaluate, workdir
+from crest_jax.data.pseudo_labels import PseudoLabels
+
+# The reported figure is the mean of this many last evaluations (paper section 4.1).
+LAST_EVALUATIONS = 5
+
+
+def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the reported figures of a generation from its evaluations.
+
+    The last evaluations' confusion matrices of the EMA model are added up, so that the accuracy
+    is the mean of theirs, and recall and precision are of all their predictions together.
+    """
+    last = [line["test"] for line in history[-LAST_EVALUATIONS:]]
+
+    def pooled(weights: str, matrix: str) -> Int[np.ndarray, "classes classes"]:
+        return np.sum([test[weights][matrix] for test in last], axis=0)
+
+    plain = pooled("ema", "confusion_matrix")
+    adjusted = pooled("ema", "confusion_matrix_logit_adjusted")
+    best = max(history, key=lambda line: line["test"]["ema"]["accuracy"])
+    summary = {
+        "accuracy": evaluate.class_balanced_accuracy(plain),
+        "accuracy_logit_adjusted": evaluate.class_balanced_accuracy(adjusted),
+        "accuracy_raw_weights": evaluate.class_balanced_accuracy(pooled("raw", "confusion_matrix")),
+        "per_class_recall": evaluate.per_class_recall(plain),
+        "per_class_precision": evaluate.per_class_precision(plain),
+        "per_class_recall_logit_adjusted": evaluate.per_class_recall(adjusted),
+        "per_class_precision_logit_adjusted": evaluate.per_class_precision(adjusted),
+        "confusion_matrix": plain.tolist(),
+        "evaluations": len(last),
+        # Chosen on the test set, so no figure to report.
+        "best_on_test": {"step": best["step"], "accuracy": best["test"]["ema"]["accuracy"]},
+        "steps": history[-1]["step"],
+        "seconds": history[-1]["seconds"],
+    }
+    if "validation" in history[-1]:
+        chosen = max(history, key=lambda line: line["validation"]["ema"]["accuracy"])
+        summary["selected_on_validation"] = {
+            "step": chosen["step"],
+            "validation_accuracy": chosen["validation"]["ema"]["accuracy"],
+            "accuracy": chosen["test"]["ema"]["accuracy"],
+        }
+    return summary
+
+
+def summarize_pseudo_labels(
+    predicted: PseudoLabels, truth: Int[np.ndarray, "unlabeled"], classes: int
+) -> dict[str, list]:
+    """Counts pseudo-labels by predicted class, and compares them with the truth.
+
+    Returns:
+      Per class: `predicted` and `selected` counts, `precision` and `selected_precision` (right
+      ones among these, per cent, None where there are none), and `recall` on the unlabeled split.
+    """
+    all_of_them = evaluate.confusion_matrix(truth, predicted.labels, classes)
+    chosen = predicted.selected
+    selected = evaluate.confusion_matrix(truth[chosen], predicted.labels[chosen], classes)
+    return {
+        "predicted": all_of_them.sum(axis=0).tolist(),
+        "selected": selected.sum(axis=0).tolist(),
+        "precision": evaluate.per_class_precision(all_of_them),
+        "selected_precision": evaluate.per_class_precision(selected),
+        "recall": evaluate.per_class_recall(all_of_them),
+    }
+
+
+def of_run(
+    config: ConfigDict, class_names: Sequence[str], generations: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What results.json holds: the last generation's figures above those of all generations."""
+    headline = ("accuracy", "accuracy_logit_adjusted", "per_class_recall", "per_class_precision",
+                "labeled_per_class", "pseudo_labels", "steps", "seconds",
+                "images_per_second")  # fmt: skip
+    return {
+        "method": config.method,
+        "rebalance": config.rebalance,
+        "data": config.data.name,
+        "class_names": list(class_names),
+        "gamma": config.long_tail.gamma,
+        "beta": config.long_tail.beta,
+        "fold": config.fold,
+        "seed": config.seed,
+        "environment": workdir.environment(),
+        **{name: generations[-1][name] for name in headline},
+        "generations": list(generations),
+    }

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from crest_jax import results
+from crest_jax.data.pseudo_labels import PseudoLabels
+
+
+def test_pseudo_label_statistics_by_hand():
+    truth = np.array([0, 0, 0, 1, 1, 2])
+    predicted = PseudoLabels(
+        list("abcdef"),
+        np.array([0, 0, 1, 1, 0, 0]),
+        np.linspace(1, 0.5, 6),
+        np.array([True, False, False, True, True, False]),
+    )
+    assert results.summarize_pseudo_labels(predicted, truth, 3) == {
+        "predicted": [4, 2, 0],
+        "selected": [2, 1, 0],
+        "precision": [50.0, 50.0, None],
+        "selected_precision": [50.0, 100.0, None],
+        "recall": [pytest.approx(200 / 3), 50.0, 0.0],
+    }
+
+
+def evaluation(step, ema, raw=((1, 0), (0, 1)), validation=None):
+    """A line of metrics.jsonl with these confusion matrices of two classes."""
+
+    def summary(matrix):
+        rows = np.array(matrix)
+        accuracy = 100 * float(np.mean(rows.diagonal() / rows.sum(axis=1)))
+        return {"accuracy": accuracy, "confusion_matrix": matrix,
+                "confusion_matrix_logit_adjusted": matrix[::-1]}  # fmt: skip
+
+    line = {"step": step, "seconds": step / 10, "test": {"ema": summary(ema), "raw": summary(raw)}}
+    if validation is not None:
+        line["validation"] = {"ema": {"accuracy": validation}}
+    return line
+
+
+def test_the_last_five_evaluations_are_pooled():
+    best_but_early = evaluation(10, ((10, 0), (0, 10)), validation=50.0)
+    history = [
+        best_but_early,
+        *(evaluation(step, ((8, 2), (wrong, 10 - wrong)), validation=60.0 - wrong)
+          for step, wrong in zip((20, 30, 40, 50, 60), (1, 3, 5, 7, 9), strict=True)),
+    ]  # fmt: skip
+    summary = results.summarize_evaluations(history)
+    assert summary["accuracy"] == pytest.approx((80 + 50) / 2)
+    assert summary["per_class_recall"] == [80.0, 50.0]
+    assert summary["per_class_precision"] == [
+        pytest.approx(100 * 40 / 65),
+        pytest.approx(100 * 25 / 35),
+    ]
+    assert summary["confusion_matrix"] == [[40, 10], [25, 25]]
+    # Logit-adjusted predictions here are those with the rows exchanged.
+    assert summary["accuracy_logit_adjusted"] == pytest.approx((50 + 20) / 2)
+    assert summary["accuracy_raw_weights"] == 100.0
+    assert (summary["evaluations"], summary["steps"], summary["seconds"]) == (5, 60, 6.0)
+    assert summary["best_on_test"] == {"step": 10, "accuracy": 100.0}
+    assert summary["selected_on_validation"] == {
+        "step": 20,
+        "validation_accuracy": 59.0,
+        "accuracy": pytest.approx(85.0),
+    }
+
+
+def test_fewer_than_five_evaluations_and_no_validation():
+    summary = results.summarize_evaluations([evaluation(5, ((1, 1), (0, 2)))])
+    assert summary["accuracy"] == 75.0
+    assert summary["evaluations"] == 1
+    assert "selected_on_validation" not in summary
