@@ -20,16 +20,16 @@ from crest_jax.distributed import REPLICATED, SPLIT
 class Predictions(NamedTuple):
     """What a model says of each example, without augmentation."""
 
-    labels: Int[Array | np.ndarray, "examples"]
+    labels: Int[Array | np.ndarray, " examples"]
     # Largest softmax probability, in [0, 1].
-    confidence: Float[Array | np.ndarray, "examples"]
+    confidence: Float[Array | np.ndarray, " examples"]
     # Predicted class after logit adjustment.
-    adjusted_labels: Int[Array | np.ndarray, "examples"]
+    adjusted_labels: Int[Array | np.ndarray, " examples"]
 
 
 Predict = Callable[
     [PyTree, PyTree, UInt8[np.ndarray, "examples height width channels"],
-     Float[np.ndarray, "classes"]],
+     Float[np.ndarray, " classes"]],
     Predictions,
 ]  # fmt: skip
 
@@ -82,7 +82,7 @@ def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
 
 
 def confusion_matrix(
-    labels: Int[np.ndarray, "examples"], predicted: Int[np.ndarray, "examples"], classes: int
+    labels: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, " examples"], classes: int
 ) -> Int[np.ndarray, "classes classes"]:
     """Counts examples by true class (row) and predicted class (column)."""
     cells = labels.astype(np.int64) * classes + predicted
@@ -109,7 +109,7 @@ def class_balanced_accuracy(confusion: Int[np.ndarray, "classes classes"]) -> fl
 
 
 def summarize(
-    labels: Int[np.ndarray, "examples"], predictions: Predictions, classes: int
+    labels: Int[np.ndarray, " examples"], predictions: Predictions, classes: int
 ) -> dict[str, Any]:
     """Returns the figures of one evaluation, in per cent, ready for JSON."""
     plain = confusion_matrix(labels, predictions.labels, classes)
@@ -127,6 +127,6 @@ def summarize(
 
 
 def _per_cent(
-    right: Int[np.ndarray, "classes"], total: Int[np.ndarray, "classes"]
+    right: Int[np.ndarray, " classes"], total: Int[np.ndarray, " classes"]
 ) -> list[float | None]:
     return [100.0 * float(r) / float(n) if n else None for r, n in zip(right, total, strict=True)]

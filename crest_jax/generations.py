@@ -6,7 +6,7 @@ name when it is whole, and is skipped when that is there: so the same command co
 wherever it was stopped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from crest_jax import distributed, evaluate, results, train_state, workdir
@@ -29,6 +29,7 @@ from crest_jax.rebalancing import crest
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
 from crest_jax.report import text
 from crest_jax.train import METRICS, Schedule, keep_metrics, train
+from crest_jax.train_state import TrainState
 from crest_jax.train_step import DeviceBatch, Generation, TrainStep, make_train_step
 
 RESULT = "result.json"
@@ -39,7 +40,7 @@ class Program(NamedTuple):
     """What is compiled once and serves every generation."""
 
     mesh: Mesh
-    new_state: Any  # key -> TrainState, replicated over the mesh
+    new_state: Callable[[Key[Array, ""]], TrainState]  # replicated over the mesh
     train_step: TrainStep
     predict: evaluate.Predict
 
@@ -124,76 +125,20 @@ def run_generation(
     here = folder_of(folder, generation)
     if (here / RESULT).exists():
         return workdir.read_json(here / RESULT)
-
     if not (here / "labeled").exists():
         rewrite_labeled(config, folder, generation, splits)
-    labeled = records.load(here / "labeled")
-    init_key, step_key = generation_keys(config, generation)
-    temperature = _temperature(config, generation)
-    prior = splits.class_distribution
-    adjustment = config.logit_adjustment_tau * np.log(prior)
-    # The unlabeled stream is all training images, labeled ones too, in every generation.
-    everything = splits.labeled + splits.unlabeled
-
-    def batches(start: int) -> Iterator[DeviceBatch]:
-        for batch in pipeline.batches(
-            labeled,
-            everything,
-            batch_size=config.batch_size,
-            unlabeled_ratio=config.unlabeled_ratio,
-            seed=config.seed,
-            generation=generation,
-            start=start,
-            stop=config.steps,
-        ):
-            yield distributed.split(DeviceBatch(*batch), program.mesh)
-
-    def evaluation(state: train_state.TrainState) -> dict[str, Any]:
-        held_out = {"test": splits.test}
-        if splits.validation.ids:
-            held_out["validation"] = splits.validation
-        weights = {"ema": state.ema_params, "raw": state.params}
-        return {
-            split: {
-                name: evaluate.summarize(
-                    images.labels,
-                    program.predict(params, state.batch_stats, images.images, adjustment),
-                    len(splits.class_names),
-                )
-                for name, params in weights.items()
-            }
-            for split, images in held_out.items()
-        }
-
-    state = train(
-        program.new_state(init_key),
-        program.train_step,
-        batches,
-        distributed.replicate(
-            Generation(step_key, jnp.float32(temperature), jnp.asarray(prior, jnp.float32)),
-            program.mesh,
-        ),
-        evaluation,
-        folder=here,
-        schedule=Schedule(config.steps, config.eval_every, config.checkpoint_every),
-        title=f"generation {generation + 1} of {config.generations}",
-    )
-
+    state = train_generation(config, here, generation, splits, program)
     if not (here / "pseudo_labels").exists():
-        predictions = program.predict(
-            state.ema_params, state.batch_stats, splits.unlabeled.images, adjustment
-        )
-        selected = _select(config, generation, splits, predictions)
-        pseudo_labels.write(
-            here / "pseudo_labels",
-            PseudoLabels(
-                splits.unlabeled.ids, predictions.labels, predictions.confidence, selected
-            ),
-        )
+        scored = score_unlabeled(config, generation, state, splits, program)
+        pseudo_labels.write(here / "pseudo_labels", scored)
+
+    summary = results.summarize_evaluations(keep_metrics(here / METRICS, up_to=config.steps))
+    images = config.steps * config.batch_size * (1 + config.unlabeled_ratio)
     result = {
         "generation": generation,
-        "temperature": temperature,
-        **results.summarize_evaluations(keep_metrics(here / METRICS, up_to=config.steps)),
+        "temperature": temperature_of(config, generation),
+        **summary,
+        "images_per_second": images / max(summary["seconds"], 1e-9),
         "labeled_per_class": records.read_manifest(here / "labeled")["examples_per_class"],
         "pseudo_labels": results.summarize_pseudo_labels(
             pseudo_labels.read(here / "pseudo_labels"),
@@ -201,8 +146,6 @@ def run_generation(
             len(splits.class_names),
         ),
     }
-    images = config.steps * config.batch_size * (1 + config.unlabeled_ratio)
-    result["images_per_second"] = images / max(result["seconds"], 1e-9)
     workdir.write_json(here / RESULT, result)
     return result
 
@@ -231,6 +174,99 @@ def rewrite_labeled(config: ConfigDict, folder: Path, generation: int, splits: S
     )
 
 
+def train_generation(
+    config: ConfigDict, here: Path, generation: int, splits: Splits, program: Program
+) -> TrainState:
+    """Trains a fresh model on `here`/labeled and all images, to the last step."""
+    labeled = records.load(here / "labeled")
+    # The unlabeled stream is all training images, labeled ones too, in every generation.
+    everything = splits.labeled + splits.unlabeled
+    held_out = {"test": splits.test}
+    if splits.validation.ids:
+        held_out["validation"] = splits.validation
+    init_key, step_key = generation_keys(config, generation)
+    temperature = temperature_of(config, generation)
+    constants = Generation(
+        step_key,
+        # Where there is no temperature, the step does not look at it.
+        jnp.float32(1.0 if temperature is None else temperature),
+        jnp.asarray(splits.class_distribution, jnp.float32),
+    )
+
+    def batches(start: int) -> Iterator[DeviceBatch]:
+        for batch in pipeline.batches(
+            labeled,
+            everything,
+            batch_size=config.batch_size,
+            unlabeled_ratio=config.unlabeled_ratio,
+            seed=config.seed,
+            generation=generation,
+            start=start,
+            stop=config.steps,
+        ):
+            yield distributed.split(DeviceBatch(*batch), program.mesh)
+
+    def evaluation(state: TrainState) -> dict[str, Any]:
+        weights = {"ema": state.ema_params, "raw": state.params}
+        return {
+            split: {
+                name: evaluate.summarize(
+                    images.labels,
+                    program.predict(
+                        params, state.batch_stats, images.images, adjustment_of(config, splits)
+                    ),
+                    len(splits.class_names),
+                )
+                for name, params in weights.items()
+            }
+            for split, images in held_out.items()
+        }
+
+    return train(
+        program.new_state(init_key),
+        program.train_step,
+        batches,
+        distributed.replicate(constants, program.mesh),
+        evaluation,
+        folder=here,
+        schedule=Schedule(config.steps, config.eval_every, config.checkpoint_every),
+        title=f"generation {generation + 1} of {config.generations}",
+    )
+
+
+def score_unlabeled(
+    config: ConfigDict, generation: int, state: TrainState, splits: Splits, program: Program
+) -> PseudoLabels:
+    """Scores the unlabeled split with the EMA model, and selects for the next generation.
+
+    Without augmentation, and without alignment. The last generation selects nothing.
+    """
+    images = splits.unlabeled.images
+    labels, confidence, _ = program.predict(
+        state.ema_params, state.batch_stats, images, adjustment_of(config, splits)
+    )
+    selected = np.zeros(len(labels), bool)
+    if generation + 1 < config.generations:
+        rates = crest.sampling_rates(splits.labeled_counts, config.crest.alpha)
+        selected = crest.select(labels, confidence, rates)
+    return PseudoLabels(splits.unlabeled.ids, labels, confidence, selected)
+
+
+def temperature_of(config: ConfigDict, generation: int) -> float | None:
+    """T of the alignment target in a generation; None where the target has none."""
+    match config.alignment.target:
+        case "progressive":
+            return progressive_temperature(generation, config.generations, config.crest.t_min)
+        case "constant":
+            return config.alignment.t
+    return None
+
+
+def adjustment_of(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:
+    """`tau log p(y)`, what logit adjustment subtracts."""
+    return config.logit_adjustment_tau * np.log(splits.class_distribution)
+
+
 def generation_keys(config: ConfigDict, generation: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
     """Seeds of a generation's initial weights, and of its steps."""
     init_key, step_key = jax.random.split(
@@ -242,19 +278,3 @@ def generation_keys(config: ConfigDict, generation: int) -> tuple[Key[Array, ""]
 def folder_of(folder: Path, generation: int) -> Path:
     """Where a generation keeps its files."""
     return folder / f"generation_{generation:02d}"
-
-
-def _select(
-    config: ConfigDict, generation: int, splits: Splits, predictions: evaluate.Predictions
-) -> Bool[np.ndarray, "unlabeled"]:
-    """Which pseudo-labels the next generation trains on; none where there is no next one."""
-    if generation + 1 == config.generations:
-        return np.zeros(len(predictions.labels), bool)
-    rates = crest.sampling_rates(splits.labeled_counts, config.crest.alpha)
-    return crest.select(predictions.labels, predictions.confidence, rates)
-
-
-def _temperature(config: ConfigDict, generation: int) -> float:
-    if config.alignment.target == "progressive":
-        return progressive_temperature(generation, config.generations, config.crest.t_min)
-    return config.alignment.t

@@ -54,7 +54,7 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summarize_pseudo_labels(
-    predicted: PseudoLabels, truth: Int[np.ndarray, "unlabeled"], classes: int
+    predicted: PseudoLabels, truth: Int[np.ndarray, " unlabeled"], classes: int
 ) -> dict[str, list]:
     """Counts pseudo-labels by predicted class, and compares them with the truth.
 

@@ -21,12 +21,12 @@ class TrainState(NamedTuple):
     # Exponential moving average of `params`; batch statistics are not averaged.
     ema_params: PyTree
     # Running average of the labeled batches' class frequencies, starting uniform.
-    labeled_distribution: Float[Array, "classes"]
+    labeled_distribution: Float[Array, " classes"]
     # The mean prediction on each of the last 128 unlabeled batches, a ring starting uniform.
     predictions: Float[Array, "window classes"]
 
     @property
-    def model_distribution(self) -> Float[Array, "classes"]:
+    def model_distribution(self) -> Float[Array, " classes"]:
         """p~(y), the moving average of the model's predictions (paper section 3.4)."""
         return self.predictions.mean(axis=0)
 

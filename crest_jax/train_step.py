@@ -33,14 +33,14 @@ class Generation(NamedTuple):
 
     key: Key[Array, ""]
     temperature: Float[Array, ""]  # t of the alignment target, in [0, 1]
-    class_distribution: Float[Array, "classes"]  # p(y), of the original labeled set
+    class_distribution: Float[Array, " classes"]  # p(y), of the original labeled set
 
 
 class DeviceBatch(NamedTuple):
     """`crest_jax.data.pipeline.Batch` on the devices."""
 
     labeled: UInt8[Array, "labeled height width channels"]
-    labels: Int[Array, "labeled"]
+    labels: Int[Array, " labeled"]
     unlabeled: UInt8[Array, "unlabeled height width channels"]
 
 
@@ -147,7 +147,7 @@ def make_train_step(
     )
 
 
-def _example_keys(key: Key[Array, ""], examples: int) -> Key[Array, "examples"]:
+def _example_keys(key: Key[Array, ""], examples: int) -> Key[Array, " examples"]:
     """One key per example of this device, by its place in the global batch."""
     places = lax.axis_index(AXIS) * examples + jnp.arange(examples)
     return jax.vmap(partial(jax.random.fold_in, key))(places)

@@ -14,11 +14,11 @@ class StepInputs(NamedTuple):
     """
 
     labeled: UInt8[Array, "labeled height width channels"]
-    labels: Int[Array, "labeled"]
+    labels: Int[Array, " labeled"]
     unlabeled: UInt8[Array, "unlabeled height width channels"]
     # One key per example, the same on whichever device the example lies.
-    labeled_keys: Key[Array, "labeled"]
-    unlabeled_keys: Key[Array, "unlabeled"]
+    labeled_keys: Key[Array, " labeled"]
+    unlabeled_keys: Key[Array, " unlabeled"]
     # (images, keys) -> augmented images in [-1, 1].
     weak: Callable[[Array, Array], Array]
     strong: Callable[[Array, Array], Array]
@@ -34,6 +34,6 @@ class Loss(NamedTuple):
     total: Float[Array, ""]
     batch_stats: PyTree
     # Mean raw prediction on the unlabeled images, before alignment.
-    prediction: Float[Array, "classes"]
+    prediction: Float[Array, " classes"]
     # Scalars to log, each a mean over examples.
     metrics: dict[str, Float[Array, ""]]

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 def cutout(
     images: Float[Array, "batch height width channels"],
-    keys: Key[Array, "batch"],
+    keys: Key[Array, " batch"],
     *,
     fraction: float = 0.5,
     fill: float = 0.0,
@@ -44,7 +44,7 @@ def _hole(
     return rows[:, None] & columns
 
 
-def _covered(centre: Int[Array, ""], size: int, length: int) -> Bool[Array, "{size}"]:
+def _covered(centre: Int[Array, ""], size: int, length: int) -> Bool[Array, " {size}"]:
     """Which of `size` pixels lie in the interval of `length` pixels around `centre`."""
     first = centre - length // 2
     index = jnp.arange(size)

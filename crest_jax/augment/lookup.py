@@ -102,7 +102,7 @@ def autocontrast_table(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "c
 
 def contrast_table(
     image: UInt8[Array, "height width channels"], factor: Float[Array, ""]
-) -> UInt8[Array, "256"]:
+) -> UInt8[Array, " 256"]:
     """Blend with the flat grey of the image's mean brightness, rounded half up."""
     brightness = luma(image)
     mean = (2 * brightness.sum() + brightness.size) // (2 * brightness.size)
@@ -137,18 +137,18 @@ def level_counts(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channel
     return counts.reshape(channels, 256)
 
 
-def posterize_table(bits: Int[Array, ""]) -> Int[Array, "256"]:
+def posterize_table(bits: Int[Array, ""]) -> Int[Array, " 256"]:
     """Keeps the top `bits` of the 8 bits of each level."""
     return jnp.arange(256) & ~(2 ** (8 - bits) - 1)
 
 
-def solarize_table(threshold: Int[Array, ""]) -> Int[Array, "256"]:
+def solarize_table(threshold: Int[Array, ""]) -> Int[Array, " 256"]:
     """Inverts the levels at or above the threshold."""
     levels = jnp.arange(256)
     return jnp.where(levels < threshold, levels, 255 - levels)
 
 
-def solarize_add_table(addition: Int[Array, ""]) -> Int[Array, "256"]:
+def solarize_add_table(addition: Int[Array, ""]) -> Int[Array, " 256"]:
     """Brightens the darker half of the levels."""
     levels = jnp.arange(256)
     return jnp.where(levels < 128, jnp.minimum(levels + addition, 255), levels)

@@ -26,9 +26,9 @@ _KIND = np.repeat(
 
 def apply_operations(
     images: UInt8[Array, "batch height width channels"],
-    operation: Int[Array, "batch"],
-    magnitude: Float[Array, "batch"],
-    sign: Float[Array, "batch"],
+    operation: Int[Array, " batch"],
+    magnitude: Float[Array, " batch"],
+    sign: Float[Array, " batch"],
 ) -> UInt8[Array, "batch height width channels"]:
     """One layer of RandAugment with given parameters: its own operation for each image.
 
@@ -47,7 +47,7 @@ def apply_operations(
 
 def rand_augment(
     images: UInt8[Array, "batch height width channels"],
-    keys: Key[Array, "batch"],
+    keys: Key[Array, " batch"],
     *,
     operations: Sequence[str] = OPERATIONS,
     layers: int = 2,
@@ -104,9 +104,9 @@ def draw_layer(
 
 def _apply_layer(
     images: UInt8[Array, "batch height width channels"],
-    operation: Int[Array, "batch"],
-    magnitude: Float[Array, "batch"],
-    sign: Float[Array, "batch"],
+    operation: Int[Array, " batch"],
+    magnitude: Float[Array, " batch"],
+    sign: Float[Array, " batch"],
     in_use: Iterable[str],
 ) -> UInt8[Array, "batch height width channels"]:
     """`apply_operations` for draws from `in_use` only; the others are not even compiled."""

@@ -13,7 +13,7 @@ from crest_jax.augment.weak import weak
 
 def strong(
     images: UInt8[Array, "batch height width channels"],
-    keys: Key[Array, "batch"],
+    keys: Key[Array, " batch"],
     *,
     flip: bool = True,
     operations: Sequence[str] = OPERATIONS,

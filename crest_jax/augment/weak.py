@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 def weak(
     images: UInt8[Array, "batch height width channels"],
-    keys: Key[Array, "batch"],
+    keys: Key[Array, " batch"],
     *,
     flip: bool = True,
 ) -> UInt8[Array, "batch height width channels"]:
@@ -37,14 +37,14 @@ def _shift_and_flip(
     return image.at[rows[:, None], columns].get(mode="promise_in_bounds")
 
 
-def _shifted(uniform: Float[Array, ""], size: int) -> Int[Array, "{size}"]:
+def _shifted(uniform: Float[Array, ""], size: int) -> Int[Array, " {size}"]:
     """Index of the pixel that each position along a side shows after a random shift."""
     pad = size // 8
     shift = (uniform * (2 * pad + 1)).astype(jnp.int32) - pad
     return _reflect(jnp.arange(size) + shift, size)
 
 
-def _reflect(index: Int[Array, "size"], size: int) -> Int[Array, "size"]:
+def _reflect(index: Int[Array, " size"], size: int) -> Int[Array, " size"]:
     """Index of the pixel seen at `index` in an endless mirror that does not repeat the edge."""
     last = size - 1
     return last - jnp.abs(last - jnp.abs(index))

@@ -15,12 +15,12 @@ from crest_jax.errors import DataError
 class Split(NamedTuple):
     """Rows of the train set, each split in ascending order."""
 
-    labeled: Int[np.ndarray, "labeled"]
-    unlabeled: Int[np.ndarray, "unlabeled"]
-    validation: Int[np.ndarray, "validation"]
+    labeled: Int[np.ndarray, " labeled"]
+    unlabeled: Int[np.ndarray, " unlabeled"]
+    validation: Int[np.ndarray, " validation"]
 
 
-def class_sizes(n_max: int, gamma: float, classes: int) -> Int[np.ndarray, "classes"]:
+def class_sizes(n_max: int, gamma: float, classes: int) -> Int[np.ndarray, " classes"]:
     """`N_l = N_1 gamma^(-(l-1)/(L-1))`, rounded down (paper section 4.1).
 
     Args:
@@ -34,8 +34,8 @@ def class_sizes(n_max: int, gamma: float, classes: int) -> Int[np.ndarray, "clas
 
 
 def split(
-    labels: Int[np.ndarray, "examples"],
-    sizes: Int[np.ndarray, "classes"],
+    labels: Int[np.ndarray, " examples"],
+    sizes: Int[np.ndarray, " classes"],
     *,
     beta: float,
     fold: int,

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """What one step trains on."""
 
     labeled: UInt8[np.ndarray, "labeled height width channels"]
-    labels: Int[np.ndarray, "labeled"]
+    labels: Int[np.ndarray, " labeled"]
     unlabeled: UInt8[np.ndarray, "unlabeled height width channels"]
 
 

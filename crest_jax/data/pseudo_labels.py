@@ -21,11 +21,11 @@ class PseudoLabels(NamedTuple):
     """One entry per unlabeled example, in the order of the unlabeled split."""
 
     ids: Sequence[str]
-    labels: Int[np.ndarray, "unlabeled"]
+    labels: Int[np.ndarray, " unlabeled"]
     # Largest softmax probability of the EMA model without augmentation or alignment, in [0, 1].
-    confidence: Float[np.ndarray, "unlabeled"]
+    confidence: Float[np.ndarray, " unlabeled"]
     # Whether the next generation trains on it.
-    selected: Bool[np.ndarray, "unlabeled"]
+    selected: Bool[np.ndarray, " unlabeled"]
 
 
 def write(folder: Path, pseudo_labels: PseudoLabels) -> None:

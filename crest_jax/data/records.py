@@ -33,7 +33,7 @@ class Images(NamedTuple):
 
     ids: list[str]
     images: UInt8[np.ndarray, "examples height width channels"]
-    labels: Int[np.ndarray, "examples"]
+    labels: Int[np.ndarray, " examples"]
 
     def __add__(self, other: "Images") -> "Images":
         """All examples of both, this one's first."""

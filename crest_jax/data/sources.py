@@ -28,7 +28,7 @@ class Source(NamedTuple):
 
     name: str
     class_names: tuple[str, ...]
-    labels: Callable[[str], Int[np.ndarray, "examples"]]
+    labels: Callable[[str], Int[np.ndarray, " examples"]]
     examples: Callable[[str], Iterator[Example]]
 
 
@@ -112,7 +112,7 @@ def tfds_source(name: str, *, data_dir: str, download: bool) -> Source:
             read_config=tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1),
         )
 
-    def labels(split: str) -> Int[np.ndarray, "examples"]:
+    def labels(split: str) -> Int[np.ndarray, " examples"]:
         chunks = read(split, {"label"}).batch(1000).as_numpy_iterator()
         return np.concatenate([chunk["label"] for chunk in chunks])
 

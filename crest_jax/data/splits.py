@@ -24,12 +24,12 @@ class Splits(NamedTuple):
     class_names: tuple[str, ...]
 
     @property
-    def labeled_counts(self) -> Int[np.ndarray, "classes"]:
+    def labeled_counts(self) -> Int[np.ndarray, " classes"]:
         """Size of each class in the original labeled set."""
         return np.bincount(self.labeled.labels, minlength=len(self.class_names))
 
     @property
-    def class_distribution(self) -> Float[np.ndarray, "classes"]:
+    def class_distribution(self) -> Float[np.ndarray, " classes"]:
         """p(y), of the original labeled set."""
         return self.labeled_counts / self.labeled_counts.sum()
 

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 
 
 def sampling_rates(
-    labeled_counts: Int[np.ndarray, "classes"], alpha: float
-) -> Float[np.ndarray, "classes"]:
+    labeled_counts: Int[np.ndarray, " classes"], alpha: float
+) -> Float[np.ndarray, " classes"]:
     """Rate at which the examples predicted as each class are selected, in (0, 1].
 
     `mu_l = (N_{L+1-l} / N_1)^alpha`, where l is a class' rank by size, largest first (Eq. 1):
@@ -35,10 +35,10 @@ def sampling_rates(
 
 
 def select(
-    pseudo_labels: Int[np.ndarray, "unlabeled"],
-    confidence: Float[np.ndarray, "unlabeled"],
-    rates: Float[np.ndarray, "classes"],
-) -> Bool[np.ndarray, "unlabeled"]:
+    pseudo_labels: Int[np.ndarray, " unlabeled"],
+    confidence: Float[np.ndarray, " unlabeled"],
+    rates: Float[np.ndarray, " classes"],
+) -> Bool[np.ndarray, " unlabeled"]:
     """Selects, among the examples predicted as class l, the `int(count * mu_l)` most confident.
 
     Of equally confident examples the earlier ones are taken.

@@ -30,8 +30,8 @@ def progressive_temperature(generation: int, generations: int, t_min: float) -> 
 
 
 def temperature_scaled(
-    class_distribution: Float[Array, "classes"], temperature: Float[Array, ""] | float
-) -> Float[Array, "classes"]:
+    class_distribution: Float[Array, " classes"], temperature: Float[Array, ""] | float
+) -> Float[Array, " classes"]:
     """`Normalize(p(y)^t)`: p(y) itself at t = 1, uniform at t = 0."""
     powered = class_distribution**temperature
     return powered / powered.sum()
@@ -39,8 +39,8 @@ def temperature_scaled(
 
 def align(
     probs: Float[Array, "batch classes"],
-    target: Float[Array, "classes"],
-    model_distribution: Float[Array, "classes"],
+    target: Float[Array, " classes"],
+    model_distribution: Float[Array, " classes"],
 ) -> Float[Array, "batch classes"]:
     """`Normalize(q p(y) / p~(y))`, the label guess instead of q (section 3.4).
 

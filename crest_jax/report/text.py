@@ -22,8 +22,10 @@ def generation_table(result: Mapping[str, Any], class_names: Sequence[str]) -> s
         f"generation {result['generation'] + 1}: accuracy {result['accuracy']:.1f} % "
         f"({result['accuracy_logit_adjusted']:.1f} % logit-adjusted), "
         f"{result['steps']} steps in {result['seconds']:.0f} s, "
-        f"{result['images_per_second']:.0f} images/s, t = {result['temperature']:.2f}"
+        f"{result['images_per_second']:.0f} images/s"
     )
+    if result["temperature"] is not None:
+        headline += f", t = {result['temperature']:.2f}"
     width = max(len("class"), *map(len, class_names))
     lines = [
         headline,
