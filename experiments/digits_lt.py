@@ -15,8 +15,8 @@ OPERATIONS = (
 
 def get_config(arguments=None):
     """Returns the setting of the README's figures."""
-    args = parse_arguments(arguments, {**ARGUMENTS, "gamma": 20.0, "beta": 0.1})
-    config = default_config(args, steps=400, generations={"crest": 4, "crest_plus": 4})
+    args = parse_arguments(arguments, {**ARGUMENTS, "gamma": 10.0, "beta": 0.1})
+    config = default_config(args, steps=600, generations={"crest": 3, "crest_plus": 3})
     config.data.name = "digits"
     config.data.shards = 1
     config.long_tail.n_max = 120
@@ -27,7 +27,7 @@ def get_config(arguments=None):
     config.augment.operations = OPERATIONS
     config.batch_size = 16
     config.optimizer.learning_rate = 0.1
-    config.eval_every = 40
+    config.eval_every = 60
     config.checkpoint_every = 200
     config.eval_batch_size = 500
     config.ema_decay = 0.99
