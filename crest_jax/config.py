@@ -101,7 +101,7 @@ def default_config(
             "checkpoint_every": 2**10,
             "batch_size": 64,
             "unlabeled_ratio": 7,
-            "eval_batch_size": 1000,
+            "eval_batch_size": 1024,
             "dtype": "float32",
             "sync_batch_norm": True,
             "ema_decay": 0.999,
@@ -171,7 +171,7 @@ def validate(config: ConfigDict, *, devices: int = 1) -> None:
         check_range(field, 1)
     for field in (
         "fold", "seed", "crest.alpha", "unlabeled_weight", "logit_adjustment_tau",
-        "optimizer.weight_decay", "optimizer.cosine_level",
+        "optimizer.weight_decay",
     ):  # fmt: skip
         check_range(field, 0)
     for field in (
@@ -182,6 +182,7 @@ def validate(config: ConfigDict, *, devices: int = 1) -> None:
     check("long_tail.beta", 0 < config.long_tail.beta <= 1, "in (0, 1]")
     validation = config.data.validation_fraction
     check("data.validation_fraction", 0 <= validation < 1, "in [0, 1)")
+    check_range("optimizer.cosine_level", 0, 8)
     check("optimizer.learning_rate", 0 < config.optimizer.learning_rate < math.inf, "above 0")
     depth = config.model.depth
     check("model.depth", depth >= 10 and (depth - 4) % 6 == 0, "6 n + 4 with n >= 1 (10, 16, 28)")

@@ -35,6 +35,6 @@ class NonFiniteError(CrestError):
 
 
 class Preempted(CrestError):
-    """SIGTERM arrived; everything is saved, and the same command continues."""
+    """SIGTERM arrived; whatever is on disk is whole, and the same command continues."""
 
     exit_status = os.EX_TEMPFAIL

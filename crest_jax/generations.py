@@ -24,6 +24,7 @@ from crest_jax.data import pipeline, pseudo_labels, records
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.splits import Splits
+from crest_jax.errors import DataError
 from crest_jax.models import MODELS
 from crest_jax.rebalancing import crest
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
@@ -62,17 +63,26 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
     for generation in range(config.generations):
         result = run_generation(config, folder, generation, splits, program)
         finished.append(result)
-        workdir.write_json(folder / RESULTS, results.of_run(config, splits.class_names, finished))
+        if not is_finished(folder, generation + 1):  # else it is written with that one
+            summary = results.of_run(config, splits.class_names, finished)
+            workdir.write_json(folder / RESULTS, summary)
         print(text.generation_table(result, splits.class_names), flush=True)
     if config.generations > 1:
         print(text.results_table(finished, splits.class_names), flush=True)
-    return results.of_run(config, splits.class_names, finished)
+    return summary
 
 
 def build(config: ConfigDict, splits: Splits) -> Program:
-    """Builds model, step and scoring pass for the devices at hand."""
+    """Builds model, step and scoring pass for the devices at hand.
+
+    Raises:
+      DataError: the images have neither 1 nor 3 channels.
+    """
     mesh = distributed.data_mesh()
     classes = len(splits.class_names)
+    image_shape = splits.labeled.images.shape[1:]
+    if image_shape[-1] not in (1, 3):
+        raise DataError(f"images of shape {image_shape} are neither grey (1 channel) nor RGB (3)")
     model = MODELS[config.model.name](
         classes=classes,
         depth=config.model.depth,
@@ -106,7 +116,7 @@ def build(config: ConfigDict, splits: Splits) -> Program:
             train_state.create,
             model=model,
             optimizer=optimizer,
-            image_shape=splits.labeled.images.shape[1:],
+            image_shape=image_shape,
             classes=classes,
         )
     )
@@ -123,7 +133,7 @@ def run_generation(
 ) -> dict[str, Any]:
     """Runs what is left of one generation, and returns its result.json."""
     here = folder_of(folder, generation)
-    if (here / RESULT).exists():
+    if is_finished(folder, generation):
         return workdir.read_json(here / RESULT)
     if not (here / "labeled").exists():
         rewrite_labeled(config, folder, generation, splits)
@@ -136,6 +146,7 @@ def run_generation(
     images = config.steps * config.batch_size * (1 + config.unlabeled_ratio)
     result = {
         "generation": generation,
+        "environment": workdir.environment(),
         "temperature": temperature_of(config, generation),
         **summary,
         "images_per_second": images / max(summary["seconds"], 1e-9),
@@ -203,6 +214,8 @@ def train_generation(
             generation=generation,
             start=start,
             stop=config.steps,
+            process=jax.process_index(),
+            processes=jax.process_count(),
         ):
             yield distributed.split(DeviceBatch(*batch), program.mesh)
 
@@ -253,7 +266,7 @@ def score_unlabeled(
 
 
 def temperature_of(config: ConfigDict, generation: int) -> float | None:
-    """T of the alignment target in a generation; None where the target has none."""
+    """Temperature of the alignment target in a generation; None where the target has none."""
     match config.alignment.target:
         case "progressive":
             return progressive_temperature(generation, config.generations, config.crest.t_min)
@@ -273,6 +286,12 @@ def generation_keys(config: ConfigDict, generation: int) -> tuple[Key[Array, ""]
         jax.random.fold_in(jax.random.key(config.seed), generation)
     )
     return init_key, step_key
+
+
+def is_finished(folder: Path, generation: int) -> bool:
+    """Whether a generation's results are there, and what the next one is made from."""
+    here = folder_of(folder, generation)
+    return (here / RESULT).exists() and (here / "pseudo_labels").exists()
 
 
 def folder_of(folder: Path, generation: int) -> Path:

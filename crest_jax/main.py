@@ -3,8 +3,8 @@
 python -m crest_jax.main --config=experiments/cifar10_lt.py[:key=value,...] [--workdir=DIR]
     [--config.field=value ...]
 
-Exit status: 0 done; 1 something is wrong with data, workdir or training; 64 with the config;
-75 stopped by SIGTERM, and the same command continues; 130 interrupted, likewise.
+Exit status: 0 done; 1 something is wrong with data, workdir, training, or the form of a flag; 64
+with the config; 75 stopped by SIGTERM, and the same command continues; 130 interrupted, likewise.
 """
 
 import logging as logging_levels
@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from crest_jax import config as config_lib
+from crest_jax import preemption
 from crest_jax.errors import ConfigError, CrestError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -48,20 +49,27 @@ def main(argv: list[str]) -> None:
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Runs or continues `config` in `workdir`."""
+    with preemption.raised_on_sigterm():
+        _run(config, workdir)
+
+
+def _run(config: ConfigDict, workdir: Path) -> None:
     # Imported only now, so that a wrong flag is reported without waiting for TensorFlow.
     import jax
 
-    from crest_jax import generations, preemption
+    from crest_jax import generations
     from crest_jax import workdir as workdir_lib
 
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR sets it too
         jax.config.update("jax_compilation_cache_dir", str(_COMPILATION_CACHE))
     config_lib.validate(config, devices=jax.device_count())
-    with preemption.raised_on_sigterm():
-        workdir_lib.claim(workdir, config)
-        print(f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
-              f"fold {config.fold}", flush=True)  # fmt: skip
-        generations.run(config, workdir)
+    workdir_lib.claim(workdir, config)
+    print(
+        f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
+        f"fold {config.fold}",
+        flush=True,
+    )
+    generations.run(config, workdir)
     print(f"results: {workdir / generations.RESULTS}")
 
 
@@ -80,7 +88,10 @@ def console() -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # an override of a field that the config does not have
+    except OSError as error:  # overrides of a config that could not be read
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ConfigError(f"--config cannot be read: {reason}") from error
+    except (AttributeError, KeyError) as error:  # an override of a field that there is not
         raise ConfigError(f"unknown config field: {error}") from error
 
 

@@ -23,7 +23,10 @@ def raised_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def deferred_sigterm() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM only makes the function that this yields return True."""
+    """Within, SIGTERM only makes the function that this yields return True.
+
+    One that nobody asked about is raised again on leaving.
+    """
     received = False
 
     def note(signum, frame):
@@ -32,6 +35,8 @@ def deferred_sigterm() -> Iterator[Callable[[], bool]]:
 
     with _handler(note):
         yield lambda: received
+    if received:
+        signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager

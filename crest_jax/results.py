@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from crest_jax import evaluate, workdir
+from crest_jax import evaluate
 from crest_jax.data.pseudo_labels import PseudoLabels
 
 # The reported figure is the mean of this many last evaluations (paper section 4.1).
@@ -80,7 +80,7 @@ def of_run(
     """What results.json holds: the last generation's figures above those of all generations."""
     headline = ("accuracy", "accuracy_logit_adjusted", "per_class_recall", "per_class_precision",
                 "labeled_per_class", "pseudo_labels", "steps", "seconds",
-                "images_per_second")  # fmt: skip
+                "images_per_second", "environment")  # fmt: skip
     return {
         "method": config.method,
         "rebalance": config.rebalance,
@@ -90,7 +90,6 @@ def of_run(
         "beta": config.long_tail.beta,
         "fold": config.fold,
         "seed": config.seed,
-        "environment": workdir.environment(),
         **{name: generations[-1][name] for name in headline},
         "generations": list(generations),
     }

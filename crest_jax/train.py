@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import metric_writers
+from jaxtyping import Array, Bool, PyTree
 from tqdm import tqdm
 
+import crest_jax.data  # noqa: F401, keeps the metric writer's TensorFlow off the accelerators
 from crest_jax import checkpoints, preemption
 from crest_jax.errors import NonFiniteError, Preempted, WorkdirError
 from crest_jax.train_state import TrainState
@@ -47,7 +50,8 @@ def train(
     """Trains to the last step, from the latest checkpoint if there is one.
 
     Writes `folder`/checkpoints, `folder`/metrics.jsonl and TensorBoard events. An evaluation's
-    line is on disk before the checkpoint of its step, so a checkpoint never lacks one.
+    line is on disk before the checkpoint of its step, so a checkpoint never lacks one. Its `train`
+    part is averaged over the steps since the evaluation before, or since the run was continued.
 
     Args:
       state: a fresh state, replicated over the devices.
@@ -61,7 +65,8 @@ def train(
 
     Raises:
       Preempted: SIGTERM arrived; a checkpoint of the current step was saved first.
-      NonFiniteError: a loss is NaN or infinite; nothing of it was saved.
+      NonFiniteError: a loss or a weight is NaN or infinite; nothing of it was saved.
+      WorkdirError: a checkpoint or an evaluation before it is missing or damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     steps = schedule.steps
@@ -72,6 +77,12 @@ def train(
         state = checkpoints.restore_latest(manager, state)
         start = int(state.step)
         history = keep_metrics(folder / METRICS, up_to=start)
+        missing = evaluations_until(start, schedule) - len(history)
+        if missing:
+            raise WorkdirError(
+                f"{folder / METRICS} lacks {missing} evaluations before step {start}: delete "
+                f"{folder} and run again"
+            )
         if start == steps:
             return state
         if start:
@@ -94,12 +105,13 @@ def train(
                 saving = done % schedule.checkpoint_every == 0 or done == steps or stopping
                 if evaluating or saving:
                     averages = _average(pending, last_step=done, title=title)
+                    _check_weights(state, step=done, title=title)
                 if evaluating:
                     summary = evaluate(state)
                     seconds = before + time.perf_counter() - began
                     line = {"step": done, "seconds": seconds, "train": averages, **summary}
                     _append(folder / METRICS, line)
-                    rate = (done - start) / max(time.perf_counter() - began, 1e-9)
+                    rate = (done - start - 1) / max(time.perf_counter() - began, 1e-9)
                     writer.write_scalars(done, {**_scalars(line), "steps_per_second": rate})
                     progress.set_postfix_str(f"accuracy {summary['test']['ema']['accuracy']:.1f} %")
                     pending = []
@@ -115,6 +127,12 @@ def train(
                 "run the same command again to continue"
             )
         return state
+
+
+def evaluations_until(step: int, schedule: Schedule) -> int:
+    """How many evaluations a generation has made after its first `step` steps."""
+    at_the_end = step == schedule.steps and step % schedule.eval_every != 0
+    return step // schedule.eval_every + at_the_end
 
 
 def keep_metrics(path: Path, *, up_to: int) -> list[dict[str, Any]]:
@@ -164,13 +182,28 @@ def _average(pending: list[Metrics], *, last_step: int, title: str) -> dict[str,
         values = np.array([metrics[name] for metrics in fetched], np.float64)
         if not np.isfinite(values).all():
             step = last_step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
-            raise NonFiniteError(
-                f"{title}: {name} is {values[step - last_step - 1]} at step {step}. Nothing since "
-                "the last checkpoint is kept. Try a lower --config.optimizer.learning_rate, or "
-                "another --config.seed, with a new --workdir"
-            )
+            raise NonFiniteError(_non_finite(title, name, values[step - last_step - 1], step))
         averages[name] = float(values.mean())
     return averages
+
+
+@jax.jit
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def _check_weights(state: TrainState, *, step: int, title: str) -> None:
+    """The loss of a step tells of the weights before it; these are the ones after it."""
+    if not jax.device_get(_all_finite(state.params)):
+        raise NonFiniteError(_non_finite(title, "a weight", "NaN or infinite", step))
+
+
+def _non_finite(title: str, name: str, value: Any, step: int) -> str:
+    return (
+        f"{title}: {name} is {value} at step {step}. Nothing since the last checkpoint is kept. "
+        "Try a lower --config.optimizer.learning_rate, or another --config.seed, with a new "
+        "--workdir"
+    )
 
 
 @contextmanager

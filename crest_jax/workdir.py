@@ -15,6 +15,8 @@ from crest_jax import config as config_lib
 from crest_jax.errors import WorkdirError
 
 CONFIG = "config.json"
+# Where data comes from may change within a run: its splits are its own.
+_LOCATION = ("data.data_dir:", "data.download:")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -43,7 +45,8 @@ def read_json(path: Path) -> Any:
 
 def environment() -> dict[str, Any]:
     """What, besides the config, the last bits of a result depend on."""
-    packages = ("crest_jax", "jax", "jaxlib", "flax", "optax", "tensorflow-datasets", "numpy")
+    packages = ("crest_jax", "jax", "jaxlib", "flax", "optax", "tensorflow", "tensorflow-cpu",
+                "tensorflow-datasets", "numpy")  # fmt: skip
     versions = {}
     for package in packages:
         try:
@@ -77,6 +80,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 
     path = workdir / CONFIG
     ours = {"config": config_lib.to_plain(config), "environment": environment()}
+    # Nothing was made with the old config yet, so that an error in it can be mended.
+    untouched = not (workdir / "splits").exists()
     if not path.exists():
         foreign = sorted(p.name for p in workdir.iterdir() if p.name != CONFIG + ".partial")
         if foreign:
@@ -86,13 +91,25 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             )
         write_json(path, ours)
         return
-    theirs = read_json(path)
+    try:
+        theirs = read_json(path)
+    except WorkdirError as error:
+        raise WorkdirError(
+            f"{path} is damaged, and says whose run this is: restore it, or start anew with "
+            "another --workdir"
+        ) from error
     if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
         raise WorkdirError(
             f"{path} was not written by this program: choose another folder with --workdir"
         )
-    changed = config_lib.differences(theirs["config"], ours["config"])
-    if changed:
+    changed = [
+        line
+        for line in config_lib.differences(theirs["config"], ours["config"])
+        if not line.startswith(_LOCATION)
+    ]
+    if changed and untouched:
+        write_json(path, ours)
+    elif changed:
         raise WorkdirError(
             f"workdir {workdir} belongs to another config:\n  "
             + "\n  ".join(changed)

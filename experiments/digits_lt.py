@@ -6,7 +6,7 @@ paper: it is here to see, and to test, everything at work.
 
 from crest_jax.config import ARGUMENTS, default_config, parse_arguments
 
-# A mirrored digit is no digit, and grey images have no colour.
+# Grey images have no colour, and white on black is what tells a digit from its background.
 OPERATIONS = (
     "AutoContrast", "Brightness", "Contrast", "Equalize", "Identity", "Posterize", "Rotate",
     "Sharpness", "ShearX", "ShearY", "Solarize", "TranslateX", "TranslateY",
@@ -23,12 +23,12 @@ def get_config(arguments=None):
     config.model.depth = 10
     config.model.width = 1
     config.model.batch_norm_momentum = 0.97
-    config.augment.flip = False
+    config.augment.flip = False  # a mirrored digit is no digit
     config.augment.operations = OPERATIONS
     config.batch_size = 16
     config.optimizer.learning_rate = 0.1
-    config.eval_every = 60
+    config.eval_every = 20
     config.checkpoint_every = 200
-    config.eval_batch_size = 500
+    config.eval_batch_size = 512
     config.ema_decay = 0.99
     return config

@@ -76,9 +76,25 @@ def test_a_damaged_checkpoint_says_what_to_delete(tmp_path):
     with checkpoints.open_checkpoints(folder) as manager:
         for step in (1, 2):
             checkpoints.save(manager, state_at(step, size=8))
-    (folder / "2" / "default" / "_METADATA").unlink()
+    (folder / "2" / "state" / "_METADATA").unlink()
     with (
         checkpoints.open_checkpoints(folder) as manager,
         pytest.raises(WorkdirError, match=r"checkpoints/2 cannot be read .* delete it"),
     ):
         checkpoints.restore_latest(manager, state_at(0, size=8))
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    """Orbax restores such a checkpoint without an error."""
+    folder = tmp_path / "checkpoints"
+    with checkpoints.open_checkpoints(folder) as manager:
+        checkpoints.save(manager, state_at(1))
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with (
+        checkpoints.open_checkpoints(folder) as manager,
+        pytest.raises(WorkdirError, match=r"checkpoints/1 (is not what was saved|cannot be read)"),
+    ):
+        checkpoints.restore_latest(manager, state_at(0))

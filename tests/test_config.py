@@ -224,7 +224,8 @@ BAD_FIELDS = [
     ("unlabeled_weight", -1.0, "at least 0"),
     ("logit_adjustment_tau", -1.0, "at least 0"),
     ("optimizer.weight_decay", -1e-4, "at least 0"),
-    ("optimizer.cosine_level", -1, "at least 0"),
+    ("optimizer.cosine_level", -1, "between 0 and 8"),
+    ("optimizer.cosine_level", 9, "between 0 and 8"),
     ("crest.t_min", -0.1, "between 0 and 1"),
     ("crest.t_min", 1.1, "between 0 and 1"),
     ("alignment.t", 1.5, "between 0 and 1"),
@@ -347,6 +348,7 @@ def test_all_problems_are_listed_together_and_once():
             crest__alpha=-1.0,
             model__depth=11,
             steps=0,
+            eval_batch_size=1000,
         ),
         devices=5,
     )

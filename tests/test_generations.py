@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from crest_jax import generations, main, train
-from crest_jax.data import records, splits
+from crest_jax import distributed, evaluate, generations, main, train
+from crest_jax.data import pseudo_labels, records, splits
 from crest_jax.errors import DataError, NonFiniteError
+from crest_jax.train_state import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +63,28 @@ def test_tensorboard_events_are_written(learned):
     assert list((workdir / "generation_00").glob("events.out.tfevents.*"))
 
 
-def test_non_finite_loss_stops_with_earlier_results_kept(learned, tiny_config, tmp_path):
-    config = tiny_config("rebalance=none", **{"optimizer.learning_rate": 1e30})
-    config.generations = 1
-    with pytest.raises(NonFiniteError, match=r"generation 1 of 1: .*loss is (nan|inf) at step \d"):
+def test_non_finite_loss_stops_with_earlier_results_kept(tiny_config, tmp_path):
+    config = tiny_config("rebalance=none", **{"optimizer.learning_rate": 1e30, "generations": 1})
+    with pytest.raises(NonFiniteError, match=r"generation 1 of 1: .*(loss|weight) .* at step \d"):
         main.run(config, tmp_path / "run")
     generation = tmp_path / "run" / "generation_00"
     assert not (generation / "result.json").exists()
     assert not [path for path in (generation / "checkpoints").iterdir() if path.name.isdigit()]
     assert records.load(tmp_path / "run" / "splits" / "labeled").ids
+
+
+def test_non_finite_weights_are_not_saved(tiny_config, tmp_path):
+    """The loss of the only step is that of the fresh weights, and finite."""
+    config = tiny_config(
+        "rebalance=none",
+        **{"optimizer.learning_rate": 3e38, "optimizer.momentum": 1.0, "generations": 1, "steps": 1,
+           "eval_every": 1, "checkpoint_every": 1},
+    )  # fmt: skip
+    with pytest.raises(NonFiniteError, match="a weight is NaN or infinite at step 1"):
+        main.run(config, tmp_path / "run")
+    folder = tmp_path / "run" / "generation_00"
+    assert not [path for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
+    assert not (folder / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("split", ["labeled", "test"])
@@ -109,3 +123,101 @@ def test_each_generation_starts_from_other_weights(tiny_config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first, again)
     kernels = [params["Conv_0"]["kernel"] for params in (first, second)]
     assert not np.allclose(*kernels)
+
+
+class Wiring:
+    """A run whose model is replaced by a table, to see what is passed to what."""
+
+    def __init__(self, config, folder):
+        self.config, self.folder = config, folder
+        splits.prepare(config, folder / "splits")
+        self.splits = splits.load(folder / "splits")
+        self.predicted_with = []
+        self.program = generations.Program(
+            distributed.data_mesh(), lambda key: None, None, self.predict
+        )
+
+    def predict(self, params, batch_stats, images, adjustment):
+        self.predicted_with.append(params)
+        labels = self.splits.unlabeled.labels.copy()
+        labels[::3] = 9  # a third of the pseudo-labels are wrong
+        confidence = np.linspace(0.2, 1.0, len(labels)).astype(np.float32)
+        return evaluate.Predictions(labels, confidence, labels)
+
+    def pseudo_labels(self, generation):
+        unused = dict.fromkeys(TrainState._fields)
+        state = TrainState(**unused | {"ema_params": "ema", "params": "raw"})
+        return generations.score_unlabeled(
+            self.config, generation, state, self.splits, self.program
+        )
+
+
+@pytest.fixture
+def wiring(tiny_config, tmp_path):
+    return Wiring(tiny_config(**{"generations": 3}), tmp_path)
+
+
+def test_the_ema_model_scores_and_the_rarest_class_keeps_all(wiring):
+    scored = wiring.pseudo_labels(0)
+    assert wiring.predicted_with == ["ema"]
+    counts = wiring.splits.labeled_counts
+    for label in (0, 9):
+        predicted = scored.labels == label
+        rate = (counts[9 - label] / counts[0]) ** (1 / 3)
+        assert scored.selected[predicted].sum() == int(predicted.sum() * rate)
+    assert not wiring.pseudo_labels(2).selected.any()  # the last generation has no successor
+
+
+def test_selections_replace_each_other_and_do_not_accumulate(wiring):
+    original = wiring.splits.labeled
+    for generation in (0, 1):
+        chosen = np.zeros(len(wiring.splits.unlabeled.ids), bool)
+        chosen[[generation, 10]] = True
+        scored = wiring.pseudo_labels(generation)._replace(selected=chosen)
+        pseudo_labels.write(
+            generations.folder_of(wiring.folder, generation) / "pseudo_labels", scored
+        )
+        generations.rewrite_labeled(wiring.config, wiring.folder, generation + 1, wiring.splits)
+        labeled = records.load(generations.folder_of(wiring.folder, generation + 1) / "labeled")
+        ids = [wiring.splits.unlabeled.ids[row] for row in (generation, 10)]
+        assert labeled.ids == [*original.ids, *ids]
+        assert labeled.labels[-2:].tolist() == scored.labels[chosen].tolist()
+        np.testing.assert_array_equal(labeled.images[:-2], original.images)
+        np.testing.assert_array_equal(
+            labeled.images[-2:], wiring.splits.unlabeled.images[[generation, 10]]
+        )
+
+
+def test_what_a_later_generation_trains_with(wiring, monkeypatch):
+    """The selection on top of the labeled set; all images; t of Eq. 2; p(y) of the ORIGINAL set."""
+    seen = {}
+
+    def batches(labeled, unlabeled, **where):
+        seen.update(labeled=labeled, unlabeled=unlabeled, **where)
+        return iter(())
+
+    def train(state, step, batches, constants, evaluation, **kwargs):
+        list(batches(7))
+        seen.update(constants=constants)
+        return TrainState(*[None] * len(TrainState._fields))
+
+    monkeypatch.setattr(generations.pipeline, "batches", batches)
+    monkeypatch.setattr(generations, "train", train)
+    pseudo_labels.write(
+        generations.folder_of(wiring.folder, 0) / "pseudo_labels", wiring.pseudo_labels(0)
+    )
+    generations.rewrite_labeled(wiring.config, wiring.folder, 1, wiring.splits)
+    generations.train_generation(
+        wiring.config,
+        generations.folder_of(wiring.folder, 1),
+        1,
+        wiring.splits,
+        wiring.program,
+    )
+    data = wiring.splits
+    assert len(seen["labeled"].ids) > len(data.labeled.ids)
+    assert seen["unlabeled"].ids == data.labeled.ids + data.unlabeled.ids
+    assert (seen["generation"], seen["start"], seen["stop"]) == (1, 7, 12)
+    assert seen["constants"].temperature == pytest.approx(0.75)
+    original = np.bincount(data.labeled.labels) / len(data.labeled.labels)
+    np.testing.assert_allclose(seen["constants"].class_distribution, original, rtol=1e-6)

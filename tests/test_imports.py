@@ -1,8 +1,13 @@
 """What may import TensorFlow, and what TensorFlow may see."""
 
+import importlib
 import os
 import subprocess
 import sys
+
+import tensorflow as tf
+
+import crest_jax.data
 
 JAX_ONLY = (
     "algorithms", "augment", "config", "distributed", "evaluate", "models", "rebalancing",
@@ -20,9 +25,10 @@ def test_models_algorithms_and_step_work_without_tensorflow():
     assert done.returncode == 0, done.stderr
 
 
-def test_tensorflow_sees_no_accelerator():
-    import tensorflow as tf
-
-    import crest_jax.data  # noqa: F401
-
-    assert {device.device_type for device in tf.config.get_visible_devices()} == {"CPU"}
+def test_tensorflow_is_kept_off_the_accelerators(monkeypatch):
+    hidden = []
+    monkeypatch.setattr(
+        tf.config, "set_visible_devices", lambda devices, kind: hidden.append((devices, kind))
+    )
+    importlib.reload(crest_jax.data)
+    assert hidden == [([], "GPU"), ([], "TPU")]

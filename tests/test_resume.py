@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -69,6 +71,7 @@ def test_the_main_job_writes_what_it_promises(untouched):
     assert [len(g["per_class_recall"]) for g in results["generations"]] == [10, 10]
     # The second generation trains on the original labeled set and what the first selected.
     first, second = results["generations"]
+    assert [first["temperature"], second["temperature"]] == [1.0, 0.5]
     assert sum(selections[0][3]) == sum(first["pseudo_labels"]["selected"]) > 0
     assert second["labeled_per_class"] == [
         original + selected
@@ -113,20 +116,20 @@ def test_sigterm_saves_and_the_same_command_continues(
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == os.EX_TEMPFAIL
-    assert "run the same command again to continue" in errors
     assert "Traceback" not in errors
+    assert "run the same command again to continue" in errors
+    step = re.search(r"generation 1 of 2 is saved at step (\d+) of 12", errors).group(1)
+    assert (workdir / "generation_00" / "checkpoints" / step).is_dir()
     finish(command_line(*tiny_flags, f"--workdir={workdir}"))
     assert figures(workdir) == figures(untouched[0])
 
 
 def test_a_finished_run_has_nothing_left_to_do(command_line, tiny_flags, untouched):
     workdir, output = untouched
-    before = {path: path.stat().st_mtime_ns for path in (workdir / "generation_01").rglob("*")}
+    before = {path: path.read_bytes() for path in workdir.rglob("*.json*")}
     again = finish(command_line(*tiny_flags, f"--workdir={workdir}"))
     assert again == output
-    assert before == {
-        path: path.stat().st_mtime_ns for path in (workdir / "generation_01").rglob("*")
-    }
+    assert before == {path: path.read_bytes() for path in workdir.rglob("*.json*")}
 
 
 def test_a_changed_config_is_refused(command_line, tiny_flags, untouched):
@@ -138,3 +141,11 @@ def test_a_changed_config_is_refused(command_line, tiny_flags, untouched):
     assert "crest.alpha: 0.3333333333333333 -> 0.5" in errors
     assert "Traceback" not in errors
     assert (workdir / "results.json").read_bytes() == results
+
+
+def test_lost_pseudo_labels_are_scored_anew(command_line, tiny_flags, untouched, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(untouched[0], workdir)
+    shutil.rmtree(workdir / "generation_00" / "pseudo_labels")
+    finish(command_line(*tiny_flags, f"--workdir={workdir}"))
+    assert figures(workdir) == figures(untouched[0])

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType
 
 from crest_jax import distributed, train_state
+from crest_jax.algorithms import Loss
 from crest_jax.algorithms.fixmatch import fixmatch
 from crest_jax.models import WideResNet
 from crest_jax.rebalancing import crest
@@ -199,3 +200,40 @@ def test_scoring_selects_the_same_on_any_number_of_devices(one_device):
     assert 0 < selections[0].sum() < 50
     np.testing.assert_array_equal(selections[0], selections[1])
     np.testing.assert_array_equal(selections[0], selections[2])
+
+
+@pytest.mark.parametrize("target", ["none", "labeled_average", "constant", "progressive"])
+def test_guesses_are_aligned_with_the_target_of_the_config(fresh, target):
+    """A loss that reports one aligned guess, in a state whose running estimates are not uniform."""
+    probs = np.array([[0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]], np.float32)
+    seen = np.array([0.4, 0.3, 0.2, 0.1], np.float32)
+    labeled = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+
+    def loss(inputs):
+        logits, batch_stats = inputs.forward(inputs.weak(inputs.labeled, inputs.labeled_keys))
+        aligned = inputs.align(jnp.asarray(probs))
+        metrics = {f"{row}{label}": aligned[row, label] for row in (0, 1) for label in range(4)}
+        return Loss(logits.mean(), batch_stats, aligned.mean(axis=0), metrics)
+
+    model = WideResNet(CLASSES, 10, 1, 0.9, axis_name=distributed.AXIS)
+    mesh = mesh_of(1)
+    step = make_train_step(
+        loss, model, OPTIMIZER, mesh, alignment_target=target, ema_decay=0.9, flip=False,
+        operations=("Identity",),
+    )  # fmt: skip
+    state = fresh._replace(
+        labeled_distribution=labeled, predictions=np.tile(seen, (128, 1)), step=np.int32(5)
+    )
+    new, metrics = step(
+        distributed.replicate(state, mesh),
+        distributed.split(batch_at(0), mesh),
+        distributed.replicate(generation(0.5), mesh),
+    )
+    goal = {"none": seen, "labeled_average": labeled}.get(target, TARGET**0.5 / (TARGET**0.5).sum())
+    expected = probs * (goal + 1e-6) / (seen + 1e-6)
+    expected /= expected.sum(axis=1, keepdims=True)
+    reported = [[float(metrics[f"{row}{label}"]) for label in range(4)] for row in (0, 1)]
+    np.testing.assert_allclose(reported, expected, rtol=1e-5)
+    # The estimates move after the loss: what this step predicted is at its place in the ring.
+    np.testing.assert_allclose(new.predictions[5], expected.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(new.predictions[6], seen)

@@ -15,7 +15,7 @@ def config():
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 # claim
@@ -47,6 +47,7 @@ def test_the_same_config_may_come_back_and_changes_nothing(tmp_path, config, cap
 
 def test_a_changed_config_is_refused_with_every_difference(tmp_path, config):
     workdir.claim(tmp_path, config)
+    (tmp_path / "splits").mkdir()
     before = contents(tmp_path)
     config.seed = 3
     config.long_tail.gamma = 50.0
@@ -59,6 +60,21 @@ def test_a_changed_config_is_refused_with_every_difference(tmp_path, config):
     assert "fold" not in message, "what has not changed is not listed"
     assert "--workdir" in message
     assert contents(tmp_path) == before
+
+
+def test_a_config_with_which_nothing_was_made_yet_can_be_mended(tmp_path, config):
+    workdir.claim(tmp_path, config)
+    config.long_tail.gamma = 7.0
+    workdir.claim(tmp_path, config)
+    assert workdir.read_json(tmp_path / "config.json")["config"]["long_tail"]["gamma"] == 7.0
+
+
+def test_where_the_data_lies_may_change(tmp_path, config):
+    workdir.claim(tmp_path, config)
+    (tmp_path / "splits").mkdir()
+    config.data.data_dir = "elsewhere"
+    config.data.download = False
+    workdir.claim(tmp_path, config)
 
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path, config):
@@ -91,7 +107,7 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path, config, below):
 
 def test_a_config_that_is_not_json_is_refused_by_name(tmp_path, config):
     (tmp_path / "config.json").write_text('{"config": {"se')
-    with pytest.raises(WorkdirError, match=r"config\.json is not readable JSON"):
+    with pytest.raises(WorkdirError, match=r"config\.json is damaged.*restore it, or.*--workdir"):
         workdir.claim(tmp_path, config)
 
 

@@ -75,10 +75,11 @@ def split(
                 "--config.long_tail.gamma or raise --config.long_tail.n_max"
             )
         kept = np.random.default_rng([label]).permutation(rows)[:size]
-        shuffled = np.random.default_rng([label, fold]).permutation(kept)
+        # From 1: a seed that ends in zeros is the same without them.
+        shuffled = np.random.default_rng([label, fold + 1]).permutation(kept)
         # 1e-9: a rounding error must make neither six labeled examples of 0.1 * 50, nor 28
         # validation examples of 0.29 * 100.
-        labeled = math.ceil(size * beta - 1e-9)
+        labeled = max(1, math.ceil(size * beta - 1e-9))
         training = labeled - math.floor(labeled * validation_fraction + 1e-9)
         parts["labeled"].append(shuffled[:training])
         parts["validation"].append(shuffled[training:labeled])

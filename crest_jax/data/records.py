@@ -24,8 +24,13 @@ from crest_jax.errors import DataError
 MANIFEST = "manifest.json"
 FORMAT = 1
 _FIELDS = {
-    "examples", "examples_per_class", "class_names", "image_shape", "ids_sha256", "shards"
-}  # fmt: skip
+    "examples": int,
+    "examples_per_class": list,
+    "class_names": list,
+    "image_shape": list | None,
+    "ids_sha256": str,
+    "shards": list,
+}
 
 
 class Images(NamedTuple):
@@ -99,7 +104,7 @@ def read_manifest(folder: Path) -> dict:
     try:
         manifest = json.loads(path.read_text())
         found = manifest["format"]
-        missing = _FIELDS - manifest.keys()
+        missing = [name for name in _FIELDS if not isinstance(manifest.get(name), _FIELDS[name])]
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: {_way_out(folder)}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -110,7 +115,7 @@ def read_manifest(folder: Path) -> dict:
             "continue with the version that wrote it"
         )
     if missing:
-        raise DataError(f"manifest {path} lacks {', '.join(sorted(missing))}: {_way_out(folder)}")
+        raise DataError(f"manifest {path} lacks a usable {', '.join(missing)}: {_way_out(folder)}")
     return manifest
 
 
@@ -130,6 +135,11 @@ def read(folder: Path) -> Iterator[Example]:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             example = _parse(record)
             ids.append(example.id)
+            if not 0 <= example.label < len(per_class):
+                raise DataError(
+                    f"{_name(path)}: {example.id} has label {example.label}, but the manifest has "
+                    f"{len(per_class)} class_names: {_way_out(folder)}"
+                )
             per_class[example.label] += 1
             count += 1
             yield example

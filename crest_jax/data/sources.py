@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import Int
 
-from crest_jax.errors import DataError
+from crest_jax.errors import CrestError, DataError
 
 
 class Example(NamedTuple):
@@ -93,6 +93,8 @@ def tfds_source(name: str, *, data_dir: str, download: bool) -> Source:
             )
         try:
             builder.download_and_prepare()
+        except CrestError:  # SIGTERM
+            raise
         except Exception as error:  # whatever a download may raise: network, disk, checksum
             raise DataError(
                 f"data set {name!r} is not in {where} and could not be downloaded "
@@ -103,6 +105,8 @@ def tfds_source(name: str, *, data_dir: str, download: bool) -> Source:
     missing |= {"train", "test"} - set(builder.info.splits)
     if missing:
         raise DataError(f"data set {name!r} has no {', '.join(sorted(missing))}")
+    if not isinstance(builder.info.features["label"], tfds.features.ClassLabel):
+        raise DataError(f"data set {name!r} is not of images that belong to one class each")
 
     def read(split: str, features: set, decoders: dict | None = None) -> tf.data.Dataset:
         return builder.as_dataset(

@@ -274,18 +274,12 @@ def test_a_manifest_without_one_of_its_shards_is_found(folder):
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param(
-            {"examples": 12},
-        ),
-        pytest.param(
-            {"examples": 0},
-        ),
-        pytest.param(
-            {"examples_per_class": [5, 6, 0]},
-        ),
-        pytest.param(
-            {"image_shape": [7, 7, 3]},
-        ),
+        {"examples": 12},
+        {"examples": 0},
+        {"examples_per_class": [5, 6, 0]},
+        {"image_shape": [7, 7, 3]},
+        {"class_names": ["only", "two"]},
+        {"shards": None},
     ],
     ids=str,
 )

@@ -1,0 +1,58 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from crest_jax import preemption
+from crest_jax.errors import Preempted
+from crest_jax.main import default_workdir
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--config=experiments/digits_lt.py:gama=3"], os.EX_USAGE, "'gama=3' is not key=value"),
+        (["--config=experiments/digits_lt.py:gamma=0.5"], os.EX_USAGE, "gamma=0.5 must be at"),
+        (["--config=experiments/digits_lt.py", "--config.stps=3"], os.EX_USAGE, '"steps"'),
+        (["--config=experiments/nofile.py", "--config.steps=3"], os.EX_USAGE, "nofile.py"),
+        (["--config=experiments/nofile.py"], os.EX_USAGE, "nofile.py is not a file"),
+        ([], os.EX_USAGE, "--config is missing"),
+        (["--config=experiments/digits_lt.py", "--workdir=setup.py"], 1, "cannot be written"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_readable_error(command_line, arguments, status, message):
+    output, errors = (process := command_line(*arguments)).communicate(timeout=120)
+    assert process.returncode == status
+    assert message in errors
+    assert errors.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in errors
+    assert not output
+
+
+def test_the_default_workdir_is_named_after_the_experiment_and_its_arguments():
+    assert default_workdir("experiments/digits_lt.py") == Path("runs/digits_lt")
+    assert default_workdir("experiments/cifar10_lt.py:gamma=50,rebalance=crest") == Path(
+        "runs/cifar10_lt-gamma=50-rebalance=crest"
+    )
+
+
+def deferred(then=lambda: None):
+    """What a SIGTERM within the step loop does."""
+    with preemption.deferred_sigterm() as preempted:
+        assert not preempted()
+        signal.raise_signal(signal.SIGTERM)
+        assert preempted()
+        then()
+
+
+def test_sigterm_is_raised_at_once_or_on_leaving():
+    before = signal.getsignal(signal.SIGTERM)
+    with preemption.raised_on_sigterm():
+        with pytest.raises(Preempted, match="run the same command again"):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Preempted):
+            deferred()
+        with pytest.raises(ZeroDivisionError):  # an error of its own is not replaced
+            deferred(then=lambda: 1 // 0)
+    assert signal.getsignal(signal.SIGTERM) is before
