@@ -1,4 +1,4 @@
-"""CIFAR100-LT with WRN-28-2: the right half of Table 1, and Figure 2.
+"""CIFAR100-LT with WRN-28-2 (section 4.1).
 
 Arguments as for cifar10_lt; the paper has gamma = 50 and 100, beta = 10 % and 30 %.
 """

@@ -1,4 +1,4 @@
-"""CIFAR10-LT with WRN-28-2: Tables 1, 2 and 5, Figures 1, 2, 4 and 5 of the paper.
+"""CIFAR10-LT with WRN-28-2: the paper's main setting (section 4.1).
 
 Arguments: method, rebalance, gamma (imbalance ratio), beta (labeled fraction), fold, and t (the
 constant temperature of rebalance=da). CReST+ trains 6 generations of 2^16 steps of 960 images.

@@ -33,8 +33,9 @@ STYLE = {
 def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
     """One picture of what the method does, a line per kind of run (as the paper's Figure 1).
 
-    Left: the labeled set's class sizes. Middle: recall on the test set by class, after the last
-    generation. Right: accuracy by generation; a run of one generation is a horizontal line.
+    Left: the labeled set's class sizes. Middle: recall on the test set by class, dotted after the
+    first generation, solid after the last. Right: accuracy by generation; a run of one generation
+    is a horizontal line.
     Runs of the same `rebalance` are averaged, and their standard deviation is drawn.
 
     Args:
@@ -56,8 +57,14 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
         for name, members in groups.items():
             look = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 4,
                     "label": NAMES[name]}  # fmt: skip
-            recalls = np.array([run["per_class_recall"] for run in members], float)
-            recall_axes.plot(classes, recalls.mean(axis=0), **look)
+            first, last = (
+                np.array([run["generations"][at]["per_class_recall"] for run in members], float)
+                for at in (0, -1)
+            )
+            recall_axes.plot(classes, last.mean(axis=0), **look)
+            if len(members[0]["generations"]) > 1:
+                dotted = {"linestyle": ":", "color": COLOURS[name]}
+                recall_axes.plot(classes, first.mean(axis=0), **dotted, label="_first")
             by_generation = np.array(
                 [[result["accuracy"] for result in run["generations"]] for run in members]
             )

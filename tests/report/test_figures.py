@@ -11,9 +11,14 @@ def results(rebalance, accuracies, recall):
     return {
         "rebalance": rebalance,
         "class_names": ["cat", "dog", "emu"],
-        "per_class_recall": recall,
         "generations": [
-            {"accuracy": accuracy, "labeled_per_class": [90, 9, 1]} for accuracy in accuracies
+            {
+                "accuracy": accuracy,
+                "labeled_per_class": [90, 9, 1],
+                # Towards the final recall, by as much each generation.
+                "per_class_recall": [value * number / len(accuracies) for value in recall],
+            }
+            for number, accuracy in enumerate(accuracies, start=1)
         ],
     }
 
@@ -34,6 +39,8 @@ def test_the_overview_draws_the_runs_own_figures(runs):
     lines = {line.get_label(): line.get_ydata() for line in recall.lines}
     np.testing.assert_allclose(lines["CReST+"], [91, 71, 54])
     np.testing.assert_allclose(lines["FixMatch"], [98, 60, 7])
+    np.testing.assert_allclose(lines["_first"], np.array([91, 71, 54]) / 3)
+    assert len(lines) == 3
     several, one = sorted(accuracy.lines, key=lambda line: -len(set(line.get_ydata())))
     np.testing.assert_allclose(several.get_ydata(), [52, 62, 72])
     np.testing.assert_allclose(one.get_ydata(), 55)
