@@ -4,6 +4,7 @@ python -m crest_jax.report.figures --output=FILE.svg WORKDIR [WORKDIR ...]
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from crest_jax.errors import CrestError, DataError
 from crest_jax.workdir import read_json
 
 NAMES = {"none": "FixMatch", "da": "FixMatch + DA", "crest": "CReST", "crest_plus": "CReST+"}
@@ -40,6 +42,9 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
 
     Args:
       runs: contents of results.json files, all of one data set, gamma and beta.
+
+    Raises:
+      DataError: runs of one kind differ in their number of generations.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 2.8), layout="constrained")
@@ -55,6 +60,12 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
             sizes_axes.set_yscale("log")
 
         for name, members in groups.items():
+            lengths = {len(run["generations"]) for run in members}
+            if len(lengths) > 1:
+                raise DataError(
+                    f"the {NAMES[name]} runs have {sorted(lengths)} generations: finish or leave "
+                    "out the shorter ones"
+                )
             look = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 4,
                     "label": NAMES[name]}  # fmt: skip
             first, last = (
@@ -93,8 +104,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("workdir", type=Path, nargs="+")
     arguments = parser.parse_args()
-    runs = [read_json(workdir / "results.json") for workdir in arguments.workdir]
-    overview(runs).savefig(arguments.output, dpi=150)
+    try:
+        runs = [read_json(workdir / "results.json") for workdir in arguments.workdir]
+        overview(runs).savefig(arguments.output, dpi=150)
+    except CrestError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 
+from crest_jax.errors import DataError
 from crest_jax.report import figures
 
 
@@ -60,3 +61,9 @@ def test_the_command_draws_the_results_of_workdirs(runs, tmp_path, monkeypatch, 
     assert output.read_bytes().startswith(begins)
     if suffix == "svg":
         assert all(name in output.read_text() for name in ("CReST+", "FixMatch", "generation"))
+
+
+def test_a_run_that_is_not_finished_is_named(runs):
+    runs[1]["generations"].pop()
+    with pytest.raises(DataError, match=r"CReST\+ runs have \[2, 3\] generations"):
+        figures.overview(runs)
