@@ -78,7 +78,7 @@ def train(
         start = int(state.step)
         history = keep_metrics(folder / METRICS, up_to=start)
         missing = evaluations_until(start, schedule) - len(history)
-        if missing:
+        if missing > 0:
             raise WorkdirError(
                 f"{folder / METRICS} lacks {missing} evaluations before step {start}: delete "
                 f"{folder} and run again"

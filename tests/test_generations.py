@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -6,20 +7,26 @@ import pytest
 
 from crest_jax import distributed, evaluate, generations, main, train
 from crest_jax.data import pseudo_labels, records, splits
-from crest_jax.errors import DataError, NonFiniteError
+from crest_jax.errors import DataError, NonFiniteError, WorkdirError
 from crest_jax.train_state import TrainState
+
+LEARNED_ARGUMENTS = "rebalance=da,beta=0.5,gamma=4"
+LEARNED = {
+    "generations": 1,
+    "steps": 150,
+    "eval_every": 25,
+    "checkpoint_every": 75,
+    "alignment.target": "labeled_average",
+    "data.validation_fraction": 0.25,
+    "batch_size": 16,
+}
 
 
 @pytest.fixture(scope="module")
 def learned(tiny_config, tmp_path_factory):
     """FixMatch with a validation split, long enough to learn, on all eight devices."""
     workdir = tmp_path_factory.mktemp("learned") / "run"
-    config = tiny_config(
-        "rebalance=da,beta=0.5,gamma=4",
-        **{"generations": 1, "steps": 150, "eval_every": 25, "checkpoint_every": 75,
-           "alignment.target": "labeled_average", "data.validation_fraction": 0.25,
-           "batch_size": 16},
-    )  # fmt: skip
+    config = tiny_config(LEARNED_ARGUMENTS, **LEARNED)
     main.run(config, workdir)
     return workdir, json.loads((workdir / "results.json").read_text())
 
@@ -110,6 +117,16 @@ def test_metrics_after_the_last_checkpoint_and_half_lines_are_dropped(tmp_path):
     path.write_text("\n".join(lines) + '\n{"step": 40, "te')
     assert [line["step"] for line in train.keep_metrics(path, up_to=20)] == [10, 20]
     assert path.read_text() == "\n".join(lines[:2]) + "\n"
+
+
+def test_a_checkpoint_without_its_evaluations_is_not_continued(learned, tiny_config, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(learned[0], workdir)
+    (workdir / "generation_00" / "metrics.jsonl").unlink()
+    (workdir / "generation_00" / "result.json").unlink()
+    config = tiny_config(LEARNED_ARGUMENTS, **LEARNED)
+    with pytest.raises(WorkdirError, match=r"lacks 6 evaluations before step 150: delete .*_00"):
+        main.run(config, workdir)
 
 
 def test_each_generation_starts_from_other_weights(tiny_config, tmp_path):
