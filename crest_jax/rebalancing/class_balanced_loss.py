@@ -1,0 +1,47 @@
+"""The class-balanced loss (CB; Cui et al., 2019, https://arxiv.org/abs/1901.05555).
+
+Every labeled example counts for its class by the inverse of the class' *effective number*: what
+another example adds is taken to shrink by a factor b with each one there is.
+"""
+
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+
+def class_weights(
+    labeled_counts: Int[np.ndarray, " classes"], b: float
+) -> Float[np.ndarray, " classes"]:
+    """Weights `(1 - b) / (1 - b^N_l)`, scaled to a mean of 1 over classes (Eq. 10 there).
+
+    Args:
+      labeled_counts: N_l, each at least 1.
+      b: in [0, 1); 0 weighs all classes alike, near 1 the weights approach 1 / N_l.
+
+    Raises:
+      ValueError: a class is empty, or b is out of range.
+    """
+    if labeled_counts.min() < 1:
+        raise ValueError(f"class {labeled_counts.argmin()} has no labeled example")
+    if not 0 <= b < 1:
+        raise ValueError(f"b={b} must be in [0, 1)")
+    weights = (1 - b) / (1 - b ** labeled_counts.astype(np.float64))
+    return weights / weights.mean()
+
+
+def weighted_cross_entropy(
+    logits: Float[Array, "batch classes"],
+    targets: Float[Array, "batch classes"],
+    class_weights: Float[Array, " classes"],
+) -> Float[Array, " batch"]:
+    """`-sum_l w_l p_l log softmax(logits)_l` of each example.
+
+    For a one-hot target it is the cross-entropy times the weight of its class; for the mixed
+    target of MixUp, each class in it counts by its own weight.
+
+    Args:
+      logits: of the model.
+      targets: p, rows summing to 1.
+      class_weights: w, at least 0; ones give the plain cross-entropy.
+    """
+    return optax.softmax_cross_entropy(logits, targets * class_weights)

@@ -1,0 +1,211 @@
+"""DARP: refining the pseudo-labels of all unlabeled examples together, so that their classes have a
+given distribution (Kim et al., 2020, https://arxiv.org/abs/2007.08844).
+
+The refined pseudo-labels are the solution of a convex problem (`refine`). Its dual has one variable
+per class, whatever the number of examples. The published code goes through these one after the
+other for a fixed number of rounds; we take damped Newton steps in all of them at once, each a few
+passes over the examples, until every class has its count.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+# Mass that `remove_noise` leaves everywhere, so that every row keeps full support.
+_FLOOR = 1e-6
+# How near each class' count comes to its target, relative to it, and how many steps that may take.
+_TOLERANCE = 1e-4
+# The same while rows are blurred, and by how much they are sharpened then.
+_BLURRED_TOLERANCE = 0.1
+_SHARPEN = 2**0.25
+_MOST_STEPS = 400
+# Smallest entropy of a row, in nats: examples surer than about 0.999 weigh alike. Without a bound
+# their weights span more orders of magnitude than float32 can solve for.
+_SMALLEST_ENTROPY = 1e-2
+
+
+class DarpState(NamedTuple):
+    """What DARP keeps between steps."""
+
+    # The latest soft pseudo-label of each unlabeled example, starting uniform.
+    pseudo_labels: Float[Array, "examples classes"]
+    # The same refined, as of the last renewal.
+    refined: Float[Array, "examples classes"]
+
+
+class Schedule(NamedTuple):
+    """When pseudo-labels are refined, in steps."""
+
+    start: int  # the first step that trains on refined pseudo-labels
+    every: int  # steps from one renewal to the next
+    delta: float  # how many times its count each class keeps examples for, at least 1
+
+
+def create(examples: int, classes: int) -> DarpState:
+    """Returns the state before the first step."""
+    # Two arrays: a donated state must not hold one buffer twice.
+    uniform, same = (jnp.full((examples, classes), 1 / classes, jnp.float32) for _ in range(2))
+    return DarpState(uniform, same)
+
+
+def update(
+    state: DarpState,
+    *,
+    rows: Int[Array, " batch"],
+    guesses: Float[Array, "batch classes"],
+    step: Int[Array, ""],
+    target: Float[Array, " classes"],
+    schedule: Schedule,
+) -> DarpState:
+    """Remembers a batch's pseudo-labels, and refines all of them when it is time.
+
+    Args:
+      state: as of before the step.
+      rows: which examples the batch held.
+      guesses: their pseudo-labels, rows summing to 1.
+      step: the step that is done, from 0.
+      target: the class distribution to give to the pseudo-labels, summing to 1.
+      schedule: when it is time.
+    """
+    pseudo_labels = remember(state.pseudo_labels, rows, guesses)
+    counts = target * len(pseudo_labels)
+    since = step + 1 - schedule.start
+    refined = lax.cond(
+        (since >= 0) & (since % schedule.every == 0),
+        lambda: refine(remove_noise(pseudo_labels, counts, schedule.delta), counts),
+        lambda: state.refined,
+    )
+    return DarpState(pseudo_labels, refined)
+
+
+def remember(
+    pseudo_labels: Float[Array, "examples classes"],
+    rows: Int[Array, " batch"],
+    guesses: Float[Array, "batch classes"],
+) -> Float[Array, "examples classes"]:
+    """Puts a batch's guesses into their rows; of an example that is there twice, the last one."""
+    examples = len(pseudo_labels)
+    # A scatter to the same row twice has no defined order on an accelerator.
+    places = jnp.arange(len(rows))
+    last = jnp.full(examples, -1).at[rows].max(places)
+    once = jnp.where(last[rows] == places, rows, examples)
+    return pseudo_labels.at[once].set(guesses, mode="drop")
+
+
+def remove_noise(
+    probabilities: Float[Array, "examples classes"],
+    target_counts: Float[Array, " classes"],
+    delta: float,
+) -> Float[Array, "examples classes"]:
+    """Takes class k from all but the `int(delta * target_k)` examples that have most of it.
+
+    Of equal examples the earlier ones keep it. Every entry then gets a little mass, and rows sum
+    to 1 again.
+
+    Args:
+      probabilities: pseudo-labels, rows summing to 1.
+      target_counts: how many examples of each class there should be.
+      delta: at least 1; the larger, the less is removed.
+    """
+    examples = len(probabilities)
+    order = jnp.argsort(-probabilities, axis=0, stable=True)
+    ranks = (
+        jnp.zeros_like(order)
+        .at[order, jnp.arange(order.shape[1])]
+        .set(jnp.arange(examples)[:, None])
+    )
+    kept = jnp.where(ranks < jnp.floor(delta * target_counts), probabilities, 0) + _FLOOR
+    return kept / kept.sum(axis=1, keepdims=True)
+
+
+class _Iterate(NamedTuple):
+    multipliers: Float[Array, " classes"]
+    sharpness: Float[Array, ""]
+    damping: Float[Array, ""]
+    refined: Float[Array, "examples classes"]
+    residual: Float[Array, " classes"]
+    step: Int[Array, ""]
+
+
+def refine(
+    probabilities: Float[Array, "examples classes"], target_counts: Float[Array, " classes"]
+) -> Float[Array, "examples classes"]:
+    """Finds the nearest pseudo-labels whose classes have the target counts.
+
+    Minimises `sum_m w_m KL(M_m || q_m)` with `w_m = 1 / H(q_m)` over M whose rows sum to 1 and
+    whose columns sum to the counts: uncertain examples give way before certain ones. The solution
+    is `M_mk = Normalize(q_mk exp(nu_k / w_m))`; its column sums less the targets are the dual's
+    gradient, and their derivative its Hessian, `sum_m (diag(M_m) - M_m M_m^T) / w_m`.
+
+    Where rows are all but one-hot the Hessian all but vanishes, and Newton's steps lead astray. So
+    the problem is solved first for blurred rows, `q^(1/32)`, whose solution is where to start with
+    rows a little sharper, and so on.
+
+    Args:
+      probabilities: q, rows summing to 1.
+      target_counts: at least 0; scaled to sum to the number of examples. A class with a target of 0
+        gets nothing.
+
+    Returns:
+      M, rows summing to 1, columns within 0.01 % of their targets wherever that can be reached.
+    """
+    counts = target_counts * (len(probabilities) / target_counts.sum())
+    wanted = counts > 0
+    logs = jnp.log(jnp.maximum(probabilities, _FLOOR))
+    entropy = -(probabilities * logs).sum(axis=1)
+    slack = jnp.maximum(entropy, _SMALLEST_ENTROPY)[:, None]  # 1 / w_m
+    logs = jnp.where(wanted, logs, -jnp.inf)
+    root = jnp.sqrt(counts)
+    scale = jnp.where(wanted, 1 / jnp.maximum(root, 1e-15), 0)
+
+    def at(multipliers, sharpness, damping, step) -> _Iterate:
+        refined = jax.nn.softmax(sharpness * (logs + slack * multipliers), axis=1)
+        residual = scale * (refined.sum(axis=0) - counts)
+        return _Iterate(multipliers, sharpness, damping, refined, residual, step)
+
+    def error(iterate: _Iterate) -> Float[Array, ""]:
+        return jnp.abs(iterate.residual * scale).max()  # relative to the counts
+
+    def unfinished(iterate: _Iterate) -> Bool[Array, ""]:
+        solved = (error(iterate) < _TOLERANCE) & (iterate.sharpness == 1)
+        return ~solved & (iterate.step < _MOST_STEPS)
+
+    def improve(iterate: _Iterate) -> _Iterate:
+        """One damped Newton step, taken unless it goes far past the minimum in its direction.
+
+        The dual's slope there tells, by gradients alone: differences of its values drown in
+        rounding. Classes are scaled so that each has a Hessian entry of one order of magnitude.
+        """
+        moved = iterate.sharpness * slack * iterate.refined
+        hessian = jnp.diag(moved.sum(axis=0)) - moved.T @ iterate.refined
+        hessian = scale[:, None] * hessian * scale
+        unit = jnp.trace(hessian) / wanted.sum()
+        matrix = hessian + jnp.diag(jnp.where(wanted, iterate.damping * unit, 1.0))
+        direction = -scale * jnp.linalg.solve(matrix, iterate.residual)
+        candidate = at(
+            iterate.multipliers + direction,
+            iterate.sharpness,
+            jnp.maximum(iterate.damping / 8, 1e-6),
+            iterate.step + 1,
+        )
+        slope, slope_after = (direction @ (root * each.residual) for each in (iterate, candidate))
+        damped = iterate._replace(damping=4 * iterate.damping, step=iterate.step + 1)
+        return _where(slope_after <= -slope / 10, candidate, damped)
+
+    def advance(iterate: _Iterate) -> _Iterate:
+        iterate = improve(iterate)
+        sharper = at(
+            iterate.multipliers, jnp.minimum(_SHARPEN * iterate.sharpness, 1), 1e-3, iterate.step
+        )
+        ready = (iterate.sharpness < 1) & (error(iterate) < _BLURRED_TOLERANCE)
+        return _where(ready, sharper, iterate)
+
+    start = at(jnp.zeros_like(counts), jnp.float32(1 / 32), jnp.float32(1e-3), jnp.int32(0))
+    return lax.while_loop(unfinished, advance, start).refined
+
+
+def _where(condition: Bool[Array, ""], one: _Iterate, other: _Iterate) -> _Iterate:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
