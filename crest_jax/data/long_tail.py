@@ -11,6 +11,9 @@ from jaxtyping import Int
 
 from crest_jax.errors import DataError
 
+# Whether the unlabeled set's classes shrink as the labeled set's do, or the other way round.
+ORDERS = ("same", "reversed")
+
 
 class Split(NamedTuple):
     """Rows of the train set, each split in ascending order."""
@@ -33,11 +36,47 @@ def class_sizes(n_max: int, gamma: float, classes: int) -> Int[np.ndarray, " cla
     return np.floor(n_max * gamma**exponents + 1e-6).astype(np.int64)
 
 
+def by_fraction(
+    sizes: Int[np.ndarray, " classes"], beta: float
+) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
+    """How many of each class are labeled, `ceil(N_l beta)`, and how many are left unlabeled.
+
+    Args:
+      sizes: N_l, of labeled and unlabeled together.
+      beta: the fraction that is labeled, in (0, 1].
+    """
+    # 1e-9: a rounding error must not make six labeled examples of 0.1 * 50.
+    labeled = np.ceil(sizes * beta - 1e-9).astype(np.int64)
+    labeled = np.minimum(np.maximum(labeled, 1), sizes)
+    return labeled, sizes - labeled
+
+
+def unlabeled_sizes(
+    m_max: int, gamma: float, classes: int, order: str
+) -> Int[np.ndarray, " classes"]:
+    """Sizes of an unlabeled set with a long tail of its own (DARP's protocol, paper Table 3).
+
+    Args:
+      m_max: M_1, the size of its largest class.
+      gamma: its imbalance ratio; 1 is uniform.
+      classes: L.
+      order: one of `ORDERS`. In reversed order the class that is rarest among the labeled examples
+        is the most frequent one here.
+
+    Raises:
+      ValueError: `order` is another.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order={order!r} is not one of {', '.join(ORDERS)}")
+    sizes = class_sizes(m_max, gamma, classes)
+    return sizes if order == "same" else sizes[::-1]
+
+
 def split(
     labels: Int[np.ndarray, " examples"],
-    sizes: Int[np.ndarray, " classes"],
+    labeled_sizes: Int[np.ndarray, " classes"],
+    unlabeled_sizes: Int[np.ndarray, " classes"],
     *,
-    beta: float,
     fold: int,
     validation_fraction: float = 0.0,
     class_names: tuple[str, ...] | None = None,
@@ -45,14 +84,14 @@ def split(
     """Draws the long-tailed train set, and from it the labeled, unlabeled and validation splits.
 
     Which images belong to the long-tailed set does not depend on the fold, so folds differ in
-    what is labeled and in nothing else; for one fold, a smaller beta's labeled set is part of a
-    larger one's. Per class, the first `ceil(N_l beta)` of a permutation seeded by the fold are
-    labeled, and the last `floor(validation_fraction * labeled)` of these are validation instead.
+    what is labeled and in nothing else; for one fold, a smaller labeled set is part of a larger one
+    of as many images in all. Per class, the first of a permutation seeded by the fold are labeled,
+    and the last `floor(validation_fraction * labeled)` of these are validation instead.
 
     Args:
       labels: class of every train example.
-      sizes: how many examples of each class to keep.
-      beta: fraction of the kept examples that is labeled, in (0, 1].
+      labeled_sizes: how many examples of each class to label.
+      unlabeled_sizes: how many to keep beside these.
       fold: which permutation; 0, 1, 2, ...
       validation_fraction: part of the labeled examples to validate on instead, in [0, 1).
       class_names: names for the error message.
@@ -61,25 +100,24 @@ def split(
       DataError: a class has fewer examples than it must keep, or none that is labeled.
     """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in Split._fields}
-    for label, size in enumerate(sizes):
+    for label, (labeled, unlabeled) in enumerate(zip(labeled_sizes, unlabeled_sizes, strict=True)):
         name = class_names[label] if class_names else str(label)
         rows = np.flatnonzero(labels == label)
-        if len(rows) < size:
+        if len(rows) < labeled + unlabeled:
             raise DataError(
                 f"class {name!r} has {len(rows)} training examples, but the long tail wants "
-                f"{size}: lower --config.long_tail.n_max"
+                f"{labeled + unlabeled}, {labeled} of them labeled: lower "
+                "--config.long_tail.n_max, or unlabeled_n_max where there is one"
             )
-        if size == 0:
+        if labeled == 0:
             raise DataError(
                 f"class {name!r} is left without a labeled example: lower "
                 "--config.long_tail.gamma or raise --config.long_tail.n_max"
             )
-        kept = np.random.default_rng([label]).permutation(rows)[:size]
+        kept = np.random.default_rng([label]).permutation(rows)[: labeled + unlabeled]
         # From 1: a seed that ends in zeros is the same without them.
         shuffled = np.random.default_rng([label, fold + 1]).permutation(kept)
-        # 1e-9: a rounding error must make neither six labeled examples of 0.1 * 50, nor 28
-        # validation examples of 0.29 * 100.
-        labeled = max(1, math.ceil(size * beta - 1e-9))
+        # 1e-9: a rounding error must not make 28 validation examples of 0.29 * 100.
         training = labeled - math.floor(labeled * validation_fraction + 1e-9)
         parts["labeled"].append(shuffled[:training])
         parts["validation"].append(shuffled[training:labeled])

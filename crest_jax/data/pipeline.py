@@ -3,7 +3,8 @@
 A stream has no state to save. It is the concatenation of epochs, each a permutation of the N
 examples that is computed from the seed and the epoch's number. Step s begins at example
 s * batch_size of it, whatever came before: a run that continues sees the batches that it would have
-seen anyway, after computing one permutation.
+seen anyway, after computing one permutation. With resampling every step draws its labeled examples
+anew, from the seed and the step's number.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from crest_jax.data.records import Images
 
@@ -22,6 +23,8 @@ class Batch(NamedTuple):
     labeled: UInt8[np.ndarray, "labeled height width channels"]
     labels: Int[np.ndarray, " labeled"]
     unlabeled: UInt8[np.ndarray, "unlabeled height width channels"]
+    # Which of all unlabeled examples these are.
+    unlabeled_rows: Int[np.ndarray, " unlabeled"]
 
 
 def batches(
@@ -34,6 +37,7 @@ def batches(
     generation: int,
     start: int,
     stop: int,
+    labeled_probabilities: Float[np.ndarray, " labeled"] | None = None,
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
@@ -46,33 +50,47 @@ def batches(
       labeled: the labeled set of this generation.
       unlabeled: all training images; their labels are not looked at.
       batch_size: labeled examples of the global batch.
-      unlabeled_ratio: unlabeled examples for each labeled one.
+      unlabeled_ratio: unlabeled examples for each labeled one; 0 for batches without any.
       seed: the run's.
       generation: from 0; each has an order of its own.
       start: first step.
       stop: one past the last step.
+      labeled_probabilities: where given, each labeled example is drawn with them, independently and
+        with replacement, instead of epoch by epoch.
       process: which host this is; it gets its contiguous part of the global batch.
       processes: how many hosts there are; they divide `batch_size`.
     """
 
-    def stream(number: int, examples: int, size: int) -> tf.data.Dataset:
-        share = size // processes
-        shuffled = _shuffled(
-            examples, size, seed=seed, order=2 * generation + number, start=start, stop=stop
+    def stream(order: int, examples: int, size: int) -> tf.data.Dataset:
+        return _shuffled(examples, size, seed=seed, order=order, start=start, stop=stop)
+
+    def share(rows: tf.Tensor) -> tf.Tensor:
+        size = len(rows) // processes
+        return rows[process * size : (process + 1) * size]
+
+    # Each stream of each generation has an order of its own.
+    orders = (2 * generation, 2 * generation + 1)
+    if labeled_probabilities is None:
+        labeled_stream = stream(orders[0], len(labeled.ids), batch_size)
+    else:
+        labeled_stream = _drawn(
+            labeled_probabilities, batch_size, seed=seed, order=orders[0], start=start, stop=stop
         )
-        return shuffled.map(lambda rows: rows[process * share : (process + 1) * share])
+    if unlabeled_ratio:
+        size = batch_size * unlabeled_ratio
+        unlabeled_stream = stream(orders[1], len(unlabeled.ids), size)
+    else:
+        unlabeled_stream = tf.data.Dataset.from_tensors(np.zeros(0, np.int32)).repeat()
 
     labeled_images, labels = tf.constant(labeled.images), tf.constant(labeled.labels)
     unlabeled_images = tf.constant(unlabeled.images)
-    rows = tf.data.Dataset.zip(
-        stream(0, len(labeled.ids), batch_size),
-        stream(1, len(unlabeled.ids), batch_size * unlabeled_ratio),
-    )
+    rows = tf.data.Dataset.zip(labeled_stream.map(share), unlabeled_stream.map(share))
     dataset = rows.map(
         lambda labeled_rows, unlabeled_rows: Batch(
             tf.gather(labeled_images, labeled_rows),
             tf.gather(labels, labeled_rows),
             tf.gather(unlabeled_images, unlabeled_rows),
+            unlabeled_rows,
         ),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
@@ -98,3 +116,28 @@ def _shuffled(
         return rows[tf.where(epoch == first, skipped, 0) :]
 
     return epochs.map(permutation).rebatch(size, drop_remainder=True).take(stop - start)
+
+
+def _drawn(
+    probabilities: Float[np.ndarray, " examples"],
+    size: int,
+    *,
+    seed: int,
+    order: int,
+    start: int,
+    stop: int,
+) -> tf.data.Dataset:
+    """Rows of independent draws for steps `start` to `stop - 1`, each of shape [size]."""
+    cumulative = np.cumsum(probabilities)
+    # Rounding must leave no gap above the last of them, into which a draw could fall.
+    cumulative[np.flatnonzero(probabilities)[-1] :] = 1.0
+
+    def draw(step: tf.Tensor) -> tf.Tensor:
+        uniform = tf.random.stateless_uniform(
+            [size],
+            seed=tf.stack([tf.constant(seed, tf.int64), step + (order << 40)]),
+            dtype=tf.float64,
+        )
+        return tf.searchsorted(tf.constant(cumulative), uniform, side="right")
+
+    return tf.data.Dataset.range(start, stop).map(draw)

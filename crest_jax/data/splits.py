@@ -47,13 +47,9 @@ def prepare(config: ConfigDict, folder: Path) -> None:
         config.data.name, data_dir=config.data.data_dir, download=config.data.download
     )
     labels = source.labels("train")
-    sizes = long_tail.class_sizes(
-        config.long_tail.n_max, config.long_tail.gamma, len(source.class_names)
-    )
     split = long_tail.split(
         labels,
-        sizes,
-        beta=config.long_tail.beta,
+        *_sizes(config.long_tail, len(source.class_names)),
         fold=config.fold,
         validation_fraction=config.data.validation_fraction,
         class_names=source.class_names,
@@ -83,3 +79,15 @@ def load(folder: Path) -> Splits:
     class_names = tuple(records.read_manifest(folder / "labeled")["class_names"])
     names = ("labeled", "unlabeled", "test", "validation")
     return Splits(*(records.load(folder / name) for name in names), class_names)
+
+
+def _sizes(
+    tail: ConfigDict, classes: int
+) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
+    """How many examples of each class are labeled, and how many are not."""
+    sizes = long_tail.class_sizes(tail.n_max, tail.gamma, classes)
+    if "unlabeled_n_max" not in tail:
+        return long_tail.by_fraction(sizes, tail.beta)
+    return sizes, long_tail.unlabeled_sizes(
+        tail.unlabeled_n_max, tail.unlabeled_gamma, classes, tail.unlabeled_order
+    )

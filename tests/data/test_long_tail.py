@@ -30,6 +30,11 @@ def balanced_labels(per_class, classes, seed=0):
     return np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), per_class))
 
 
+def cut(labels, sizes, *, beta, **options):
+    """A split by the labeled fraction (paper section 4.1)."""
+    return long_tail.split(labels, *long_tail.by_fraction(sizes, beta), **options)
+
+
 # Sizes
 
 
@@ -64,7 +69,7 @@ def test_gamma_1_is_balanced():
 def test_the_labeled_set_has_ceil_of_beta_of_each_class(beta):
     labels = balanced_labels(600, 10)
     sizes = long_tail.class_sizes(500, 100.0, 10)
-    parts = long_tail.split(labels, sizes, beta=beta, fold=0)
+    parts = cut(labels, sizes, beta=beta, fold=0)
     # beta as it is written: 0.1 is a tenth, not the double next to it.
     exact = Fraction(beta).limit_denominator(1000)
     expected = [math.ceil(int(size) * exact) for size in sizes]
@@ -76,7 +81,7 @@ def test_the_labeled_set_has_ceil_of_beta_of_each_class(beta):
 
 def test_a_tenth_of_cifar10_lt_is_1244_labeled_images():
     labels = balanced_labels(5000, 10)
-    parts = long_tail.split(labels, np.array(CIFAR10_GAMMA_100), beta=0.1, fold=0)
+    parts = cut(labels, np.array(CIFAR10_GAMMA_100), beta=0.1, fold=0)
     counts = np.bincount(labels[parts.labeled]).tolist()
     assert counts == [500, 300, 180, 108, 65, 39, 24, 14, 9, 5]
     assert len(parts.labeled) + len(parts.unlabeled) == 12406
@@ -85,7 +90,7 @@ def test_a_tenth_of_cifar10_lt_is_1244_labeled_images():
 def test_the_splits_are_disjoint_ascending_and_cover_the_long_tail():
     labels = balanced_labels(60, 5)
     sizes = np.array([60, 31, 17, 8, 3])
-    parts = long_tail.split(labels, sizes, beta=0.4, fold=1, validation_fraction=0.3)
+    parts = cut(labels, sizes, beta=0.4, fold=1, validation_fraction=0.3)
     rows = np.concatenate(parts)
     assert len(np.unique(rows)) == len(rows) == sizes.sum()
     assert np.bincount(labels[rows]).tolist() == sizes.tolist()
@@ -96,7 +101,7 @@ def test_the_splits_are_disjoint_ascending_and_cover_the_long_tail():
 def test_folds_share_the_long_tailed_set_and_differ_in_what_is_labeled():
     labels = balanced_labels(200, 4)
     sizes = np.array([150, 60, 30, 10])
-    folds = [long_tail.split(labels, sizes, beta=0.3, fold=fold) for fold in range(5)]
+    folds = [cut(labels, sizes, beta=0.3, fold=fold) for fold in range(5)]
     whole = {frozenset(np.concatenate(parts).tolist()) for parts in folds}
     labeled = {frozenset(parts.labeled.tolist()) for parts in folds}
     assert len(whole) == 1
@@ -111,15 +116,15 @@ def test_the_same_fold_is_the_same_split():
     labels = balanced_labels(50, 3)
     sizes = np.array([40, 20, 10])
     arguments = {"beta": 0.25, "fold": 3, "validation_fraction": 0.2}
-    first = long_tail.split(labels, sizes, **arguments)
-    second = long_tail.split(labels.copy(), sizes, **arguments)
+    first = cut(labels, sizes, **arguments)
+    second = cut(labels.copy(), sizes, **arguments)
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_what_is_kept_is_drawn_and_not_the_first_rows():
     labels = np.repeat([0, 1], 1000)
-    parts = long_tail.split(labels, np.array([1000, 100]), beta=0.5, fold=0)
+    parts = cut(labels, np.array([1000, 100]), beta=0.5, fold=0)
     kept = np.concatenate([parts.labeled, parts.unlabeled])
     minority = kept[kept >= 1000] - 1000
     # Mean of 100 draws from 0..999 without replacement: 499.5, standard error 27.
@@ -130,7 +135,7 @@ def test_a_smaller_betas_labeled_set_is_part_of_a_larger_ones():
     labels = balanced_labels(100, 4)
     sizes = np.array([100, 50, 20, 9])
     nested = [
-        set(long_tail.split(labels, sizes, beta=beta, fold=2).labeled.tolist())
+        set(cut(labels, sizes, beta=beta, fold=2).labeled.tolist())
         for beta in (0.05, 0.1, 0.3, 0.5, 1.0)
     ]
     for smaller, larger in itertools.pairwise(nested):
@@ -140,8 +145,8 @@ def test_a_smaller_betas_labeled_set_is_part_of_a_larger_ones():
 def test_validation_is_cut_by_class_from_the_labeled_set_alone():
     labels = balanced_labels(200, 4)
     sizes = np.array([200, 100, 50, 10])
-    without = long_tail.split(labels, sizes, beta=0.3, fold=0)
-    parts = long_tail.split(labels, sizes, beta=0.3, fold=0, validation_fraction=0.25)
+    without = cut(labels, sizes, beta=0.3, fold=0)
+    parts = cut(labels, sizes, beta=0.3, fold=0, validation_fraction=0.25)
     # 60, 30, 15, 3 are labeled; a quarter, rounded down, is validation.
     assert np.bincount(labels[parts.validation], minlength=4).tolist() == [15, 7, 3, 0]
     assert np.bincount(labels[parts.labeled], minlength=4).tolist() == [45, 23, 12, 3]
@@ -151,24 +156,20 @@ def test_validation_is_cut_by_class_from_the_labeled_set_alone():
 
 def test_validation_is_not_short_of_one_by_a_rounding_error():
     labels = np.zeros(100, np.int64)
-    parts = long_tail.split(labels, np.array([100]), beta=1.0, fold=0, validation_fraction=0.29)
+    parts = cut(labels, np.array([100]), beta=1.0, fold=0, validation_fraction=0.29)
     assert len(parts.validation) == 29
 
 
 def test_every_class_keeps_a_labeled_example_whatever_is_held_out():
     labels = balanced_labels(20, 3)
-    parts = long_tail.split(
-        labels, np.array([20, 4, 1]), beta=0.1, fold=0, validation_fraction=0.99
-    )
+    parts = cut(labels, np.array([20, 4, 1]), beta=0.1, fold=0, validation_fraction=0.99)
     assert np.bincount(labels[parts.labeled], minlength=3).min() >= 1
 
 
 def test_a_class_with_too_few_examples_is_named_with_both_counts():
     labels = np.repeat([0, 1, 2], [50, 19, 50])
     with pytest.raises(DataError) as caught:
-        long_tail.split(
-            labels, np.array([50, 20, 5]), beta=0.1, fold=0, class_names=("cat", "dog", "emu")
-        )
+        cut(labels, np.array([50, 20, 5]), beta=0.1, fold=0, class_names=("cat", "dog", "emu"))
     message = str(caught.value)
     for part in ("'dog'", "19", "20", "long_tail.n_max"):
         assert part in message
@@ -176,15 +177,49 @@ def test_a_class_with_too_few_examples_is_named_with_both_counts():
 
 def test_a_class_without_a_name_goes_by_its_number():
     with pytest.raises(DataError, match="class '1' has 1 training examples"):
-        long_tail.split(np.array([0, 0, 1]), np.array([2, 2]), beta=0.5, fold=0)
+        cut(np.array([0, 0, 1]), np.array([2, 2]), beta=0.5, fold=0)
 
 
 def test_a_class_that_the_long_tail_leaves_empty_is_an_error():
     sizes = long_tail.class_sizes(50, 100.0, 3)
     assert sizes.tolist() == [50, 5, 0]
     with pytest.raises(DataError) as caught:
-        long_tail.split(
-            balanced_labels(50, 3), sizes, beta=0.1, fold=0, class_names=("cat", "dog", "emu")
-        )
+        cut(balanced_labels(50, 3), sizes, beta=0.1, fold=0, class_names=("cat", "dog", "emu"))
     for part in ("'emu'", "long_tail.gamma", "long_tail.n_max"):
         assert part in str(caught.value)
+
+
+# Separate long tails
+
+
+@pytest.mark.parametrize("gamma", [50, 100, 150])
+def test_darps_protocol_has_1500_labeled_and_3000_unlabeled_of_the_largest_class(gamma):
+    labels = balanced_labels(5000, 10)
+    labeled = long_tail.class_sizes(1500, float(gamma), 10)
+    unlabeled = long_tail.unlabeled_sizes(3000, float(gamma), 10, "same")
+    parts = long_tail.split(labels, labeled, unlabeled, fold=0)
+    assert np.bincount(labels[parts.labeled]).tolist() == exact_sizes(1500, gamma, 10)
+    assert np.bincount(labels[parts.unlabeled]).tolist() == exact_sizes(3000, gamma, 10)
+    assert not set(parts.labeled) & set(parts.unlabeled)
+
+
+def test_an_unlabeled_set_may_be_reversed_or_uniform():
+    reversed_sizes = long_tail.unlabeled_sizes(3000, 100.0, 10, "reversed")
+    assert reversed_sizes.tolist() == exact_sizes(3000, 100, 10)[::-1]
+    assert long_tail.unlabeled_sizes(3000, 1.0, 10, "reversed").tolist() == [3000] * 10
+    labels = balanced_labels(5000, 10)
+    labeled = long_tail.class_sizes(1500, 100.0, 10)
+    parts = long_tail.split(labels, labeled, reversed_sizes, fold=1)
+    assert np.bincount(labels[parts.unlabeled]).tolist() == reversed_sizes.tolist()
+    assert np.bincount(labels[parts.labeled]).tolist() == labeled.tolist()
+
+
+def test_another_order_is_refused():
+    with pytest.raises(ValueError, match="'shuffled' is not one of same, reversed"):
+        long_tail.unlabeled_sizes(3000, 100.0, 10, "shuffled")
+
+
+def test_labeled_and_unlabeled_together_must_be_there():
+    labels = np.repeat([0, 1], [50, 50])
+    with pytest.raises(DataError, match=r"class '1' has 50 .* wants 51, 20 of them labeled"):
+        long_tail.split(labels, np.array([20, 20]), np.array([30, 31]), fold=0)
