@@ -1,13 +1,15 @@
 """Orbax checkpoints of a generation's training state."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from crest_jax.errors import WorkdirError
 from crest_jax.train_state import TrainState
@@ -17,12 +19,17 @@ KEEP = 2
 
 
 @contextmanager
-def open_checkpoints(folder: Path) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(folder: Path, *, lasting: Sequence[int]) -> Iterator[ocp.CheckpointManager]:
     """Opens a folder of checkpoints; on leaving, waits for saves under way.
 
-    What a killed process left unfinished in it is removed.
+    The latest two stay, and those of the steps in `lasting`. What a killed process left unfinished
+    is removed.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, cleanup_tmp_directories=True)
+    keep = [preservation_policy.LatestN(KEEP), preservation_policy.CustomSteps(lasting)]
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+        cleanup_tmp_directories=True,
+    )
     with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
         yield manager
 
@@ -40,22 +47,35 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
         )
 
 
-def restore_latest(manager: ocp.CheckpointManager, template: TrainState) -> TrainState:
-    """Returns the newest checkpoint, or `template` where there is none.
-
-    Args:
-      manager: from `open_checkpoints`.
-      template: a state of the right shapes and sharding.
+def restore_latest(manager: ocp.CheckpointManager, fresh: TrainState) -> TrainState:
+    """Returns the newest checkpoint, or `fresh` where there is none.
 
     Raises:
       WorkdirError: the newest checkpoint cannot be read, or is not what was saved.
     """
     step = manager.latest_step()
     if step is None:
-        return template
+        return fresh
+    way_out = "delete it and run again to continue from the one before"
+    return restore(manager, step, fresh, way_out=way_out)
+
+
+def restore(
+    manager: ocp.CheckpointManager, step: int, template: PyTree, *, way_out: str
+) -> TrainState:
+    """Returns the checkpoint of a step.
+
+    Args:
+      manager: from `open_checkpoints`.
+      step: whose.
+      template: a state of the right shapes and sharding, or only these.
+      way_out: what to do where it is damaged, for the message.
+
+    Raises:
+      WorkdirError: the checkpoint cannot be read, or is not what was saved.
+    """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     path = Path(manager.directory) / str(step)
-    way_out = "delete it and run again to continue from the one before"
     try:
         restored = manager.restore(
             step,

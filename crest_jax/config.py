@@ -10,21 +10,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from crest_jax.algorithms import ALGORITHMS
+from crest_jax.algorithms import ALGORITHMS, Algorithm
 from crest_jax.augment.rand_augment import OPERATIONS
 from crest_jax.errors import ConfigError
 from crest_jax.models import MODELS
-from crest_jax.rebalancing.distribution_alignment import TARGETS
+from crest_jax.rebalancing import PSEUDO_LABELS, REBALANCING, SELF_TRAINING, parts, problems
 
-# What each value of `rebalance` may set `alignment.target` to; the first one is its default.
-REBALANCE = {
-    "none": ("none",),
-    "da": ("constant", "labeled_average"),
-    "crest": ("none", "constant", "labeled_average"),
-    "crest_plus": ("progressive",),
-}
 DTYPES = ("float32", "bfloat16")
-SELF_TRAINING = ("crest", "crest_plus")
+# Whether the unlabeled set's classes shrink as the labeled set's do, or the other way round.
+ORDERS = ("same", "reversed")
+# What the unlabeled data's class distribution is taken to be.
+DISTRIBUTIONS = ("labeled", "given", "predicted")
 
 # The arguments of the CIFAR experiments, with Table 1's middle column as defaults.
 ARGUMENTS: Mapping[str, Any] = {
@@ -35,7 +31,7 @@ ARGUMENTS: Mapping[str, Any] = {
     "fold": 0,
     "t": 1.0,
 }
-_CHOICES = {"method": ALGORITHMS, "rebalance": REBALANCE}
+_CHOICES = {"method": ALGORITHMS, "order_u": ORDERS, "target": DISTRIBUTIONS}
 
 
 def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -> ConfigDict:
@@ -43,7 +39,8 @@ def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -
 
     Args:
       text: comma-separated `key=value` pairs, or nothing.
-      defaults: every valid key with its default; a value is converted to its default's type.
+      defaults: every valid key with its default; a value is converted to its default's type,
+        and to a float where that is None.
 
     Raises:
       ConfigError: a key or a value is not valid. The message lists those that are.
@@ -58,7 +55,10 @@ def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -
             )
         if key in _CHOICES and value not in _CHOICES[key]:
             raise ConfigError(f"{key}={value} is not one of {', '.join(_CHOICES[key])}")
-        kind = type(defaults[key])
+        if key == "rebalance":
+            for problem in problems(value, unlabeled=True):
+                raise ConfigError(f"rebalance={value}: {problem}")
+        kind = float if defaults[key] is None else type(defaults[key])
         try:
             arguments[key] = kind(value)
         except ValueError as error:
@@ -69,34 +69,37 @@ def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -
 def default_config(
     arguments: ConfigDict,
     *,
-    steps: int = 2**16,
+    budget: int = 6 * 2**16,
     generations: Mapping[str, int] | None = None,
 ) -> ConfigDict:
     """Returns the paper's config for these experiment arguments.
 
     Args:
-      arguments: as `parse_arguments` gives them.
-      steps: training steps of one generation of self-training.
-      generations: how many generations `crest` and `crest_plus` take (paper section 4.1: 15
-        and 6). Methods of a single generation train as long as all generations of
-        `crest_plus` together (Table 2).
+      arguments: as `parse_arguments` gives them; those it does not have are `ARGUMENTS`' defaults.
+      budget: training steps of all generations of CReST+ together, which methods of a single
+        generation take in one (Table 2). CReST's generations are as long as those of CReST+.
+      generations: how many `crest` and `crest_plus` take; by default, as the algorithm says.
 
     Raises:
-      ConfigError: `t` is given for another `rebalance` than `da`.
+      ConfigError: `t` is given without `da`.
     """
-    generations = generations or {"crest": 15, "crest_plus": 6}
-    rebalance = arguments.rebalance
-    if rebalance != "da" and arguments.t != ARGUMENTS["t"]:
-        raise ConfigError(f"t={arguments.t} is an argument of rebalance=da, not of {rebalance}")
-    self_training = rebalance in SELF_TRAINING
-    return ConfigDict(
+    arguments = ConfigDict({**ARGUMENTS, **arguments})
+    algorithm = ALGORITHMS[arguments.method]
+    generations = generations or algorithm.generations
+    names = parts(arguments.rebalance)
+    if "da" not in names and arguments.t != ARGUMENTS["t"]:
+        raise ConfigError(
+            f"t={arguments.t} is an argument of rebalance=da, not of {arguments.rebalance}"
+        )
+    self_training = [name for name in names if name in SELF_TRAINING]
+    config = ConfigDict(
         {
             "seed": 0,
             "fold": arguments.fold,
             "method": arguments.method,
-            "rebalance": rebalance,
-            "generations": generations[rebalance] if self_training else 1,
-            "steps": steps if self_training else generations["crest_plus"] * steps,
+            "rebalance": arguments.rebalance,
+            "generations": generations[self_training[0]] if self_training else 1,
+            "steps": budget // generations["crest_plus"] if self_training else budget,
             "eval_every": 2**10,
             "checkpoint_every": 2**10,
             "batch_size": 64,
@@ -105,8 +108,7 @@ def default_config(
             "dtype": "float32",
             "sync_batch_norm": True,
             "ema_decay": 0.999,
-            "threshold": 0.95,
-            "unlabeled_weight": 1.0,
+            **{name: each.default for name, each in algorithm.hyper_parameters.items()},
             "logit_adjustment_tau": 1.0,
             "model": {
                 "name": "wide_resnet",
@@ -133,10 +135,23 @@ def default_config(
                 "weight_decay": 5e-4,
                 "cosine_level": 1,
             },
-            "alignment": {"target": REBALANCE[rebalance][0], "t": arguments.t},
+            "unlabeled_distribution": {"source": "labeled", "given": ()},
+            "class_balanced_loss": {"b": 0.999},
+            "alignment": {"target": alignment_targets(arguments.rebalance)[0], "t": arguments.t},
+            "darp": {"start": 0.4, "every": 10, "delta": 2.0},
             "crest": {"alpha": 1 / 3, "t_min": 0.5},
         }
     )
+    config.update_from_flattened_dict(algorithm.settings)
+    return config
+
+
+def alignment_targets(rebalance: str) -> tuple[str, ...]:
+    """What `alignment.target` may be, its default first."""
+    names = parts(rebalance)
+    if "crest_plus" in names:
+        return ("progressive",)
+    return ("constant", "labeled_average") if "da" in names else ("none",)
 
 
 def validate(config: ConfigDict, *, devices: int = 1) -> None:
@@ -145,75 +160,182 @@ def validate(config: ConfigDict, *, devices: int = 1) -> None:
     Raises:
       ConfigError: one line for each field that is not usable, with its value and what is.
     """
-    problems: list[str] = []
+    checks = _Checks(config)
+    _check_training(checks, devices)
+    _check_long_tail(checks)
+    checks.one_of("method", tuple(ALGORITHMS))
+    if config.method in ALGORITHMS:
+        _check_algorithm(checks, ALGORITHMS[config.method])
+        _check_rebalancing(checks, ALGORITHMS[config.method])
+    if checks.found:
+        raise ConfigError("\n".join(dict.fromkeys(checks.found)))
 
-    def check(field: str, valid: bool, expected: str) -> None:
+
+class _Checks:
+    """Looks at a config's fields, and collects what is wrong with them."""
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        self.found: list[str] = []
+
+    def value(self, field: str) -> Any:
+        value = self.config
+        for key in field.split("."):
+            value = value[key]
+        return value
+
+    def require(self, field: str, valid: bool, expected: str) -> None:
         if not valid:
-            problems.append(f"{field}={_get(config, field)!r} must be {expected}")
+            self.found.append(f"{field}={self.value(field)!r} must be {expected}")
 
-    def check_range(field: str, low: int, high: int | float = math.inf) -> None:
-        value = _get(config, field)
-        bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-        check(field, math.isfinite(value) and low <= value <= high, bounds)
+    def within(self, low: int | float, high: int | float, *fields: str) -> None:
+        bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        for field in fields:
+            value = self.value(field)
+            self.require(field, math.isfinite(value) and low <= value <= high, bounds)
 
-    def check_choice(field: str, choices: Sequence[str]) -> None:
-        check(field, _get(config, field) in choices, f"one of {', '.join(choices)}")
+    def above_zero(self, *fields: str) -> None:
+        for field in fields:
+            self.require(field, 0 < self.value(field) < math.inf, "above 0")
 
-    check_choice("method", tuple(ALGORITHMS))
-    check_choice("rebalance", tuple(REBALANCE))
-    check_choice("model.name", tuple(MODELS))
-    check_choice("alignment.target", TARGETS)
-    check_choice("dtype", DTYPES)
-    for field in (
-        "generations", "steps", "eval_every", "checkpoint_every", "batch_size", "unlabeled_ratio",
-        "eval_batch_size", "model.width", "data.shards", "long_tail.n_max", "long_tail.gamma",
-    ):  # fmt: skip
-        check_range(field, 1)
-    for field in (
-        "fold", "seed", "crest.alpha", "unlabeled_weight", "logit_adjustment_tau",
-        "optimizer.weight_decay",
-    ):  # fmt: skip
-        check_range(field, 0)
-    for field in (
-        "crest.t_min", "alignment.t", "threshold", "ema_decay", "optimizer.momentum",
-        "model.batch_norm_momentum",
-    ):  # fmt: skip
-        check_range(field, 0, 1)
-    check("long_tail.beta", 0 < config.long_tail.beta <= 1, "in (0, 1]")
+    def one_of(self, field: str, choices: Sequence[str]) -> None:
+        self.require(field, self.value(field) in choices, f"one of {', '.join(choices)}")
+
+
+def _check_training(checks: _Checks, devices: int) -> None:
+    config = checks.config
+    checks.one_of("model.name", tuple(MODELS))
+    checks.one_of("dtype", DTYPES)
+    checks.within(
+        1, math.inf, "generations", "steps", "eval_every", "checkpoint_every", "batch_size",
+        "eval_batch_size", "model.width", "data.shards", "darp.every", "darp.delta",
+    )  # fmt: skip
+    checks.within(
+        0, math.inf, "fold", "seed", "crest.alpha", "logit_adjustment_tau", "optimizer.weight_decay"
+    )
+    checks.within(
+        0, 1, "crest.t_min", "alignment.t", "ema_decay", "optimizer.momentum",
+        "model.batch_norm_momentum", "darp.start",
+    )  # fmt: skip
+    checks.within(0, 8, "optimizer.cosine_level")
+    checks.above_zero("optimizer.learning_rate")
+    b = config.class_balanced_loss.b
+    checks.require("class_balanced_loss.b", 0 <= b < 1, "in [0, 1)")
     validation = config.data.validation_fraction
-    check("data.validation_fraction", 0 <= validation < 1, "in [0, 1)")
-    check_range("optimizer.cosine_level", 0, 8)
-    check("optimizer.learning_rate", 0 < config.optimizer.learning_rate < math.inf, "above 0")
+    checks.require("data.validation_fraction", 0 <= validation < 1, "in [0, 1)")
     depth = config.model.depth
-    check("model.depth", depth >= 10 and (depth - 4) % 6 == 0, "6 n + 4 with n >= 1 (10, 16, 28)")
+    checks.require(
+        "model.depth", depth >= 10 and (depth - 4) % 6 == 0, "6 n + 4 with n >= 1 (10, 16, 28)"
+    )
     operations = config.augment.operations
-    check(
+    checks.require(
         "augment.operations",
         bool(operations) and set(operations) <= set(OPERATIONS),
         f"a non-empty selection of {', '.join(OPERATIONS)}",
     )
     for field in ("batch_size", "eval_batch_size"):
-        check(field, _get(config, field) % devices == 0, f"divisible by the {devices} devices")
-    if config.rebalance in REBALANCE:
-        targets = REBALANCE[config.rebalance]
-        check(
-            "alignment.target",
-            config.alignment.target in targets,
-            f"one of {', '.join(targets)} when rebalance={config.rebalance}",
+        size = checks.value(field)
+        checks.require(field, size % devices == 0, f"divisible by the {devices} devices")
+
+
+def _check_long_tail(checks: _Checks) -> None:
+    long_tail = checks.config.long_tail
+    checks.within(1, math.inf, "long_tail.n_max", "long_tail.gamma")
+    if "unlabeled_n_max" in long_tail:
+        checks.within(1, math.inf, "long_tail.unlabeled_n_max", "long_tail.unlabeled_gamma")
+        checks.one_of("long_tail.unlabeled_order", ORDERS)
+        return
+    checks.require("long_tail.beta", 0 < long_tail.beta <= 1, "in (0, 1]")
+    if checks.config.generations > 1:
+        checks.require(
+            "long_tail.beta",
+            long_tail.beta < 1,
+            "below 1 for more than one generation: at 1 nothing is left to pseudo-label",
         )
-        if config.generations > 1:
-            check(
-                "generations",
-                config.rebalance in SELF_TRAINING,
-                f"1 when rebalance={config.rebalance}; {' and '.join(SELF_TRAINING)} self-train",
-            )
-            check(
-                "long_tail.beta",
-                config.long_tail.beta < 1,
-                "below 1 for more than one generation: at 1 nothing is left to pseudo-label",
-            )
-    if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def _check_algorithm(checks: _Checks, algorithm: Algorithm) -> None:
+    config = checks.config
+    method = f"method={config.method}"
+    theirs = {name for each in ALGORITHMS.values() for name in each.hyper_parameters}
+    if theirs & set(config) != set(algorithm.hyper_parameters):
+        checks.found.append(
+            f"the config has the hyper-parameters of another method than {config.method}: choose "
+            f"the method as an argument of the experiment, --config=FILE.py:{method}"
+        )
+        return
+    for name, (_, low, high) in algorithm.hyper_parameters.items():
+        checks.within(low, high, name)
+    if algorithm.unlabeled:
+        checks.within(1, math.inf, "unlabeled_ratio")
+    else:
+        checks.require("unlabeled_ratio", config.unlabeled_ratio == 0, f"0 when {method}")
+
+
+def _check_rebalancing(checks: _Checks, algorithm: Algorithm) -> None:
+    config = checks.config
+    method = f"method={config.method}"
+    impossible = problems(config.rebalance, unlabeled=algorithm.unlabeled)
+    if impossible:
+        where = f"{method}, rebalance={config.rebalance}"
+        checks.found += [f"{where}: {problem}" for problem in impossible]
+        return
+    names = parts(config.rebalance)
+    targets = alignment_targets(config.rebalance)
+    checks.require(
+        "alignment.target",
+        config.alignment.target in targets,
+        f"one of {', '.join(targets)} when rebalance={config.rebalance}",
+    )
+    if set(names) & set(SELF_TRAINING):
+        checks.require(
+            "generations",
+            config.generations > 1,
+            f"at least 2 when rebalance={config.rebalance}, which trains again on its own labels",
+        )
+    else:
+        checks.require(
+            "generations",
+            config.generations <= 1,
+            f"1 when rebalance={config.rebalance}; {' and '.join(SELF_TRAINING)} self-train",
+        )
+    _check_unlabeled_distribution(checks, names)
+
+
+def _check_unlabeled_distribution(checks: _Checks, names: Sequence[str]) -> None:
+    source = checks.config.unlabeled_distribution.source
+    given = checks.config.unlabeled_distribution.given
+    checks.one_of("unlabeled_distribution.source", DISTRIBUTIONS)
+    users = [name for name, what in REBALANCING.items() if PSEUDO_LABELS in what]
+    used = checks.config.alignment.target != "labeled_average" and set(names) & set(users)
+    if source in DISTRIBUTIONS and not used:
+        checks.require(
+            "unlabeled_distribution.source",
+            source == "labeled",
+            f"labeled where nothing looks at it; {', '.join(users)} do, but for "
+            "alignment.target=labeled_average",
+        )
+    all_labeled = checks.config.long_tail.get("beta", 0) == 1
+    if source == "predicted" and all_labeled:
+        checks.require(
+            "unlabeled_distribution.source",
+            False,
+            "labeled when long_tail.beta=1, where there is nothing to predict",
+        )
+    shares = all(isinstance(share, int | float) and 0 <= share < math.inf for share in given)
+    if source == "given":
+        checks.require(
+            "unlabeled_distribution.given",
+            shares and sum(given) > 0,
+            "one share or size per class, not all 0; or set unlabeled_distribution.source to "
+            "labeled (as the labeled set) or predicted (estimated from the model)",
+        )
+    else:
+        checks.require(
+            "unlabeled_distribution.given",
+            not given,
+            f"() when unlabeled_distribution.source={source}",
+        )
 
 
 def to_plain(config: ConfigDict) -> dict[str, Any]:
@@ -231,9 +353,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif before != after:
             lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
     return lines
-
-
-def _get(config: ConfigDict, field: str) -> Any:
-    for key in field.split("."):
-        config = config[key]
-    return config

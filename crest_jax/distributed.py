@@ -30,6 +30,13 @@ def over_devices(
     return jax.jit(mapped, **jit_options)
 
 
+def gather(tree: PyTree) -> PyTree:
+    """Puts the devices' parts of a batch together on each of them; for use in a mapped function."""
+    return jax.tree.map(
+        lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True, to="invarying"), tree
+    )
+
+
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Copies every leaf to every device."""
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from crest_jax import augment, distributed
 from crest_jax.distributed import REPLICATED, SPLIT
+from crest_jax.rebalancing.logit_adjustment import adjusted_labels
 
 
 class Predictions(NamedTuple):
@@ -33,12 +34,16 @@ Predict = Callable[
     Predictions,
 ]  # fmt: skip
 
+Logits = Callable[
+    [PyTree, PyTree, UInt8[np.ndarray, "examples height width channels"]],
+    Float[np.ndarray, "examples classes"],
+]
+
 
 def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
     """Returns `predict(params, batch_stats, images, adjustment) -> Predictions`, in NumPy.
 
-    `adjustment` is subtracted from the logits for `adjusted_labels`: `tau log p(y)` for post-hoc
-    logit adjustment (Menon et al., 2021, Eq. 9).
+    `adjustment`, from `logit_adjustment`, is subtracted from the logits for `adjusted_labels`.
 
     Args:
       model: its batch norm uses running statistics here.
@@ -46,39 +51,72 @@ def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
       batch_size: images a call; the last batch is padded.
     """
 
-    def on_device(params, batch_stats, images, adjustment):
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits = model.apply(variables, augment.rescale(images), train=False)
+    def on_device(images, params, batch_stats, adjustment):
+        logits = _logits(model, params, batch_stats, images)
         return Predictions(
             logits.argmax(axis=-1),
             jax.nn.softmax(logits).max(axis=-1),
-            (logits - adjustment).argmax(axis=-1),
+            adjusted_labels(logits, adjustment),
         )
 
+    mapped = _over_batches(on_device, mesh, batch_size, inputs=3)
+
+    def predict(params, batch_stats, images, adjustment) -> Predictions:
+        if not len(images):  # an empty split has no image shape to compile for
+            none = np.zeros(0, np.int32)
+            return Predictions(none, np.zeros(0, np.float32), none)
+        return mapped(images, params, batch_stats, jnp.asarray(adjustment, jnp.float32))
+
+    return predict
+
+
+def make_logits(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Logits:
+    """Returns `logits(params, batch_stats, images)`, in NumPy; arguments as for `make_predict`."""
+
+    def on_device(images, params, batch_stats):
+        return _logits(model, params, batch_stats, images)
+
+    mapped = _over_batches(on_device, mesh, batch_size, inputs=2)
+    return lambda params, batch_stats, images: mapped(images, params, batch_stats)
+
+
+def _logits(model: nn.Module, params: PyTree, batch_stats: PyTree, images: Array) -> Array:
+    variables = {"params": params, "batch_stats": batch_stats}
+    return model.apply(variables, augment.rescale(images), train=False)
+
+
+def _over_batches(
+    on_device: Callable[..., PyTree], mesh: Mesh, batch_size: int, *, inputs: int
+) -> Callable[..., PyTree]:
+    """Maps a function of images over the devices and over as many batches as there are.
+
+    Args:
+      on_device: of a batch of images and of `inputs` trees that every device has.
+      mesh: whose devices share each batch.
+      batch_size: images a call.
+      inputs: how many arguments follow the images.
+
+    Returns:
+      The function of one or more images, in NumPy.
+    """
     mapped = distributed.over_devices(
         on_device,
         mesh,
-        in_specs=(REPLICATED, REPLICATED, SPLIT, REPLICATED),
+        in_specs=(SPLIT, *[REPLICATED] * inputs),
         out_specs=SPLIT,
     )
 
-    def predict(params, batch_stats, images, adjustment) -> Predictions:
-        adjustment = jnp.asarray(adjustment, jnp.float32)
+    def over_batches(images, *arguments) -> PyTree:
         parts = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             padding = [(0, batch_size - len(batch))] + [(0, 0)] * (images.ndim - 1)
-            batch = distributed.split(np.pad(batch, padding), mesh)
-            parts.append(mapped(params, batch_stats, batch, adjustment))
+            parts.append(mapped(distributed.split(np.pad(batch, padding), mesh), *arguments))
         # Fetched only now: no batch waits for the one before it to come back.
         fetched = jax.device_get(parts)
-        if not fetched:
-            empty = np.zeros(0, np.int32)
-            return Predictions(empty, np.zeros(0, np.float32), empty)
-        fields = (np.concatenate(field)[: len(images)] for field in zip(*fetched, strict=True))
-        return Predictions(*fields)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *fetched)
 
-    return predict
+    return over_batches
 
 
 def confusion_matrix(

@@ -6,7 +6,7 @@ name when it is whole, and is skipped when that is there: so the same command co
 wherever it was stopped.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from crest_jax import distributed, evaluate, results, train_state, workdir
@@ -23,10 +23,19 @@ from crest_jax.algorithms import ALGORITHMS
 from crest_jax.data import pipeline, pseudo_labels, records
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
+from crest_jax.data.records import Images
 from crest_jax.data.splits import Splits
-from crest_jax.errors import DataError
+from crest_jax.errors import ConfigError, DataError
 from crest_jax.models import MODELS
-from crest_jax.rebalancing import crest
+from crest_jax.rebalancing import (
+    class_balanced_loss,
+    crest,
+    darp,
+    label_shift,
+    logit_adjustment,
+    parts,
+    resampling,
+)
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
 from crest_jax.report import text
 from crest_jax.train import METRICS, Schedule, keep_metrics, train
@@ -34,7 +43,8 @@ from crest_jax.train_state import TrainState
 from crest_jax.train_step import DeviceBatch, Generation, TrainStep, make_train_step
 
 RESULT = "result.json"
-RESULTS = "results.json"
+# An evaluation's estimate of the unlabeled split's class distribution.
+UNLABELED_DISTRIBUTION = "unlabeled_distribution"
 
 
 class Program(NamedTuple):
@@ -44,6 +54,7 @@ class Program(NamedTuple):
     new_state: Callable[[Key[Array, ""]], TrainState]  # replicated over the mesh
     train_step: TrainStep
     predict: evaluate.Predict
+    logits: evaluate.Logits
 
 
 def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
         finished.append(result)
         if not is_finished(folder, generation + 1):  # else it is written with that one
             summary = results.of_run(config, splits.class_names, finished)
-            workdir.write_json(folder / RESULTS, summary)
+            workdir.write_json(folder / results.RESULTS, summary)
         print(text.generation_table(result, splits.class_names), flush=True)
     if config.generations > 1:
         print(text.results_table(finished, splits.class_names), flush=True)
@@ -77,7 +88,9 @@ def build(config: ConfigDict, splits: Splits) -> Program:
 
     Raises:
       DataError: the images have neither 1 nor 3 channels.
+      ConfigError: the unlabeled distribution that is given is not one of these classes.
     """
+    target_distribution(config, splits, None)
     mesh = distributed.data_mesh()
     classes = len(splits.class_names)
     image_shape = splits.labeled.images.shape[1:]
@@ -101,12 +114,15 @@ def build(config: ConfigDict, splits: Splits) -> Program:
         weight_decay=config.optimizer.weight_decay,
     )
     algorithm = ALGORITHMS[config.method]
+    refines = "darp" in parts(config.rebalance)
     train_step = make_train_step(
         partial(algorithm.loss, **{name: config[name] for name in algorithm.hyper_parameters}),
         model,
         optimizer,
         mesh,
+        steps=config.steps,
         alignment_target=config.alignment.target,
+        refinement=_refinement(config) if refines else None,
         ema_decay=config.ema_decay,
         flip=config.augment.flip,
         operations=tuple(config.augment.operations),
@@ -118,6 +134,7 @@ def build(config: ConfigDict, splits: Splits) -> Program:
             optimizer=optimizer,
             image_shape=image_shape,
             classes=classes,
+            refined_examples=len(splits.labeled.ids + splits.unlabeled.ids) if refines else 0,
         )
     )
     return Program(
@@ -125,6 +142,7 @@ def build(config: ConfigDict, splits: Splits) -> Program:
         lambda key: distributed.replicate(create(key), mesh),
         train_step,
         evaluate.make_predict(model, mesh, batch_size=config.eval_batch_size),
+        evaluate.make_logits(model, mesh, batch_size=config.eval_batch_size),
     )
 
 
@@ -195,14 +213,26 @@ def train_generation(
     held_out = {"test": splits.test}
     if splits.validation.ids:
         held_out["validation"] = splits.validation
+    rebalance = parts(config.rebalance)
+    probabilities = None
+    if "rs" in rebalance:
+        probabilities = resampling.sampling_probabilities(labeled.labels, splits.class_names)
     init_key, step_key = generation_keys(config, generation)
-    temperature = temperature_of(config, generation)
-    constants = Generation(
-        step_key,
-        # Where there is no temperature, the step does not look at it.
-        jnp.float32(1.0 if temperature is None else temperature),
-        jnp.asarray(splits.class_distribution, jnp.float32),
-    )
+
+    def constants(evaluated: Mapping[str, Any] | None) -> Generation:
+        temperature = temperature_of(config, generation)
+        weights = np.ones(len(splits.class_names))
+        if "cb" in rebalance:
+            counts = np.bincount(labeled.labels, minlength=len(splits.class_names))
+            weights = class_balanced_loss.class_weights(counts, config.class_balanced_loss.b)
+        inputs = Generation(
+            step_key,
+            # Where there is no temperature, the step does not look at it.
+            jnp.float32(1.0 if temperature is None else temperature),
+            jnp.asarray(target_distribution(config, splits, evaluated), jnp.float32),
+            jnp.asarray(weights, jnp.float32),
+        )
+        return distributed.replicate(inputs, program.mesh)
 
     def batches(start: int) -> Iterator[DeviceBatch]:
         for batch in pipeline.batches(
@@ -210,6 +240,7 @@ def train_generation(
             everything,
             batch_size=config.batch_size,
             unlabeled_ratio=config.unlabeled_ratio,
+            labeled_probabilities=probabilities,
             seed=config.seed,
             generation=generation,
             start=start,
@@ -221,7 +252,10 @@ def train_generation(
 
     def evaluation(state: TrainState) -> dict[str, Any]:
         weights = {"ema": state.ema_params, "raw": state.params}
-        return {
+        estimated = {}
+        if config.unlabeled_distribution.source == "predicted":
+            estimated = {UNLABELED_DISTRIBUTION: estimate_unlabeled(config, state, splits, program)}
+        return estimated | {
             split: {
                 name: evaluate.summarize(
                     images.labels,
@@ -239,10 +273,10 @@ def train_generation(
         program.new_state(init_key),
         program.train_step,
         batches,
-        distributed.replicate(constants, program.mesh),
+        constants,
         evaluation,
         folder=here,
-        schedule=Schedule(config.steps, config.eval_every, config.checkpoint_every),
+        schedule=schedule_of(config),
         title=f"generation {generation + 1} of {config.generations}",
     )
 
@@ -265,6 +299,11 @@ def score_unlabeled(
     return PseudoLabels(splits.unlabeled.ids, labels, confidence, selected)
 
 
+def schedule_of(config: ConfigDict) -> Schedule:
+    """How long each generation trains, and how often it looks up."""
+    return Schedule(config.steps, config.eval_every, config.checkpoint_every)
+
+
 def temperature_of(config: ConfigDict, generation: int) -> float | None:
     """Temperature of the alignment target in a generation; None where the target has none."""
     match config.alignment.target:
@@ -275,9 +314,65 @@ def temperature_of(config: ConfigDict, generation: int) -> float | None:
     return None
 
 
+def target_distribution(
+    config: ConfigDict, splits: Splits, evaluated: Mapping[str, Any] | None
+) -> Float[np.ndarray, " classes"]:
+    """p(y) of the unlabeled stream, which the pseudo-labels' classes are held against.
+
+    The stream is the labeled images, whose classes are known, and the unlabeled ones, whose class
+    distribution is the labeled set's (paper section 3.3), or given, or estimated from the model.
+
+    Args:
+      config: names where the distribution is from.
+      splits: of the run.
+      evaluated: the latest evaluation; None before the first, when an estimate is not there yet and
+        the labeled set's distribution stands in.
+
+    Raises:
+      ConfigError: the distribution that is given is not one of these classes.
+    """
+    unlabeled = splits.class_distribution
+    match config.unlabeled_distribution.source:
+        case "given":
+            given = np.asarray(config.unlabeled_distribution.given, np.float64)
+            if len(given) != len(splits.class_names):
+                raise ConfigError(
+                    f"unlabeled_distribution.given has {len(given)} entries for "
+                    f"{len(splits.class_names)} classes: give one for each of "
+                    f"{', '.join(splits.class_names)}"
+                )
+            unlabeled = given / given.sum()
+        case "predicted" if evaluated is not None:
+            unlabeled = np.asarray(evaluated[UNLABELED_DISTRIBUTION])
+    stream = splits.labeled_counts + len(splits.unlabeled.ids) * unlabeled
+    return stream / stream.sum()
+
+
+def estimate_unlabeled(
+    config: ConfigDict, state: TrainState, splits: Splits, program: Program
+) -> list[float]:
+    """Estimates the unlabeled split's class distribution from what the EMA model says of it.
+
+    How the model errs is taken from the validation split, or where there is none from the labeled
+    images, which it was fitted to.
+    """
+    known = splits.validation if splits.validation.ids else splits.labeled
+    adjustment = adjustment_of(config, splits)
+
+    def predicted(images: Images) -> Int[np.ndarray, " examples"]:
+        return program.predict(
+            state.ema_params, state.batch_stats, images.images, adjustment
+        ).labels
+
+    classes = len(splits.class_names)
+    confusion = evaluate.confusion_matrix(known.labels, predicted(known), classes)
+    counts = np.bincount(predicted(splits.unlabeled), minlength=classes)
+    return label_shift.estimate(confusion, counts, splits.class_distribution).tolist()
+
+
 def adjustment_of(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:
-    """`tau log p(y)`, what logit adjustment subtracts."""
-    return config.logit_adjustment_tau * np.log(splits.class_distribution)
+    """What post-hoc logit adjustment subtracts in this run."""
+    return logit_adjustment.adjustment(splits.class_distribution, config.logit_adjustment_tau)
 
 
 def generation_keys(config: ConfigDict, generation: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
@@ -297,3 +392,12 @@ def is_finished(folder: Path, generation: int) -> bool:
 def folder_of(folder: Path, generation: int) -> Path:
     """Where a generation keeps its files."""
     return folder / f"generation_{generation:02d}"
+
+
+def _refinement(config: ConfigDict) -> darp.Schedule:
+    return darp.Schedule(
+        # Nothing can have been refined before the first step.
+        start=max(1, int(config.darp.start * config.steps)),
+        every=config.darp.every,
+        delta=config.darp.delta,
+    )

@@ -57,7 +57,7 @@ def _run(config: ConfigDict, workdir: Path) -> None:
     # Imported only now, so that a wrong flag is reported without waiting for TensorFlow.
     import jax
 
-    from crest_jax import generations
+    from crest_jax import generations, results
     from crest_jax import workdir as workdir_lib
 
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR sets it too
@@ -70,7 +70,7 @@ def _run(config: ConfigDict, workdir: Path) -> None:
         flush=True,
     )
     generations.run(config, workdir)
-    print(f"results: {workdir / generations.RESULTS}")
+    print(f"results: {workdir / results.RESULTS}")
 
 
 def console() -> None:

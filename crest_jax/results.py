@@ -1,17 +1,36 @@
 """What result.json and results.json say: the figures of a generation, and of a run."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from crest_jax import evaluate
+from crest_jax import evaluate, workdir
 from crest_jax.data.pseudo_labels import PseudoLabels
+from crest_jax.errors import WorkdirError
+
+RESULTS = "results.json"
 
 # The reported figure is the mean of this many last evaluations (paper section 4.1).
 LAST_EVALUATIONS = 5
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Reads a run's results.json.
+
+    Raises:
+      WorkdirError: no generation of it is finished, or another version wrote it.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        raise WorkdirError(f"{folder} has no {RESULTS}: run it to the end of a generation first")
+    results = workdir.read_json(path)
+    if not isinstance(results, dict) or not results.keys() >= _SETTING:
+        raise WorkdirError(f"{path} was written by another version of this program: run it again")
+    return results
 
 
 def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -59,13 +78,15 @@ def summarize_pseudo_labels(
     """Counts pseudo-labels by predicted class, and compares them with the truth.
 
     Returns:
-      Per class: `predicted` and `selected` counts, `precision` and `selected_precision` (right
-      ones among these, per cent, None where there are none), and `recall` on the unlabeled split.
+      Per class: how many `examples` there are, `predicted` and `selected` counts, `precision` and
+      `selected_precision` (right ones among these, per cent, None where there are none), and
+      `recall` on the unlabeled split.
     """
     all_of_them = evaluate.confusion_matrix(truth, predicted.labels, classes)
     chosen = predicted.selected
     selected = evaluate.confusion_matrix(truth[chosen], predicted.labels[chosen], classes)
     return {
+        "examples": all_of_them.sum(axis=1).tolist(),
         "predicted": all_of_them.sum(axis=0).tolist(),
         "selected": selected.sum(axis=0).tolist(),
         "precision": evaluate.per_class_precision(all_of_them),
@@ -74,22 +95,29 @@ def summarize_pseudo_labels(
     }
 
 
+# What a run was, as far as runs are compared by it.
+_SETTING = {"method", "rebalance", "data", "class_names", "long_tail", "alignment", "fold"}
+# Figures of the last generation that stand above those of all.
+_HEADLINE = (
+    "accuracy", "accuracy_logit_adjusted", "per_class_recall", "per_class_precision",
+    "labeled_per_class", "pseudo_labels", "steps", "seconds", "images_per_second", "environment",
+)  # fmt: skip
+
+
 def of_run(
     config: ConfigDict, class_names: Sequence[str], generations: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What results.json holds: the last generation's figures above those of all generations."""
-    headline = ("accuracy", "accuracy_logit_adjusted", "per_class_recall", "per_class_precision",
-                "labeled_per_class", "pseudo_labels", "steps", "seconds",
-                "images_per_second", "environment")  # fmt: skip
     return {
         "method": config.method,
         "rebalance": config.rebalance,
         "data": config.data.name,
         "class_names": list(class_names),
-        "gamma": config.long_tail.gamma,
-        "beta": config.long_tail.beta,
+        "long_tail": config.long_tail.to_dict(),
+        "alignment": config.alignment.to_dict(),
+        "unlabeled_distribution": config.unlabeled_distribution.to_dict(),
         "fold": config.fold,
         "seed": config.seed,
-        **{name: generations[-1][name] for name in headline},
+        **{name: generations[-1][name] for name in _HEADLINE},
         "generations": list(generations),
     }

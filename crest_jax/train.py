@@ -19,6 +19,7 @@ from tqdm import tqdm
 import crest_jax.data  # noqa: F401, keeps the metric writer's TensorFlow off the accelerators
 from crest_jax import checkpoints, preemption
 from crest_jax.errors import NonFiniteError, Preempted, WorkdirError
+from crest_jax.results import LAST_EVALUATIONS
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import DeviceBatch, Generation, Metrics, TrainStep
 
@@ -40,7 +41,7 @@ def train(
     state: TrainState,
     train_step: TrainStep,
     batches: Callable[[int], Iterator[DeviceBatch]],
-    generation: Generation,
+    constants: Callable[[Mapping[str, Any] | None], Generation],
     evaluate: Callable[[TrainState], Mapping[str, Any]],
     *,
     folder: Path,
@@ -57,7 +58,8 @@ def train(
       state: a fresh state, replicated over the devices.
       train_step: from `make_train_step`.
       batches: gives the batches from a step on.
-      generation: constant inputs of the step.
+      constants: gives the step's other inputs until the next evaluation, from the latest one;
+        from None before the first.
       evaluate: gives a JSON-ready summary of a state; called every `eval_every` steps.
       folder: the generation's.
       schedule: when to stop, evaluate and save.
@@ -70,8 +72,9 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     steps = schedule.steps
+    reported = reported_steps(schedule)
     with (
-        checkpoints.open_checkpoints(folder / "checkpoints") as manager,
+        checkpoints.open_checkpoints(folder / "checkpoints", lasting=reported) as manager,
         preemption.deferred_sigterm() as preempted,
     ):
         state = checkpoints.restore_latest(manager, state)
@@ -87,6 +90,7 @@ def train(
             return state
         if start:
             print(f"{title} continues at step {start} of {steps}", flush=True)
+        generation = constants(history[-1] if history else None)
         before = history[-1]["seconds"] if history else 0.0
         began = 0.0
         pending: list[Metrics] = []
@@ -102,7 +106,7 @@ def train(
                     jax.block_until_ready(pending[-_AHEAD])
                 stopping = preempted()
                 evaluating = done % schedule.eval_every == 0 or done == steps
-                saving = done % schedule.checkpoint_every == 0 or done == steps or stopping
+                saving = done % schedule.checkpoint_every == 0 or done in reported or stopping
                 if evaluating or saving:
                     averages = _average(pending, last_step=done, title=title)
                     _check_weights(state, step=done, title=title)
@@ -111,6 +115,7 @@ def train(
                     seconds = before + time.perf_counter() - began
                     line = {"step": done, "seconds": seconds, "train": averages, **summary}
                     _append(folder / METRICS, line)
+                    generation = constants(line)
                     rate = (done - start - 1) / max(time.perf_counter() - began, 1e-9)
                     writer.write_scalars(done, {**_scalars(line), "steps_per_second": rate})
                     progress.set_postfix_str(f"accuracy {summary['test']['ema']['accuracy']:.1f} %")
@@ -127,6 +132,12 @@ def train(
                 "run the same command again to continue"
             )
         return state
+
+
+def reported_steps(schedule: Schedule) -> list[int]:
+    """The steps of the last evaluations, whose mean is reported; their checkpoints last."""
+    steps, every = schedule.steps, schedule.eval_every
+    return [*range(every, steps, every), steps][-LAST_EVALUATIONS:]
 
 
 def evaluations_until(step: int, schedule: Schedule) -> int:

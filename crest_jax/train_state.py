@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from crest_jax.rebalancing import darp
+from crest_jax.rebalancing.darp import DarpState
 from crest_jax.rebalancing.distribution_alignment import WINDOW
 
 
@@ -24,6 +26,8 @@ class TrainState(NamedTuple):
     labeled_distribution: Float[Array, " classes"]
     # The mean prediction on each of the last 128 unlabeled batches, a ring starting uniform.
     predictions: Float[Array, "window classes"]
+    # Pseudo-labels of every unlabeled example, where DARP refines them.
+    darp: DarpState | None = None
 
     @property
     def model_distribution(self) -> Float[Array, " classes"]:
@@ -38,6 +42,7 @@ def create(
     *,
     image_shape: tuple[int, int, int],
     classes: int,
+    refined_examples: int = 0,
 ) -> TrainState:
     """Initialises a fresh model and everything around it.
 
@@ -47,6 +52,7 @@ def create(
       optimizer: an optax optimiser.
       image_shape: height, width and channels.
       classes: how many.
+      refined_examples: how many unlabeled examples DARP keeps pseudo-labels of, if it is used.
     """
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=True)
     params = variables["params"]
@@ -59,6 +65,7 @@ def create(
         ema_params=jax.tree.map(jnp.copy, params),
         labeled_distribution=jnp.full((classes,), 1 / classes, jnp.float32),
         predictions=jnp.full((WINDOW, classes), 1 / classes, jnp.float32),
+        darp=darp.create(refined_examples, classes) if refined_examples else None,
     )
 
 

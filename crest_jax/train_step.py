@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from crest_jax import augment
+from crest_jax import augment, distributed
 from crest_jax.algorithms import Loss, StepInputs
 from crest_jax.distributed import AXIS, REPLICATED, SPLIT, over_devices
+from crest_jax.rebalancing import darp
 from crest_jax.rebalancing.distribution_alignment import (
     LABELED_DECAY,
     align,
@@ -29,11 +30,13 @@ from crest_jax.train_state import TrainState
 
 
 class Generation(NamedTuple):
-    """What is constant within a generation: inputs of the step, so one compilation serves all."""
+    """What a generation trains with: inputs of the step, so that one compilation serves all."""
 
     key: Key[Array, ""]
     temperature: Float[Array, ""]  # t of the alignment target, in [0, 1]
-    class_distribution: Float[Array, " classes"]  # p(y), of the original labeled set
+    # p(y) that the pseudo-labels' classes are held against.
+    target_distribution: Float[Array, " classes"]
+    class_weights: Float[Array, " classes"]  # of the labeled loss, with a mean of 1
 
 
 class DeviceBatch(NamedTuple):
@@ -42,6 +45,8 @@ class DeviceBatch(NamedTuple):
     labeled: UInt8[Array, "labeled height width channels"]
     labels: Int[Array, " labeled"]
     unlabeled: UInt8[Array, "unlabeled height width channels"]
+    # Which of all unlabeled examples these are.
+    unlabeled_rows: Int[Array, " unlabeled"]
 
 
 Metrics = dict[str, Array]
@@ -54,7 +59,9 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
+    steps: int,
     alignment_target: str,
+    refinement: darp.Schedule | None,
     ema_decay: float,
     flip: bool,
     operations: Sequence[str],
@@ -66,7 +73,9 @@ def make_train_step(
       model: built with the mesh's axis name if batch norm is synchronised.
       optimizer: as the state was created with.
       mesh: from `distributed.data_mesh`.
+      steps: of the whole generation.
       alignment_target: one of `distribution_alignment.TARGETS`.
+      refinement: when DARP refines pseudo-labels; None leaves them alone.
       ema_decay: of the weights' moving average, in [0, 1].
       flip: whether weak augmentation may mirror images.
       operations: what RandAugment draws from.
@@ -76,7 +85,7 @@ def make_train_step(
         state: TrainState, batch: DeviceBatch, generation: Generation
     ) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(generation.key, state.step)
-        labeled_key, unlabeled_key = jax.random.split(step_key)
+        labeled_key, unlabeled_key, shuffle_key = jax.random.split(step_key, 3)
 
         def guess(probs: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
             match alignment_target:
@@ -86,18 +95,22 @@ def make_train_step(
                     target = state.labeled_distribution
                 case _:
                     target = temperature_scaled(
-                        generation.class_distribution, generation.temperature
+                        generation.target_distribution, generation.temperature
                     )
             return align(probs, target, state.model_distribution)
 
-        def loss_of(params):
-            def forward(images):
-                variables = {"params": params, "batch_stats": state.batch_stats}
-                logits, updates = model.apply(
-                    variables, images, train=True, mutable=["batch_stats"]
-                )
-                return logits, updates["batch_stats"]
+        def refine(guesses: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
+            if refinement is None:
+                return guesses
+            refined = state.darp.refined[batch.unlabeled_rows]
+            return jnp.where(state.step >= refinement.start, refined, guesses)
 
+        def forward_with(params, images):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return logits, updates["batch_stats"]
+
+        def loss_of(params):
             result = loss(
                 StepInputs(
                     labeled=batch.labeled,
@@ -105,12 +118,19 @@ def make_train_step(
                     unlabeled=batch.unlabeled,
                     labeled_keys=_example_keys(labeled_key, len(batch.labeled)),
                     unlabeled_keys=_example_keys(unlabeled_key, len(batch.unlabeled)),
+                    progress=state.step / steps,
+                    class_weights=generation.class_weights,
                     weak=lambda images, keys: augment.rescale(
                         augment.weak(images, keys, flip=flip)
                     ),
                     strong=partial(augment.strong, flip=flip, operations=operations),
-                    forward=forward,
+                    forward=partial(forward_with, params),
+                    teacher=lambda images: lax.stop_gradient(
+                        forward_with(state.ema_params, images)[0]
+                    ),
                     align=guess,
+                    refine=refine,
+                    shuffle=partial(shuffle, shuffle_key),
                 )
             )
             # The mean over devices here makes the gradient that of the global batch.
@@ -125,6 +145,18 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         labels = jax.nn.one_hot(batch.labels, state.labeled_distribution.shape[0])
+        predictions, pseudo_labels = state.predictions, state.darp
+        if prediction is not None:
+            predictions = predictions.at[state.step % len(predictions)].set(prediction)
+        if refinement is not None:
+            pseudo_labels = darp.update(
+                pseudo_labels,
+                rows=distributed.gather(batch.unlabeled_rows),
+                guesses=distributed.gather(result.guesses),
+                step=state.step,
+                target=generation.target_distribution,
+                schedule=refinement,
+            )
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -134,7 +166,8 @@ def make_train_step(
             labeled_distribution=optax.incremental_update(
                 lax.pmean(labels.mean(axis=0), AXIS), state.labeled_distribution, 1 - LABELED_DECAY
             ),
-            predictions=state.predictions.at[state.step % len(state.predictions)].set(prediction),
+            predictions=predictions,
+            darp=pseudo_labels,
         )
         return new_state, metrics
 
@@ -151,3 +184,22 @@ def _example_keys(key: Key[Array, ""], examples: int) -> Key[Array, " examples"]
     """One key per example of this device, by its place in the global batch."""
     places = lax.axis_index(AXIS) * examples + jnp.arange(examples)
     return jax.vmap(partial(jax.random.fold_in, key))(places)
+
+
+def shuffle(key: Key[Array, ""], parts: Sequence[PyTree]) -> list[PyTree]:
+    """Permutes the examples of all parts and all devices together; see `StepInputs.shuffle`.
+
+    The parts of the global batch are laid end to end in their order, whatever the devices, so that
+    the permutation does not depend on their number.
+    """
+    sizes = [len(jax.tree.leaves(part)[0]) for part in parts]
+    whole = [distributed.gather(part) for part in parts]
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *whole)
+    devices, device = lax.axis_size(AXIS), lax.axis_index(AXIS)
+    permutation = jax.random.permutation(key, devices * sum(sizes))
+    shuffled = []
+    for number, size in enumerate(sizes):
+        first = devices * sum(sizes[:number]) + device * size
+        rows = lax.dynamic_slice_in_dim(permutation, first, size)
+        shuffled.append(jax.tree.map(lambda leaf, rows=rows: leaf[rows], joined))
+    return shuffled

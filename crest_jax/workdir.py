@@ -19,14 +19,19 @@ CONFIG = "config.json"
 _LOCATION = ("data.data_dir:", "data.download:")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` beside `path`, then renames: `path` is never seen half-written."""
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` beside `path`, then renames: `path` is never seen half-written."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as `write_text` does."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False))
 
 
 def read_json(path: Path) -> Any:
@@ -41,6 +46,21 @@ def read_json(path: Path) -> Any:
         raise WorkdirError(
             f"{path} is not readable JSON ({error}): delete it and run again"
         ) from error
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Returns the config of a run.
+
+    Raises:
+      WorkdirError: the folder is not a run's.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        raise WorkdirError(f"{workdir} is not a run: it has no {CONFIG}")
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise WorkdirError(f"{path} was not written by this program")
+    return ConfigDict(content["config"])
 
 
 def environment() -> dict[str, Any]:

@@ -16,7 +16,7 @@ OPERATIONS = (
 def get_config(arguments=None):
     """Returns the setting of the README's figures."""
     args = parse_arguments(arguments, {**ARGUMENTS, "gamma": 10.0, "beta": 0.1})
-    config = default_config(args, steps=600, generations={"crest": 3, "crest_plus": 3})
+    config = default_config(args, budget=3 * 600, generations={"crest": 3, "crest_plus": 3})
     config.data.name = "digits"
     config.data.shards = 1
     config.long_tail.n_max = 120

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
+from tiny_net import TinyNet
 
 # Before JAX starts. Eight CPU devices, so that the mapped step can be tested on 1, 4 and 8; and
 # one compilation cache for all processes of this test session.
@@ -51,6 +52,16 @@ def tiny_config():
         return load_experiment("digits_lt", arguments, **{**TINY, **overrides})
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A model for runs within this process whose compilation must not take long."""
+    from crest_jax.models import MODELS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tiny_net", TinyNet)
+        yield {"model.name": "tiny_net"}
 
 
 @pytest.fixture(scope="session")

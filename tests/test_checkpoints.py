@@ -28,9 +28,9 @@ def assert_equal(ours, theirs):
 
 
 def test_everything_comes_back_on_all_devices(tmp_path):
-    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints", lasting=()) as manager:
         checkpoints.save(manager, state_at(3))
-    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints", lasting=()) as manager:
         restored = checkpoints.restore_latest(manager, state_at(0))
     assert isinstance(restored, TrainState)
     assert_equal(restored, state_at(3))
@@ -41,7 +41,7 @@ def test_a_save_under_way_does_not_see_the_steps_after_it(tmp_path):
     overwrite = jax.jit(
         lambda state: jax.tree.map(lambda leaf: leaf * 0 - 1, state), donate_argnums=0
     )
-    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints", lasting=()) as manager:
         for step in (1, 2, 3):
             state = state_at(step)
             checkpoints.save(manager, state)
@@ -54,31 +54,46 @@ def test_a_save_under_way_does_not_see_the_steps_after_it(tmp_path):
 
 def test_without_a_checkpoint_the_fresh_state_is_returned(tmp_path):
     fresh = state_at(0)
-    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints", lasting=()) as manager:
         assert checkpoints.restore_latest(manager, fresh) is fresh
 
 
 def test_the_last_two_are_kept_and_unfinished_ones_removed(tmp_path):
     folder = tmp_path / "checkpoints"
-    with checkpoints.open_checkpoints(folder) as manager:
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
         for step in (1, 2, 3):
             checkpoints.save(manager, state_at(step, size=8))
     (folder / "4.orbax-checkpoint-tmp").mkdir()
-    with checkpoints.open_checkpoints(folder) as manager:
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
         assert sorted(manager.all_steps()) == [2, 3]
         assert manager.latest_step() == 3
         checkpoints.save(manager, state_at(3, size=8))  # there already: left alone
     assert {path.name for path in folder.iterdir()} == {"2", "3"}
 
 
+def test_lasting_checkpoints_stay_beside_the_last_two(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with checkpoints.open_checkpoints(folder, lasting=(1, 3)) as manager:
+        for step in range(1, 7):
+            checkpoints.save(manager, state_at(step, size=8))
+        manager.wait_until_finished()
+        assert sorted(manager.all_steps()) == [1, 3, 5, 6]
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            state_at(0, size=8),
+        )
+        restored = checkpoints.restore(manager, 3, shapes, way_out="start anew")
+    assert_equal(restored, state_at(3, size=8))
+
+
 def test_a_damaged_checkpoint_says_what_to_delete(tmp_path):
     folder = tmp_path / "checkpoints"
-    with checkpoints.open_checkpoints(folder) as manager:
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
         for step in (1, 2):
             checkpoints.save(manager, state_at(step, size=8))
     (folder / "2" / "state" / "_METADATA").unlink()
     with (
-        checkpoints.open_checkpoints(folder) as manager,
+        checkpoints.open_checkpoints(folder, lasting=()) as manager,
         pytest.raises(WorkdirError, match=r"checkpoints/2 cannot be read .* delete it"),
     ):
         checkpoints.restore_latest(manager, state_at(0, size=8))
@@ -87,14 +102,14 @@ def test_a_damaged_checkpoint_says_what_to_delete(tmp_path):
 def test_a_flipped_bit_is_found(tmp_path):
     """Orbax restores such a checkpoint without an error."""
     folder = tmp_path / "checkpoints"
-    with checkpoints.open_checkpoints(folder) as manager:
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
         checkpoints.save(manager, state_at(1))
     largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
     with (
-        checkpoints.open_checkpoints(folder) as manager,
+        checkpoints.open_checkpoints(folder, lasting=()) as manager,
         pytest.raises(WorkdirError, match=r"checkpoints/1 (is not what was saved|cannot be read)"),
     ):
         checkpoints.restore_latest(manager, state_at(0))

@@ -8,6 +8,7 @@ import pytest
 from crest_jax import distributed, evaluate, generations, main, train
 from crest_jax.data import pseudo_labels, records, splits
 from crest_jax.errors import DataError, NonFiniteError, WorkdirError
+from crest_jax.rebalancing import darp
 from crest_jax.train_state import TrainState
 
 LEARNED_ARGUMENTS = "rebalance=da,beta=0.5,gamma=4"
@@ -151,7 +152,7 @@ class Wiring:
         self.splits = splits.load(folder / "splits")
         self.predicted_with = []
         self.program = generations.Program(
-            distributed.data_mesh(), lambda key: None, None, self.predict
+            distributed.data_mesh(), lambda key: None, None, self.predict, None
         )
 
     def predict(self, params, batch_stats, images, adjustment):
@@ -205,8 +206,9 @@ def test_selections_replace_each_other_and_do_not_accumulate(wiring):
         )
 
 
-def test_what_a_later_generation_trains_with(wiring, monkeypatch):
-    """The selection on top of the labeled set; all images; t of Eq. 2; p(y) of the ORIGINAL set."""
+@pytest.fixture
+def second_generation(monkeypatch):
+    """What the second generation of a wired run trains with."""
     seen = {}
 
     def batches(labeled, unlabeled, **where):
@@ -215,26 +217,74 @@ def test_what_a_later_generation_trains_with(wiring, monkeypatch):
 
     def train(state, step, batches, constants, evaluation, **kwargs):
         list(batches(7))
-        seen.update(constants=constants)
+        seen.update(constants=constants(None))
         return TrainState(*[None] * len(TrainState._fields))
 
     monkeypatch.setattr(generations.pipeline, "batches", batches)
     monkeypatch.setattr(generations, "train", train)
-    pseudo_labels.write(
-        generations.folder_of(wiring.folder, 0) / "pseudo_labels", wiring.pseudo_labels(0)
-    )
-    generations.rewrite_labeled(wiring.config, wiring.folder, 1, wiring.splits)
-    generations.train_generation(
-        wiring.config,
-        generations.folder_of(wiring.folder, 1),
-        1,
-        wiring.splits,
-        wiring.program,
-    )
-    data = wiring.splits
+
+    def of(wiring):
+        first, second = (generations.folder_of(wiring.folder, number) for number in (0, 1))
+        pseudo_labels.write(first / "pseudo_labels", wiring.pseudo_labels(0))
+        generations.rewrite_labeled(wiring.config, wiring.folder, 1, wiring.splits)
+        generations.train_generation(wiring.config, second, 1, wiring.splits, wiring.program)
+        return seen
+
+    return of
+
+
+def test_what_a_later_generation_trains_with(wiring, second_generation):
+    """The selection on top of the labeled set; all images; t of Eq. 2; p(y) of the ORIGINAL set."""
+    seen, data = second_generation(wiring), wiring.splits
+    assert seen["labeled_probabilities"] is None
+    np.testing.assert_array_equal(seen["constants"].class_weights, 1)
     assert len(seen["labeled"].ids) > len(data.labeled.ids)
     assert seen["unlabeled"].ids == data.labeled.ids + data.unlabeled.ids
     assert (seen["generation"], seen["start"], seen["stop"]) == (1, 7, 12)
     assert seen["constants"].temperature == pytest.approx(0.75)
     original = np.bincount(data.labeled.labels) / len(data.labeled.labels)
-    np.testing.assert_allclose(seen["constants"].class_distribution, original, rtol=1e-6)
+    np.testing.assert_allclose(seen["constants"].target_distribution, original, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rebalance", ["crest_plus+cb", "crest_plus+rs"])
+def test_the_labeled_set_of_the_generation_is_what_cb_and_rs_count(
+    tiny_config, tmp_path, second_generation, rebalance
+):
+    wiring = Wiring(tiny_config(f"rebalance={rebalance}", generations=3), tmp_path)
+    seen = second_generation(wiring)
+    counts = np.bincount(seen["labeled"].labels, minlength=10)
+    assert (counts != wiring.splits.labeled_counts).any()
+    weights = (1 - 0.999) / (1 - 0.999**counts)
+    each = 1 / (10 * counts)
+    if "cb" in rebalance:
+        expected = weights / weights.mean()
+        np.testing.assert_allclose(seen["constants"].class_weights, expected, rtol=1e-5)
+        assert seen["labeled_probabilities"] is None
+    else:
+        np.testing.assert_allclose(seen["labeled_probabilities"], each[seen["labeled"].labels])
+        np.testing.assert_array_equal(seen["constants"].class_weights, 1)
+
+
+@pytest.mark.parametrize("rebalance", ["none", "darp", "crest+darp"])
+def test_darp_keeps_a_pseudo_label_of_every_image_and_refines_on_schedule(
+    tiny_config, tiny_model, tmp_path, monkeypatch, rebalance
+):
+    changes = {"generations": 1 + ("crest" in rebalance), "darp.start": 0.5, "darp.every": 3}
+    config = tiny_config(f"rebalance={rebalance}", **{**tiny_model, **changes})
+    splits.prepare(config, tmp_path / "splits")
+    data = splits.load(tmp_path / "splits")
+    made = {}
+    monkeypatch.setattr(generations, "make_train_step", lambda *_, **options: made.update(options))
+    program = generations.build(config, data)
+    kept = jax.eval_shape(program.new_state, jax.random.key(0)).darp
+    if rebalance == "none":
+        assert made["refinement"] is kept is None
+        return
+    assert made["refinement"] == darp.Schedule(start=6, every=3, delta=2.0)
+    examples = len(data.labeled.ids) + len(data.unlabeled.ids)
+    assert kept.pseudo_labels.shape == kept.refined.shape == (examples, 10)
+
+
+def test_nothing_is_refined_before_the_first_step(tiny_config):
+    config = tiny_config("rebalance=darp", **{"generations": 1, "darp.start": 0.0})
+    assert generations._refinement(config).start == 1

@@ -14,6 +14,7 @@ def test_pseudo_label_statistics_by_hand():
         np.array([True, False, False, True, True, False]),
     )
     assert results.summarize_pseudo_labels(predicted, truth, 3) == {
+        "examples": [3, 2, 1],
         "predicted": [4, 2, 0],
         "selected": [2, 1, 0],
         "precision": [50.0, 50.0, None],

@@ -1,25 +1,53 @@
 """One file per semi-supervised algorithm, each a pure function from a step's inputs to its loss.
 
 An algorithm is `loss(inputs: StepInputs, **hyper_parameters) -> Loss`; to add one, write its file
-and name it here, with the config fields that it takes.
+and name it here.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from crest_jax.algorithms.fixmatch import fixmatch
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
 
-__all__ = ["ALGORITHMS", "Algorithm", "Loss", "StepInputs"]
+__all__ = ["ALGORITHMS", "Algorithm", "HyperParameter", "Loss", "StepInputs"]
+
+
+class HyperParameter(NamedTuple):
+    """A default, and the range that makes sense."""
+
+    default: float
+    low: float
+    high: float = math.inf
 
 
 class Algorithm(NamedTuple):
-    """A loss function and the config fields that are its keyword arguments."""
+    """A loss, and what it is trained with.
+
+    The loss gives a label's share its class' weight (`class_weights`), and passes its guesses for
+    unlabeled images through `align` and `refine`: that is where rebalancing takes hold of it.
+    """
 
     loss: Callable[..., Loss]
-    hyper_parameters: tuple[str, ...]
+    # Its keyword arguments, which are config fields of their own.
+    hyper_parameters: Mapping[str, HyperParameter]
+    # Config fields whose defaults differ from FixMatch's. An `unlabeled_ratio` of 0 says that it
+    # does not learn from unlabeled images.
+    settings: Mapping[str, Any] = {}
+    # How many generations CReST and CReST+ train it (paper section 4.1).
+    generations: Mapping[str, int] = {"crest": 15, "crest_plus": 6}
 
+    @property
+    def unlabeled(self) -> bool:
+        """Whether it learns from unlabeled images."""
+        return self.settings.get("unlabeled_ratio", 1) > 0
+
+
+_THRESHOLD = HyperParameter(0.95, 0.0, 1.0)
 
 ALGORITHMS = {
-    "fixmatch": Algorithm(fixmatch, ("threshold", "unlabeled_weight")),
+    "fixmatch": Algorithm(
+        fixmatch, {"threshold": _THRESHOLD, "unlabeled_weight": HyperParameter(1.0, 0.0)}
+    ),
 }

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
+from crest_jax.rebalancing.class_balanced_loss import weighted_cross_entropy
 
 
 def fixmatch(inputs: StepInputs, *, threshold: float, unlabeled_weight: float) -> Loss:
@@ -35,12 +36,14 @@ def fixmatch(inputs: StepInputs, *, threshold: float, unlabeled_weight: float) -
 
     probs = jax.lax.stop_gradient(jax.nn.softmax(weak_logits))
     guesses = inputs.align(probs)
-    confident = guesses.max(axis=-1) >= threshold
-    pseudo_labels = guesses.argmax(axis=-1)
+    targets = inputs.refine(guesses)
+    confident = targets.max(axis=-1) >= threshold
+    pseudo_labels = targets.argmax(axis=-1)
 
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    labeled_loss = cross_entropy(labeled_logits, inputs.labels).mean()
-    unlabeled_loss = (cross_entropy(strong_logits, pseudo_labels) * confident).mean()
+    labels = jax.nn.one_hot(inputs.labels, logits.shape[-1])
+    labeled_loss = weighted_cross_entropy(labeled_logits, labels, inputs.class_weights).mean()
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(strong_logits, pseudo_labels)
+    unlabeled_loss = (cross_entropy * confident).mean()
     total = labeled_loss + unlabeled_weight * unlabeled_loss
     metrics = {
         "loss": total,
@@ -48,4 +51,4 @@ def fixmatch(inputs: StepInputs, *, threshold: float, unlabeled_weight: float) -
         "unlabeled_loss": unlabeled_loss,
         "above_threshold": confident.mean(),
     }
-    return Loss(total, batch_stats, probs.mean(axis=0), metrics)
+    return Loss(total, batch_stats, metrics, probs.mean(axis=0), guesses)

@@ -19,13 +19,24 @@ class StepInputs(NamedTuple):
     # One key per example, the same on whichever device the example lies.
     labeled_keys: Key[Array, " labeled"]
     unlabeled_keys: Key[Array, " unlabeled"]
+    # How much of the generation's training is done, in [0, 1).
+    progress: Float[Array, ""]
+    # What a labeled example of each class counts; ones unless the loss is class-balanced.
+    class_weights: Float[Array, " classes"]
     # (images, keys) -> augmented images in [-1, 1].
     weak: Callable[[Array, Array], Array]
     strong: Callable[[Array, Array], Array]
     # images -> (logits, new batch statistics), in training mode.
     forward: Callable[[Array], tuple[Array, PyTree]]
+    # images -> logits of the EMA model, in training mode and without a gradient.
+    teacher: Callable[[Array], Array]
     # Probabilities of unlabeled images -> label guesses (distribution alignment, or identity).
     align: Callable[[Array], Array]
+    # Pseudo-targets of the unlabeled images -> what to train on in their place (DARP, or identity).
+    refine: Callable[[Array], Array]
+    # A sequence of trees of arrays, each with its examples along the leading axis -> the same with
+    # every example replaced by one of a random permutation of all of them, over all devices.
+    shuffle: Callable[[PyTree], PyTree]
 
 
 class Loss(NamedTuple):
@@ -33,7 +44,9 @@ class Loss(NamedTuple):
 
     total: Float[Array, ""]
     batch_stats: PyTree
-    # Mean raw prediction on the unlabeled images, before alignment.
-    prediction: Float[Array, " classes"]
     # Scalars to log, each a mean over examples.
     metrics: dict[str, Float[Array, ""]]
+    # Mean raw prediction on the unlabeled images, before alignment; None without such images.
+    prediction: Float[Array, " classes"] | None = None
+    # Pseudo-targets of the unlabeled images before `refine`; likewise.
+    guesses: Float[Array, "unlabeled classes"] | None = None

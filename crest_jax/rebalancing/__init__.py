@@ -1,1 +1,64 @@
-"""One file per rebalancing idea."""
+"""One file per rebalancing idea, and which of them go together.
+
+`config.rebalance` names one of them or several joined by +, as in `crest_plus+rs`, or is `none`.
+Logit adjustment is not among them: it is applied to every run after the fact.
+"""
+
+from collections.abc import Iterable
+
+LABELED = "the labeled examples"
+PSEUDO_LABELS = "the pseudo-labels"
+GENERATIONS = "what the next generation trains on"
+
+# What each of them rebalances. Two that rebalance the same thing exclude each other.
+REBALANCING = {
+    "cb": (LABELED,),
+    "rs": (LABELED,),
+    "da": (PSEUDO_LABELS,),
+    "darp": (PSEUDO_LABELS,),
+    "crest": (GENERATIONS,),
+    "crest_plus": (PSEUDO_LABELS, GENERATIONS),
+}
+SELF_TRAINING = tuple(name for name, what in REBALANCING.items() if GENERATIONS in what)
+
+
+def parts(rebalance: str) -> tuple[str, ...]:
+    """`crest+rs` is crest and rs, `none` is nothing."""
+    return () if rebalance == "none" else tuple(rebalance.split("+"))
+
+
+def problems(rebalance: str, *, unlabeled: bool) -> list[str]:
+    """Says why `rebalance` is impossible, in a sentence each; nothing where it is possible.
+
+    Args:
+      rebalance: names joined by +, or none.
+      unlabeled: whether the algorithm learns from unlabeled data.
+    """
+    names = parts(rebalance)
+    unknown = [name for name in names if name not in REBALANCING]
+    if unknown:
+        return [
+            f"{_and(map(repr, unknown))} is not one of {', '.join(REBALANCING)}, which + joins; "
+            "none stands alone"
+        ]
+    found = []
+    if not unlabeled:
+        possible = [name for name, what in REBALANCING.items() if what == (LABELED,)]
+        needy = [name for name in names if name not in possible]
+        if needy:
+            found.append(
+                f"{_and(needy)} needs an algorithm that learns from unlabeled data; without one, "
+                f"rebalance may be none, {', '.join(possible)}"
+            )
+    for what in (LABELED, PSEUDO_LABELS, GENERATIONS):
+        rivals = [name for name in names if what in REBALANCING[name]]
+        if len(rivals) > 1:
+            choices = [name for name in REBALANCING if what in REBALANCING[name]]
+            found.append(
+                f"{_and(rivals)} both rebalance {what}; take at most one of {', '.join(choices)}"
+            )
+    return found
+
+
+def _and(names: Iterable[str]) -> str:
+    return " and ".join(names)

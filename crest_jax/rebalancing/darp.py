@@ -22,9 +22,7 @@ _TOLERANCE = 1e-4
 _BLURRED_TOLERANCE = 0.1
 _SHARPEN = 2**0.25
 _MOST_STEPS = 400
-# Smallest entropy of a row, in nats: examples surer than about 0.999 weigh alike. Without a bound
-# their weights span more orders of magnitude than float32 can solve for.
-_SMALLEST_ENTROPY = 1e-2
+_SMALLEST_ENTROPY = 1e-2  # of a row, in nats
 
 
 class DarpState(NamedTuple):
@@ -39,7 +37,7 @@ class DarpState(NamedTuple):
 class Schedule(NamedTuple):
     """When pseudo-labels are refined, in steps."""
 
-    start: int  # the first step that trains on refined pseudo-labels
+    start: int  # the first step that trains on refined pseudo-labels, at least 1
     every: int  # steps from one renewal to the next
     delta: float  # how many times its count each class keeps examples for, at least 1
 
@@ -136,7 +134,9 @@ def refine(
     """Finds the nearest pseudo-labels whose classes have the target counts.
 
     Minimises `sum_m w_m KL(M_m || q_m)` with `w_m = 1 / H(q_m)` over M whose rows sum to 1 and
-    whose columns sum to the counts: uncertain examples give way before certain ones. The solution
+    whose columns sum to the counts: uncertain examples give way before certain ones. Unlike in the
+    paper H is taken as at least 0.01 nats: all examples surer than about 0.999 weigh alike,
+    because float32 cannot tell how they should differ. The solution
     is `M_mk = Normalize(q_mk exp(nu_k / w_m))`; its column sums less the targets are the dual's
     gradient, and their derivative its Hessian, `sum_m (diag(M_m) - M_m M_m^T) / w_m`.
 

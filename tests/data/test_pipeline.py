@@ -6,6 +6,7 @@ import scipy.stats
 
 from crest_jax.data import pipeline
 from crest_jax.data.records import Images
+from crest_jax.rebalancing import resampling
 
 
 def numbered(examples, first=0):
@@ -175,6 +176,98 @@ def test_the_parts_of_all_processes_are_the_batch_of_one(processes):
         for step in zip(*parts, strict=True)
     ]
     assert_same(joined, whole)
+
+
+# What the unlabeled part says of itself
+
+
+def test_a_batch_knows_which_unlabeled_examples_it_holds():
+    whole = stream(stop=9)
+    for batch in whole:
+        np.testing.assert_array_equal(batch.unlabeled_rows, numbers_of(batch.unlabeled))
+
+
+def test_without_unlabeled_examples_the_labeled_ones_are_the_same():
+    with_them = stream(stop=9)
+    without = stream(stop=9, unlabeled_ratio=0)
+    assert len(without) == 9
+    for batch, other in zip(without, with_them, strict=True):
+        np.testing.assert_array_equal(batch.labeled, other.labeled)
+        assert batch.unlabeled.shape == (0, 1, 1, 2)
+        assert batch.unlabeled_rows.shape == (0,)
+    assert_same(stream(start=5, stop=9, unlabeled_ratio=0), without[5:])
+
+
+# Resampling
+
+
+SKEWED = np.array([0.05] * 8 + [0.3, 0.3])
+
+
+def resampled(**changes):
+    return stream(labeled_probabilities=SKEWED, **changes)
+
+
+def test_classes_are_drawn_equally_often_over_100_000_draws():
+    """Each class, and each example of a class."""
+    sizes = [300, 120, 60, 15, 5]
+    labels = np.repeat(np.arange(5), sizes)
+    labeled = numbered(500)._replace(labels=labels.astype(np.int32))
+    batches = pipeline.batches(
+        labeled, numbered(1), batch_size=1000, unlabeled_ratio=0, seed=0, generation=0, start=0,
+        stop=100,
+        labeled_probabilities=resampling.sampling_probabilities(labels, tuple("abcde")),
+    )  # fmt: skip
+    drawn, classes = [], []
+    for batch in batches:
+        drawn.append(numbers_of(batch.labeled))
+        classes.append(batch.labels)
+    drawn, classes = np.concatenate(drawn), np.concatenate(classes)
+    np.testing.assert_array_equal(classes, labels[drawn])
+    assert len(drawn) == 100_000
+    by_class = np.bincount(classes)
+    assert scipy.stats.chisquare(by_class).pvalue > 0.001
+    by_example = np.bincount(drawn, minlength=500)
+    assert scipy.stats.chisquare(by_example, 20_000 / np.repeat(sizes, sizes)).pvalue > 0.001
+    # The test would notice the plain stream.
+    assert scipy.stats.chisquare(np.bincount(np.tile(labels, 200))).pvalue < 1e-9
+
+
+def test_draws_follow_their_probabilities_and_those_of_0_never_happen():
+    probabilities = np.array([0.5, 0.0, 0.25, 0.25, 0.0])
+    batches = stream(5, 1, batch_size=500, unlabeled_ratio=1, stop=20,
+                     labeled_probabilities=probabilities)  # fmt: skip
+    counts = np.bincount(rows(batches), minlength=5)
+    assert counts[1] == counts[4] == 0
+    assert scipy.stats.chisquare(counts[[0, 2, 3]], [5000, 2500, 2500]).pvalue > 0.001
+
+
+def test_resampled_batches_can_start_anywhere():
+    whole = resampled(stop=30)
+    assert_same(resampled(stop=30), whole)
+    for start in (1, 13, 29):
+        assert_same(resampled(start=start, stop=30), whole[start:])
+
+
+def test_resampling_leaves_the_unlabeled_stream_alone():
+    for batch, plain in zip(resampled(stop=5), stream(stop=5), strict=True):
+        np.testing.assert_array_equal(batch.unlabeled, plain.unlabeled)
+
+
+def test_draws_depend_on_seed_generation_and_step():
+    orders = {
+        tuple(rows(resampled(batch_size=20, seed=seed, generation=generation, start=s, stop=s + 1)))
+        for seed, generation, s in itertools.product(range(2), repeat=3)
+    }
+    assert len(orders) == 8
+
+
+def test_the_parts_of_all_processes_are_the_resampled_batch_of_one():
+    parts = [resampled(stop=4, process=process, processes=2) for process in range(2)]
+    for batch, first, second in zip(resampled(stop=4), *parts, strict=True):
+        np.testing.assert_array_equal(
+            batch.labeled, np.concatenate([first.labeled, second.labeled])
+        )
 
 
 # How random the shuffle is

@@ -1,0 +1,48 @@
+"""CIFAR10 with a long-tailed labeled set and another long-tailed unlabeled set (Table 3).
+
+DARP's protocol (Kim et al., 2020): the labeled set's largest class has N_1 = 1500 images and the
+unlabeled set's M_1 = 3000, which is what DARP's own code takes; the caption of the paper's Table 3
+says beta = 10 % instead. gamma is 50, 100 or 150 there, for both sets.
+
+Arguments: method, rebalance, fold and t as for cifar10_lt; gamma, of the labeled set; gamma_u, of
+the unlabeled set (as gamma unless given; 1 is uniform); order_u=reversed turns the unlabeled set's
+classes round, so that the rarest label is its most frequent class; target, what da, darp and
+crest_plus take its class distribution to be: labeled (that of the labeled set), given (the true
+one) or predicted (estimated from the model's predictions).
+"""
+
+from ml_collections import ConfigDict
+
+from crest_jax.config import ARGUMENTS, default_config, parse_arguments
+
+N_1 = 1500
+M_1 = 3000
+DEFAULTS = {
+    **{name: ARGUMENTS[name] for name in ("method", "rebalance", "gamma", "fold", "t")},
+    "gamma_u": None,
+    "order_u": "same",
+    "target": "labeled",
+}
+
+
+def get_config(arguments=None):
+    """Returns Table 3's setting; the defaults are gamma = 100 for both sets, CReST+, fold 0."""
+    args = parse_arguments(arguments, DEFAULTS)
+    gamma_u = args.gamma if args.gamma_u is None else args.gamma_u
+    config = default_config(args)
+    config.long_tail = ConfigDict(
+        {
+            "n_max": N_1,
+            "gamma": args.gamma,
+            "unlabeled_n_max": M_1,
+            "unlabeled_gamma": gamma_u,
+            "unlabeled_order": args.order_u,
+        }
+    )
+    config.unlabeled_distribution.source = args.target
+    if args.target == "given":
+        from crest_jax.data.long_tail import unlabeled_sizes  # imports TensorFlow
+
+        sizes = unlabeled_sizes(M_1, gamma_u, 10, args.order_u)
+        config.unlabeled_distribution.given = tuple(sizes.tolist())
+    return config

@@ -1,0 +1,25 @@
+"""A model as small as one with batch statistics can be, so that steps compile in a moment."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class TinyNet(nn.Module):
+    """Takes what `crest_jax.models` take, and looks at no more of it than it must."""
+
+    classes: int
+    depth: int = 10
+    width: int = 1
+    batch_norm_momentum: float = 0.9
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        norm = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.batch_norm_momentum,
+            axis_name=self.axis_name,
+        )
+        x = nn.relu(norm(nn.Conv(16, (3, 3), strides=2)(images)))
+        return nn.Dense(self.classes)(x.reshape(len(x), -1))
