@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from crest_jax.algorithms.fixmatch import fixmatch
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
+from crest_jax.algorithms.supervised import supervised
 
 __all__ = ["ALGORITHMS", "Algorithm", "HyperParameter", "Loss", "StepInputs"]
 
@@ -46,7 +47,10 @@ class Algorithm(NamedTuple):
 
 _THRESHOLD = HyperParameter(0.95, 0.0, 1.0)
 
+# Optimiser, model and augmentation are FixMatch's throughout, as in the paper and in the published
+# FixMatch code, whose versions of the older algorithms have these ratios and schedules.
 ALGORITHMS = {
+    "supervised": Algorithm(supervised, {}, {"unlabeled_ratio": 0}),
     "fixmatch": Algorithm(
         fixmatch, {"threshold": _THRESHOLD, "unlabeled_weight": HyperParameter(1.0, 0.0)}
     ),
