@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from crest_jax.algorithms.fixmatch import fixmatch
+from crest_jax.algorithms.pseudo_label import pseudo_label
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
 from crest_jax.algorithms.supervised import supervised
 
@@ -46,11 +47,21 @@ class Algorithm(NamedTuple):
 
 
 _THRESHOLD = HyperParameter(0.95, 0.0, 1.0)
+_RAMP_UP = HyperParameter(0.4, 0.0, 1.0)
 
 # Optimiser, model and augmentation are FixMatch's throughout, as in the paper and in the published
 # FixMatch code, whose versions of the older algorithms have these ratios and schedules.
 ALGORITHMS = {
     "supervised": Algorithm(supervised, {}, {"unlabeled_ratio": 0}),
+    "pseudo_label": Algorithm(
+        pseudo_label,
+        {
+            "threshold": _THRESHOLD,
+            "unlabeled_weight": HyperParameter(1.0, 0.0),
+            "ramp_up": _RAMP_UP,
+        },
+        {"unlabeled_ratio": 1, "optimizer.cosine_level": 7},
+    ),
     "fixmatch": Algorithm(
         fixmatch, {"threshold": _THRESHOLD, "unlabeled_weight": HyperParameter(1.0, 0.0)}
     ),
