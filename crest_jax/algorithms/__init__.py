@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from crest_jax.algorithms.fixmatch import fixmatch
+from crest_jax.algorithms.mean_teacher import mean_teacher
 from crest_jax.algorithms.pseudo_label import pseudo_label
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
 from crest_jax.algorithms.supervised import supervised
@@ -60,6 +61,11 @@ ALGORITHMS = {
             "unlabeled_weight": HyperParameter(1.0, 0.0),
             "ramp_up": _RAMP_UP,
         },
+        {"unlabeled_ratio": 1, "optimizer.cosine_level": 7},
+    ),
+    "mean_teacher": Algorithm(
+        mean_teacher,
+        {"unlabeled_weight": HyperParameter(50.0, 0.0), "ramp_up": _RAMP_UP},
         {"unlabeled_ratio": 1, "optimizer.cosine_level": 7},
     ),
     "fixmatch": Algorithm(
