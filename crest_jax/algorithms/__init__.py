@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from crest_jax.algorithms.fixmatch import fixmatch
 from crest_jax.algorithms.mean_teacher import mean_teacher
+from crest_jax.algorithms.mixmatch import mixmatch
 from crest_jax.algorithms.pseudo_label import pseudo_label
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
 from crest_jax.algorithms.supervised import supervised
@@ -67,6 +68,23 @@ ALGORITHMS = {
         mean_teacher,
         {"unlabeled_weight": HyperParameter(50.0, 0.0), "ramp_up": _RAMP_UP},
         {"unlabeled_ratio": 1, "optimizer.cosine_level": 7},
+    ),
+    "mixmatch": Algorithm(
+        mixmatch,
+        {
+            "unlabeled_weight": HyperParameter(75.0, 0.0),
+            # Of a CReST generation's 2^17 steps, the 2^14 of the published code.
+            "ramp_up": HyperParameter(1 / 8, 0.0, 1.0),
+            "sharpening_temperature": HyperParameter(0.5, 0.01, 1.0),
+            "mixup_alpha": HyperParameter(0.75, 0.01),
+        },
+        {
+            "unlabeled_ratio": 1,
+            "optimizer.cosine_level": 5,
+            "crest.alpha": 1 / 2,
+            "crest.t_min": 0.8,
+        },
+        generations={"crest": 3, "crest_plus": 3},
     ),
     "fixmatch": Algorithm(
         fixmatch, {"threshold": _THRESHOLD, "unlabeled_weight": HyperParameter(1.0, 0.0)}
