@@ -9,14 +9,17 @@ from crest_jax.algorithms import ALGORITHMS
 from crest_jax.augment.rand_augment import OPERATIONS
 from crest_jax.config import (
     ARGUMENTS,
-    REBALANCE,
+    ORDERS,
+    alignment_targets,
     default_config,
     differences,
     parse_arguments,
     to_plain,
     validate,
 )
+from crest_jax.data import long_tail
 from crest_jax.errors import ConfigError
+from crest_jax.rebalancing import REBALANCING, SELF_TRAINING
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
 
@@ -93,6 +96,8 @@ def problems_of(config, **options):
 
 # Arguments
 
+EVERY_REBALANCE = ("none", *REBALANCING, "crest+rs", "crest_plus+cb", "da+rs", "darp+crest")
+
 
 @pytest.mark.parametrize("text", [None, ""])
 def test_no_arguments_are_the_defaults(text):
@@ -123,7 +128,12 @@ def test_an_experiment_may_have_arguments_of_its_own():
         ("crest", "crest", [*ARGUMENTS, "key=value"]),
         ("method=fixmatsch", "method=fixmatsch", list(ALGORITHMS)),
         ("method=", "method=", list(ALGORITHMS)),
-        ("rebalance=CReST", "rebalance=CReST", list(REBALANCE)),
+        ("rebalance=CReST", "rebalance=CReST", list(REBALANCING)),
+        ("rebalance=crest+", "rebalance=crest+", list(REBALANCING)),
+        ("rebalance=none+rs", "'none'", list(REBALANCING)),
+        ("rebalance=cb+rs", "cb and rs", ["the labeled examples", "at most one of cb, rs"]),
+        ("rebalance=da+darp", "da and darp", ["at most one of da, darp, crest_plus"]),
+        ("rebalance=crest+crest_plus", "crest and crest_plus", ["at most one of"]),
         ("gamma=many", "gamma=many", ["float"]),
         ("beta=10%", "beta=10%", ["float"]),
         ("fold=1.5", "fold=1.5", ["int"]),
@@ -137,6 +147,12 @@ def test_a_bad_argument_is_named_with_what_is_valid(text, value, valid):
     assert value in message
     for word in valid:
         assert word in message
+
+
+def test_an_argument_without_a_default_is_a_number():
+    defaults = {"gamma_u": None}
+    assert parse_arguments(None, defaults).gamma_u is None
+    assert parse_arguments("gamma_u=50", defaults).gamma_u == 50.0
 
 
 # Defaults
@@ -167,22 +183,61 @@ def test_self_training_takes_the_papers_generations_of_2_16_steps(rebalance, gen
     assert (config.generations, config.steps) == (generations, 2**16)
 
 
+def test_mixmatch_takes_the_papers_generations_and_its_own_settings():
+    config = dict(flat(to_plain(default_config(parse_arguments("method=mixmatch")))))
+    expected = {
+        "generations": 3,
+        "steps": 2**17,
+        "optimizer.cosine_level": 5,
+        "crest.alpha": 0.5,
+        "crest.t_min": 0.8,
+        "unlabeled_weight": 75.0,
+        "sharpening_temperature": 0.5,
+        "mixup_alpha": 0.75,
+        "unlabeled_ratio": 1,
+    }
+    assert {field: config[field] for field in expected} == expected
+    assert config["ramp_up"] * config["steps"] == 2**14
+    assert "threshold" not in config
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("pseudo_label", {"threshold": 0.95, "unlabeled_weight": 1.0, "ramp_up": 0.4}),
+        ("mean_teacher", {"unlabeled_weight": 50.0, "ramp_up": 0.4}),
+        ("supervised", {"unlabeled_ratio": 0}),
+    ],
+)
+def test_baselines_have_the_fields_that_they_take(method, expected):
+    config = default_config(parse_arguments(f"method={method},rebalance=none"))
+    assert {field: config[field] for field in expected} == expected
+    assert ("threshold" in config) == ("threshold" in expected)
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("rebalance", ["none", "da"])
-def test_methods_of_one_generation_get_the_budget_of_all_of_crest_plus(path, rebalance):
-    one = experiment(path, f"rebalance={rebalance}")
-    many = experiment(path, "rebalance=crest_plus")
+@pytest.mark.parametrize("method", ALGORITHMS)
+@pytest.mark.parametrize("rebalance", ["none", "da", "darp", "cb", "rs"])
+def test_methods_of_one_generation_get_the_budget_of_all_of_crest_plus(path, method, rebalance):
+    one = experiment(path, f"method={method},rebalance={rebalance}")
+    many = experiment(path, f"method={method},rebalance=crest_plus")
+    fixmatch = experiment(path, "rebalance=crest_plus")
     assert one.generations == 1
     assert many.generations > 1
-    assert one.steps == many.generations * many.steps
+    assert one.steps == many.generations * many.steps == fixmatch.generations * fixmatch.steps
 
 
-def test_crest_without_plus_and_no_rebalancing_leave_pseudo_labels_alone():
+def test_only_da_and_crest_plus_align_pseudo_labels():
     for rebalance, target in [
         ("none", "none"),
+        ("cb", "none"),
+        ("darp", "none"),
         ("crest", "none"),
         ("da", "constant"),
+        ("da+rs", "constant"),
+        ("crest+da", "constant"),
         ("crest_plus", "progressive"),
+        ("crest_plus+cb", "progressive"),
     ]:
         config = default_config(parse_arguments(f"rebalance={rebalance}"))
         assert config.alignment.target == target
@@ -190,20 +245,123 @@ def test_crest_without_plus_and_no_rebalancing_leave_pseudo_labels_alone():
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("method", ALGORITHMS)
-@pytest.mark.parametrize("rebalance", REBALANCE)
+@pytest.mark.parametrize("rebalance", EVERY_REBALANCE)
 def test_every_experiment_is_valid_with_every_method_and_rebalancing(path, method, rebalance):
     config = experiment(path, f"method={method},rebalance={rebalance}")
     assert (config.method, config.rebalance) == (method, rebalance)
+    if method == "supervised" and rebalance not in ("none", "cb", "rs"):
+        (line,) = problems_of(config)
+        assert line.startswith(f"method=supervised, rebalance={rebalance}: ")
+        assert "unlabeled data; without one, rebalance may be none, cb, rs" in line
+    else:
+        validate(config)
+
+
+# DARP's protocol
+
+
+def test_table_3_has_separate_labeled_and_unlabeled_long_tails():
+    config = experiment(named("cifar10_darp"), "gamma=150,rebalance=darp")
+    assert config.long_tail.to_dict() == {
+        "n_max": 1500,
+        "gamma": 150.0,
+        "unlabeled_n_max": 3000,
+        "unlabeled_gamma": 150.0,
+        "unlabeled_order": "same",
+    }
+    assert config.unlabeled_distribution.to_dict() == {"source": "labeled", "given": ()}
+    assert config.darp.to_dict() == {"start": 0.4, "every": 10, "delta": 2.0}
     validate(config)
+
+
+def test_the_unlabeled_set_may_have_another_long_tail():
+    config = experiment(
+        named("cifar10_darp"), "gamma_u=50,order_u=reversed,target=given,rebalance=darp"
+    )
+    assert config.long_tail.gamma == 100.0
+    assert config.long_tail.unlabeled_gamma == 50.0
+    given = config.unlabeled_distribution.given
+    assert (given[0], given[-1]) == (60, 3000)
+    validate(config)
+    uniform = experiment(named("cifar10_darp"), "gamma_u=1,target=given,rebalance=da")
+    assert set(uniform.unlabeled_distribution.given) == {3000}
+    validate(uniform)
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ("order_u=backwards", "same, reversed"),
+        ("target=true", "labeled, given, predicted"),
+        ("beta=0.1", "gamma_u"),
+    ],
+)
+def test_a_bad_argument_of_darps_protocol_is_named(text, valid):
+    with pytest.raises(ConfigError) as caught:
+        experiment(named("cifar10_darp"), text)
+    assert text in str(caught.value)
+    assert valid in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "valid"),
+    [
+        ("long_tail.unlabeled_n_max", 0, "at least 1"),
+        ("long_tail.unlabeled_gamma", 0.5, "at least 1"),
+        ("long_tail.unlabeled_order", "random", "same, reversed"),
+    ],
+)
+def test_a_bad_unlabeled_long_tail_is_named(field, value, valid):
+    config = experiment(named("cifar10_darp"))
+    config.update_from_flattened_dict({field: value})
+    (line,) = problems_of(config)
+    assert line.startswith(f"{field}={value!r} must be ")
+    assert valid in line
+
+
+def test_orders_are_those_of_the_long_tail():
+    assert ORDERS == long_tail.ORDERS
+
+
+@pytest.mark.parametrize("given", [(), (0.0, 0.0), (0.5, -0.5), (1.0, math.nan), ("a",)])
+def test_darp_without_a_target_is_refused(given):
+    config = default_config(parse_arguments("rebalance=darp"))
+    config.unlabeled_distribution = {"source": "given", "given": given}
+    (line,) = problems_of(config)
+    assert line.startswith(f"unlabeled_distribution.given={given!r} must be one share or size per")
+    assert "labeled" in line
+    assert "predicted" in line
+
+
+@pytest.mark.parametrize("rebalance", ["none", "cb", "crest", "crest+rs"])
+def test_an_unlabeled_distribution_that_nothing_looks_at_is_refused(rebalance):
+    config = default_config(parse_arguments(f"rebalance={rebalance}"))
+    config.unlabeled_distribution.source = "predicted"
+    (line,) = problems_of(config)
+    assert line.startswith("unlabeled_distribution.source='predicted' must be labeled")
+    assert "da, darp, crest_plus" in line
+
+
+def test_a_distribution_is_given_only_where_it_is_the_source():
+    config = default_config(parse_arguments("rebalance=darp"))
+    config.unlabeled_distribution.given = (1.0,) * 10
+    (line,) = problems_of(config)
+    assert line.startswith("unlabeled_distribution.given=")
+    assert line.endswith("must be () when unlabeled_distribution.source=labeled")
 
 
 # Validation
 
 BAD_FIELDS = [
     ("method", "fixmatsch", "fixmatch"),
-    ("rebalance", "crestplus", "none, da, crest, crest_plus"),
     ("model.name", "vgg", "wide_resnet"),
-    ("alignment.target", "uniform", "none, labeled_average, constant, progressive"),
+    ("alignment.target", "uniform", "progressive"),
+    ("unlabeled_distribution.source", "guessed", "labeled, given, predicted"),
+    ("class_balanced_loss.b", 1.0, "[0, 1)"),
+    ("class_balanced_loss.b", -0.1, "[0, 1)"),
+    ("darp.start", 1.1, "between 0 and 1"),
+    ("darp.every", 0, "at least 1"),
+    ("darp.delta", 0.5, "at least 1"),
     ("dtype", "float16", "float32, bfloat16"),
     ("generations", 0, "at least 1"),
     ("steps", 0, "at least 1"),
@@ -296,32 +454,57 @@ def test_batches_must_be_divisible_by_the_devices():
     validate(config_with(batch_size=64, eval_batch_size=1000), devices=8)
 
 
+HYPER_PARAMETERS = [
+    ("mixmatch", "sharpening_temperature", 0.0, "between 0.01 and 1"),
+    ("mixmatch", "mixup_alpha", -1.0, "at least 0.01"),
+    ("mixmatch", "ramp_up", 1.5, "between 0 and 1"),
+    ("mixmatch", "unlabeled_ratio", 0, "at least 1"),
+    ("pseudo_label", "threshold", 2.0, "between 0 and 1"),
+    ("mean_teacher", "unlabeled_weight", -1.0, "at least 0"),
+    ("supervised", "unlabeled_ratio", 7, "0 when method=supervised"),
+]
+
+
+@pytest.mark.parametrize(("method", "field", "value", "valid"), HYPER_PARAMETERS)
+def test_a_bad_hyper_parameter_is_named(method, field, value, valid):
+    config = default_config(parse_arguments(f"method={method},rebalance=none"))
+    config[field] = value
+    assert problems_of(config) == [f"{field}={value!r} must be {valid}"]
+
+
+def test_an_unknown_rebalancing_is_an_error_that_lists_all():
+    (line,) = problems_of(config_with(rebalance="crestplus"))
+    assert "'crestplus' is not one of cb, rs, da, darp, crest, crest_plus" in line
+
+
 @pytest.mark.parametrize(
     ("rebalance", "target", "valid"),
     [
         ("none", "constant", {"none"}),
-        ("none", "progressive", {"none"}),
+        ("rs", "progressive", {"none"}),
         ("da", "none", {"constant", "labeled_average"}),
-        ("da", "progressive", {"constant", "labeled_average"}),
-        ("crest", "progressive", {"none", "constant", "labeled_average"}),
+        ("crest+da", "progressive", {"constant", "labeled_average"}),
+        ("crest", "constant", {"none"}),
+        ("darp", "constant", {"none"}),
         ("crest_plus", "none", {"progressive"}),
-        ("crest_plus", "labeled_average", {"progressive"}),
+        ("crest_plus+cb", "labeled_average", {"progressive"}),
     ],
 )
 def test_alignment_that_contradicts_rebalance_is_refused(rebalance, target, valid):
     config = default_config(parse_arguments(f"rebalance={rebalance}"))
     config.alignment.target = target
     (line,) = problems_of(config)
-    offered = re.fullmatch(
-        f"alignment.target={target!r} must be one of (.*) when rebalance={rebalance}", line
+    offered = ", ".join(alignment_targets(rebalance))
+    assert line == (
+        f"alignment.target={target!r} must be one of {offered} when rebalance={rebalance}"
     )
-    assert set(offered[1].split(", ")) == valid
+    assert set(alignment_targets(rebalance)) == valid
     for other in valid:
         config.alignment.target = other
         validate(config)
 
 
-@pytest.mark.parametrize("rebalance", ["none", "da"])
+@pytest.mark.parametrize("rebalance", ["none", "da", "cb"])
 def test_more_generations_need_a_rebalancing_that_self_trains(rebalance):
     config = default_config(parse_arguments(f"rebalance={rebalance}"))
     config.generations = 2
@@ -329,15 +512,44 @@ def test_more_generations_need_a_rebalancing_that_self_trains(rebalance):
     assert line.startswith("generations=2 ")
     assert f"rebalance={rebalance}" in line
     assert "crest and crest_plus" in line
+    assert SELF_TRAINING == ("crest", "crest_plus")
 
 
 def test_self_training_needs_something_unlabeled():
     (line,) = problems_of(config_with(long_tail__beta=1.0))
     assert line.startswith("long_tail.beta=1.0 ")
     assert "nothing is left to pseudo-label" in line
-    # The fully supervised bound, and one generation of self-training, have no need of it.
-    validate(config_with(long_tail__beta=1.0, generations=1))
+    # The fully supervised bound has no need of it.
     validate(default_config(parse_arguments("rebalance=none,beta=1")))
+
+
+@pytest.mark.parametrize("rebalance", ["crest", "crest_plus+rs"])
+def test_self_training_takes_more_than_one_generation(rebalance):
+    """As when rebalance is changed by itself, and not as an argument of the experiment."""
+    config = default_config(parse_arguments("rebalance=none"))
+    config.rebalance = rebalance
+    config.alignment.target = alignment_targets(rebalance)[0]
+    (line,) = problems_of(config)
+    assert line.startswith("generations=1 must be at least 2 ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "field"),
+    [("fixmatch", "mixmatch"), ("pseudo_label", "mean_teacher"), ("mixmatch", "supervised")],
+)
+def test_a_method_that_is_not_the_experiments_is_refused(argument, field):
+    """Its hyper-parameters and settings would be those of another."""
+    config = default_config(parse_arguments(f"method={argument},rebalance=none"))
+    config.method = field
+    (line,) = problems_of(config)
+    assert f"--config=FILE.py:method={field}" in line
+
+
+def test_a_distribution_is_not_predicted_where_all_is_labeled():
+    config = default_config(parse_arguments("rebalance=da,beta=1"))
+    config.unlabeled_distribution.source = "predicted"
+    (line,) = problems_of(config)
+    assert line.startswith("unlabeled_distribution.source='predicted' must be labeled when")
 
 
 def test_all_problems_are_listed_together_and_once():
@@ -386,7 +598,9 @@ def test_differences_include_fields_that_only_one_has():
     ]
 
 
-@pytest.mark.parametrize("rebalance", ["none", "crest", "crest_plus"])
+@pytest.mark.parametrize("rebalance", ["none", "crest", "crest_plus", "darp+crest"])
 def test_a_temperature_that_would_not_be_used_is_refused(rebalance):
-    with pytest.raises(ConfigError, match=rf"t=0\.5 is an argument of rebalance=da.*{rebalance}"):
+    with pytest.raises(
+        ConfigError, match=rf"t=0\.5 is an argument of rebalance=da.*{re.escape(rebalance)}"
+    ):
         default_config(parse_arguments(f"rebalance={rebalance},t=0.5"))

@@ -6,18 +6,20 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType
+from tiny_net import TinyNet
 
 from crest_jax import distributed, train_state
-from crest_jax.algorithms import Loss
-from crest_jax.algorithms.fixmatch import fixmatch
-from crest_jax.models import WideResNet
-from crest_jax.rebalancing import crest
-from crest_jax.train_step import DeviceBatch, Generation, make_train_step
+from crest_jax.algorithms import ALGORITHMS, Loss
+from crest_jax.rebalancing import crest, darp
+from crest_jax.train_step import DeviceBatch, Generation, make_train_step, shuffle
 
 CLASSES = 4
-SCHEDULE = train_state.cosine_schedule(0.1, steps=10, level=1)
+EXAMPLES = 40
+SCHEDULE = train_state.cosine_schedule(0.03, steps=10, level=1)
 OPTIMIZER = train_state.make_optimizer(SCHEDULE, momentum=0.9, weight_decay=5e-4)
 TARGET = np.array([0.6, 0.2, 0.15, 0.05], np.float32)
+WEIGHTS = np.array([0.5, 1.0, 1.0, 1.5], np.float32)
+UNIFORM = np.full((24, CLASSES), 1 / CLASSES, np.float32)
 
 
 def mesh_of(devices):
@@ -29,15 +31,26 @@ def mesh_of(devices):
     )
 
 
-def build(devices, *, sync=True, alignment_target="progressive", threshold=0.4):
-    model = WideResNet(CLASSES, 10, 1, 0.9, axis_name=distributed.AXIS if sync else None)
+def loss_of(method, **changes):
+    algorithm = ALGORITHMS[method]
+    defaults = {name: each.default for name, each in algorithm.hyper_parameters.items()}
+    return partial(algorithm.loss, **{**defaults, **changes})
+
+
+FIXMATCH = loss_of("fixmatch", threshold=0.5)
+
+
+def build(devices, *, sync=True, alignment_target="progressive", loss=FIXMATCH, refinement=None):
+    model = TinyNet(CLASSES, axis_name=distributed.AXIS if sync else None)
     mesh = mesh_of(devices)
     step = make_train_step(
-        partial(fixmatch, threshold=threshold, unlabeled_weight=1.0),
+        loss,
         model,
         OPTIMIZER,
         mesh,
+        steps=10,
         alignment_target=alignment_target,
+        refinement=refinement,
         ema_decay=0.9,
         flip=False,
         operations=("Rotate", "Brightness", "Sharpness"),
@@ -45,16 +58,21 @@ def build(devices, *, sync=True, alignment_target="progressive", threshold=0.4):
     return mesh, model, step
 
 
-@pytest.fixture(scope="module")
-def fresh():
+def fresh_state(refined_examples=0):
     create = partial(
         train_state.create,
-        model=WideResNet(CLASSES, 10, 1, 0.9),
+        model=TinyNet(CLASSES),
         optimizer=OPTIMIZER,
         image_shape=(8, 8, 1),
         classes=CLASSES,
+        refined_examples=refined_examples,
     )
     return jax.device_get(jax.jit(create)(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    return fresh_state()
 
 
 def batch_at(step):
@@ -63,11 +81,14 @@ def batch_at(step):
         rng.integers(0, 256, (8, 8, 8, 1), dtype=np.uint8),
         rng.integers(0, CLASSES, 8).astype(np.int32),
         rng.integers(0, 256, (24, 8, 8, 1), dtype=np.uint8),
+        rng.permutation(EXAMPLES)[:24].astype(np.int32),
     )
 
 
 def generation(temperature=0.5):
-    return Generation(jax.random.key(1), jnp.float32(temperature), jnp.asarray(TARGET))
+    return Generation(
+        jax.random.key(1), jnp.float32(temperature), jnp.asarray(TARGET), jnp.asarray(WEIGHTS)
+    )
 
 
 def run(built, state, steps=3, temperature=0.5):
@@ -87,14 +108,55 @@ def one_device(fresh):
     return built, run(built, fresh)
 
 
-@pytest.mark.parametrize("devices", [4, 8])
-def test_devices_share_a_batch_and_change_nothing(one_device, fresh, devices):
-    _, expected = one_device
-    for (state, metrics), (state_1, metrics_1) in zip(
-        run(build(devices), fresh), expected, strict=True
-    ):
+def assert_same_history(ours, theirs):
+    for (state, metrics), (state_1, metrics_1) in zip(ours, theirs, strict=True):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), metrics, metrics_1)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), state, state_1)
+
+
+def test_devices_share_a_batch_and_change_nothing(one_device, fresh):
+    _, expected = one_device
+    assert_same_history(run(build(8), fresh), expected)
+
+
+@pytest.mark.parametrize("method", ["supervised", "pseudo_label", "mean_teacher", "mixmatch"])
+def test_devices_change_nothing_whatever_the_algorithm(fresh, method):
+    """MixMatch mixes images of one device with those of another."""
+    changes = {"threshold": 0.5} if method == "pseudo_label" else {}
+    histories = [run(build(devices, loss=loss_of(method, **changes)), fresh) for devices in (1, 4)]
+    assert_same_history(*histories)
+    _, metrics = histories[0][-1]
+    assert np.isfinite(metrics["loss"])
+    assert ("unlabeled_loss" in metrics) == (method != "supervised")
+    if method != "supervised":
+        assert metrics["unlabeled_loss"] > 0
+
+
+def test_shuffling_permutes_all_parts_of_all_devices_together():
+    """Every example of every part comes back once, in a tree with what belongs to it."""
+    parts = [np.arange(8), 100 + np.arange(16), 200 + np.arange(16)]
+    drawn = []
+    for devices in (1, 2, 8):
+        mapped = distributed.over_devices(
+            lambda *rows: [
+                jnp.stack([part["image"], part["label"]], axis=1)
+                for part in shuffle(
+                    jax.random.key(3), [{"image": row, "label": -row} for row in rows]
+                )
+            ],
+            mesh_of(devices),
+            in_specs=distributed.SPLIT,
+            out_specs=distributed.SPLIT,
+        )
+        shuffled = jax.device_get(mapped(*distributed.split(parts, mesh_of(devices))))
+        assert [len(part) for part in shuffled] == [8, 16, 16]
+        images, labels = np.concatenate(shuffled).T
+        np.testing.assert_array_equal(labels, -images)
+        assert sorted(images) == sorted(np.concatenate(parts))
+        assert not np.array_equal(images, np.concatenate(parts))
+        drawn.append(images)
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    np.testing.assert_array_equal(drawn[0], drawn[2])
 
 
 def test_the_pseudo_labels_count(one_device):
@@ -103,13 +165,89 @@ def test_the_pseudo_labels_count(one_device):
     assert all(metrics["unlabeled_loss"] > 0 for _, metrics in history)
 
 
+def test_labels_only_leave_the_estimate_of_the_model_alone(fresh):
+    ((state, _),) = run(build(1, loss=loss_of("supervised")), fresh, steps=1)
+    np.testing.assert_array_equal(state.predictions, fresh.predictions)
+
+
+def test_darp_replaces_the_pseudo_targets_from_its_first_step_on(fresh):
+    """Three steps at least before the refined labels are used, and renewed every second one."""
+    refinement = darp.Schedule(start=3, every=2, delta=2.0)
+    seen = []
+
+    def spying(inputs):
+        refined = inputs.refine(jnp.asarray(UNIFORM))
+        result = FIXMATCH(inputs._replace(refine=lambda guesses: refined))
+        metrics = {f"{row}{label}": refined[row, label] for row in (0, 1) for label in range(4)}
+        return result._replace(metrics=result.metrics | metrics)
+
+    built = build(1, alignment_target="none", loss=spying, refinement=refinement)
+    start = fresh_state(EXAMPLES)
+    history = run(built, start, steps=6)
+    expected = start.darp
+    for number, (state, metrics) in enumerate(history):
+        rows = batch_at(number).unlabeled_rows
+        reported = [[metrics[f"{row}{label}"] for label in range(4)] for row in (0, 1)]
+        seen.append(reported)
+        used = expected.refined[rows[:2]] if number >= 3 else np.full((2, 4), 0.25)
+        np.testing.assert_allclose(reported, used, rtol=1e-5)
+        # What this step guessed is remembered, in the rows of its examples alone.
+        others = np.setdiff1d(np.arange(EXAMPLES), rows)
+        np.testing.assert_array_equal(
+            state.darp.pseudo_labels[others], expected.pseudo_labels[others]
+        )
+        assert (state.darp.pseudo_labels[rows] != expected.pseudo_labels[rows]).any(axis=1).all()
+        renewed = not np.array_equal(state.darp.refined, expected.refined)
+        assert renewed == (number in (2, 4))
+        if renewed:
+            columns = state.darp.refined.sum(axis=0)
+            np.testing.assert_allclose(columns, TARGET * EXAMPLES, rtol=1e-3)
+        expected = state.darp
+
+
+def test_devices_change_nothing_in_darp():
+    def loss(inputs):
+        """As little as there is to a pseudo-target, so that it compiles in a moment."""
+        logits, batch_stats = inputs.forward(inputs.weak(inputs.unlabeled, inputs.unlabeled_keys))
+        guesses = inputs.align(jax.lax.stop_gradient(jax.nn.softmax(logits)))
+        error = optax.softmax_cross_entropy(logits, inputs.refine(guesses)).mean()
+        return Loss(error, batch_stats, {"loss": error}, guesses.mean(axis=0), guesses)
+
+    refinement = darp.Schedule(start=2, every=1, delta=2.0)
+    histories = [
+        run(
+            build(devices, alignment_target="none", loss=loss, refinement=refinement),
+            fresh_state(EXAMPLES),
+            steps=4,
+        )
+        for devices in (1, 8)
+    ]
+    assert_same_history(*histories)
+    unrefined = run(build(1, alignment_target="none", loss=loss), fresh_state(), steps=4)
+    ours, theirs = ([float(metrics["loss"]) for _, metrics in h] for h in (histories[0], unrefined))
+    assert ours[:2] == pytest.approx(theirs[:2], rel=1e-5)
+    assert ours[2:] != pytest.approx(theirs[2:], rel=1e-3)
+
+
+def test_class_weights_are_inputs_of_the_step(fresh):
+    mesh, _, step = build(1, loss=loss_of("supervised"))
+    batch = distributed.split(batch_at(0), mesh)
+    losses = []
+    for weights in (np.ones(CLASSES), np.array([4.0, 0.0, 0.0, 0.0]), np.array([0.0, 4, 0, 0])):
+        inputs = generation()._replace(class_weights=jnp.asarray(weights, jnp.float32))
+        _, metrics = step(distributed.replicate(fresh, mesh), batch, inputs)
+        losses.append(float(metrics["labeled_loss"]))
+    assert step._cache_size() == 1
+    assert len(set(losses)) == 3
+
+
 def test_unsynchronised_batch_norm_averages_what_the_devices_saw(one_device, fresh):
     _, expected = one_device
     (state, metrics), *_ = run(build(4, sync=False), fresh, steps=1)
     (state_1, metrics_1), *_ = expected
-    # Means of the first convolution's output do not depend on how the batch is split; variances
-    # within a quarter of the batch do.
-    ours, theirs = (s.batch_stats["WideResNetBlock_0"]["BatchNorm_0"] for s in (state, state_1))
+    # Means of the convolution's output do not depend on how the batch is split; variances within
+    # a quarter of the batch do.
+    ours, theirs = (s.batch_stats["BatchNorm_0"] for s in (state, state_1))
     np.testing.assert_allclose(ours["mean"], theirs["mean"], rtol=1e-3, atol=1e-6)
     assert (ours["var"] <= theirs["var"] + 1e-6).all()
     assert not np.allclose(ours["var"], theirs["var"], rtol=1e-4)
@@ -145,6 +283,30 @@ def test_ema_by_hand(one_device, fresh):
         )
 
 
+def test_the_teacher_is_the_average_of_the_weights(fresh):
+    """Moving the average moves the teacher; moving the weights does not, nor has it a gradient."""
+
+    def loss(inputs):
+        views = inputs.weak(inputs.unlabeled, inputs.unlabeled_keys)
+        taught = inputs.teacher(views)
+        _, batch_stats = inputs.forward(views)
+        metrics = {"teacher": jnp.abs(taught).mean(), "first": taught[0, 0]}
+        return Loss(taught.mean(), batch_stats, metrics, jax.nn.softmax(taught).mean(axis=0))
+
+    mesh, _, step = build(1, loss=loss)
+    batch = distributed.split(batch_at(0), mesh)
+    inputs = distributed.replicate(generation(), mesh)
+    other = jax.tree.map(lambda leaf: 1.5 * leaf, fresh.params)
+    seen = []
+    for state in (fresh, fresh._replace(params=other), fresh._replace(ema_params=other)):
+        new, metrics = step(distributed.replicate(state, mesh), batch, inputs)
+        seen.append((float(metrics["teacher"]), float(metrics["first"])))
+        # Without a gradient only weight decay moves the weights.
+        kernel, before = new.params["Conv_0"]["kernel"], state.params["Conv_0"]["kernel"]
+        np.testing.assert_allclose(kernel, before, rtol=1e-3)
+    assert seen[0] == seen[1] != seen[2]
+
+
 def test_one_compilation_serves_every_generation(one_device, fresh):
     built, history = one_device
     other = run(built, fresh, temperature=0.1)
@@ -167,7 +329,7 @@ def test_optimizer_is_nesterov_sgd_with_an_l2_term():
         gradients = jax.tree.map(lambda p: p**2, params)
         updates, opt_state = OPTIMIZER.update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
-        rate = 0.1 * np.cos(np.pi * step / 10 / 16)
+        rate = 0.03 * np.cos(np.pi * step / 10 / 16)
         gradient_k = kernel**2 + 5e-4 * kernel  # d/dw of 0.5 * 5e-4 * w^2
         gradient_s = scale**2  # batch norm is not decayed
         momentum_k = 0.9 * momentum_k + gradient_k
@@ -213,14 +375,9 @@ def test_guesses_are_aligned_with_the_target_of_the_config(fresh, target):
         logits, batch_stats = inputs.forward(inputs.weak(inputs.labeled, inputs.labeled_keys))
         aligned = inputs.align(jnp.asarray(probs))
         metrics = {f"{row}{label}": aligned[row, label] for row in (0, 1) for label in range(4)}
-        return Loss(logits.mean(), batch_stats, aligned.mean(axis=0), metrics)
+        return Loss(logits.mean(), batch_stats, metrics, aligned.mean(axis=0))
 
-    model = WideResNet(CLASSES, 10, 1, 0.9, axis_name=distributed.AXIS)
-    mesh = mesh_of(1)
-    step = make_train_step(
-        loss, model, OPTIMIZER, mesh, alignment_target=target, ema_decay=0.9, flip=False,
-        operations=("Identity",),
-    )  # fmt: skip
+    mesh, _, step = build(1, loss=loss, alignment_target=target)
     state = fresh._replace(
         labeled_distribution=labeled, predictions=np.tile(seen, (128, 1)), step=np.int32(5)
     )

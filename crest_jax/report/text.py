@@ -57,5 +57,23 @@ def results_table(generations: Sequence[Mapping[str, Any]], class_names: Sequenc
     return "\n".join(lines) + "\n"
 
 
+def adjustment_table(generation: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """One generation under logit adjustment: a column per tau."""
+    adjusted = generation["adjusted"]
+    width = max(len("generation 10"), *map(len, class_names))
+    title = f"generation {generation['generation'] + 1}"
+    taus = "".join(f"  {'tau':>4} {entry['tau']:<4g}" for entry in adjusted)
+    lines = [f"{title:<{width}}{taus}"]
+    rows = [("accuracy", [entry["accuracy"] for entry in adjusted])]
+    rows += [
+        (name, [entry["per_class_recall"][label] for entry in adjusted])
+        for label, name in enumerate(class_names)
+    ]
+    for name, values in rows:
+        lines.append(f"{name:<{width}}" + "".join(f"  {_per_cent(value, 9)}" for value in values))
+    lines.insert(2, "recall of class")
+    return "\n".join(lines) + "\n"
+
+
 def _per_cent(value: float | None, width: int = 5) -> str:
     return f"{'-' if value is None else f'{value:.1f}':>{width}}"

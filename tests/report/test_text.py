@@ -86,3 +86,18 @@ def test_long_class_names_widen_the_table(result):
         lines = [line for line in table.splitlines() if line.startswith(names)]
         assert len(lines) == 3
         assert len({len(line) for line in lines}) == 1
+
+
+def test_logit_adjustment_has_a_column_per_tau_and_a_line_per_class():
+    adjusted = [
+        {"tau": 0.0, "accuracy": 61.26, "per_class_recall": [98.76, 85.02, 0.0]},
+        {"tau": 1.5, "accuracy": 64.04, "per_class_recall": [90.0, 80.5, None]},
+    ]
+    table = text.adjustment_table({"generation": 2, "adjusted": adjusted}, NAMES)
+    header, accuracy, *_ = table.splitlines()
+    assert header.split() == ["generation", "3", "tau", "0", "tau", "1.5"]
+    assert accuracy.split() == ["accuracy", "61.3", "64.0"]
+    assert line_of(table, "cat").split() == ["cat", "85.0", "80.5"]
+    assert line_of(table, "ox").split() == ["ox", "0.0", "-"]
+    # Figures end where their column's title ends.
+    assert header.index("tau 1.5") + 9 >= accuracy.rindex("64.0") + 4
