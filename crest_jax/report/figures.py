@@ -13,8 +13,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from crest_jax import results
 from crest_jax.errors import CrestError, DataError
-from crest_jax.workdir import read_json
 
 NAMES = {"none": "FixMatch", "da": "FixMatch + DA", "crest": "CReST", "crest_plus": "CReST+"}
 # Okabe and Ito's colours, which the colour-blind tell apart; hatches do the same in grey.
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("workdir", type=Path, nargs="+")
     arguments = parser.parse_args()
     try:
-        runs = [read_json(workdir / "results.json") for workdir in arguments.workdir]
+        runs = [results.read(workdir) for workdir in arguments.workdir]
         overview(runs).savefig(arguments.output, dpi=150)
     except CrestError as error:
         sys.exit(f"error: {error}")

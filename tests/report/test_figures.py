@@ -10,7 +10,12 @@ from crest_jax.report import figures
 
 def results(rebalance, accuracies, recall):
     return {
+        "method": "fixmatch",
         "rebalance": rebalance,
+        "data": "digits",
+        "long_tail": {},
+        "alignment": {},
+        "fold": 0,
         "class_names": ["cat", "dog", "emu"],
         "generations": [
             {

@@ -1,0 +1,93 @@
+import json
+
+import pytest
+
+from crest_jax.errors import DataError
+from crest_jax.report import comparison
+
+
+def run(method, rebalance, fold, accuracy, adjusted, **changes):
+    return {
+        "method": method,
+        "rebalance": rebalance,
+        "fold": fold,
+        "data": "digits",
+        "long_tail": {"n_max": 120, "gamma": 10.0, "beta": 0.1},
+        "class_names": list("0123456789"),
+        "alignment": {"target": "constant", "t": 1.0},
+        "unlabeled_distribution": {"source": "labeled", "given": []},
+        "generations": [{"steps": 900}] * 2 if "crest" in rebalance else [{"steps": 1800}],
+        "accuracy": accuracy,
+        "accuracy_logit_adjusted": adjusted,
+        **changes,
+    }
+
+
+RUNS = [
+    run("fixmatch", "crest+rs", 0, 70.0, 71.0),
+    run("fixmatch", "none", 0, 60.0, 61.0),
+    run("fixmatch", "none", 1, 62.0, 65.0),
+    run("supervised", "none", 1, 50.5, 52.0),
+    run("supervised", "none", 0, 49.5, 52.0),
+    run("supervised", "cb", 1, 55.04, 56.0),
+]
+
+
+def test_a_line_per_method_and_figure_a_column_per_rebalancing():
+    assert comparison.comparison(RUNS).splitlines() == [
+        "| | none | cb | crest+rs |",
+        "|---|---|---|---|",
+        "| supervised | 50.0 ± 0.5 | 55.0 ± 0.0 (1 of 2 folds) | - |",
+        "| supervised + la | 52.0 ± 0.0 | 56.0 ± 0.0 (1 of 2 folds) | - |",
+        "| fixmatch | 61.0 ± 1.0 | - | 70.0 ± 0.0 (1 of 2 folds) |",
+        "| fixmatch + la | 63.0 ± 2.0 | - | 71.0 ± 0.0 (1 of 2 folds) |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (run("fixmatch", "none", 1, 1.0, 1.0), "two runs are of .*rebalance=none, fold=1"),
+        (run("fixmatch", "none", 2, 1.0, 1.0, data="cifar10"), "differ in data, digits and cifar"),
+        (run("fixmatch", "da", 2, 1.0, 1.0, long_tail={}), "differ in long_tail"),
+        (run("fixmatch", "da", 2, 1.0, 1.0, generations=[{"steps": 9}]), "in all, 1800 and 9"),
+    ],
+)
+def test_what_cannot_stand_side_by_side_is_refused(extra, message):
+    with pytest.raises(DataError, match=message):
+        comparison.comparison([*RUNS, extra])
+    with pytest.raises(DataError, match="no runs"):
+        comparison.comparison([])
+
+
+def test_temperatures_and_targets_have_columns_of_their_own():
+    half = {"target": "constant", "t": 0.5}
+    predicted = {"source": "predicted", "given": []}
+    table = comparison.comparison(
+        [
+            run("fixmatch", "da", 0, 60.0, 61.0),
+            run("fixmatch", "da", 0, 62.0, 65.0, alignment=half),
+            run("fixmatch", "darp", 0, 63.0, 65.0, unlabeled_distribution=predicted),
+        ]
+    )
+    assert table.splitlines()[0] == "| | da | da t=0.5 | darp (predicted p(y)) |"
+
+
+def test_the_command_reads_workdirs(tmp_path, monkeypatch, capsys):
+    folders = []
+    for number, each in enumerate(RUNS):
+        folders.append(tmp_path / str(number))
+        folders[-1].mkdir()
+        (folders[-1] / "results.json").write_text(json.dumps(each))
+    monkeypatch.setattr("sys.argv", ["comparison", *map(str, folders)])
+    comparison.main()
+    assert capsys.readouterr().out == comparison.comparison(RUNS)
+
+    monkeypatch.setattr("sys.argv", ["comparison", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        comparison.main()
+    assert "run it to the end of a generation" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text('{"accuracy": 3}')
+    with pytest.raises(SystemExit):
+        comparison.main()
+    assert "another version" in capsys.readouterr().err
