@@ -1,0 +1,403 @@
+"""The paper's tables and figures: what to run for each, and what came out.
+
+python -m crest_jax.paper --table=N --list               commands, one a line
+python -m crest_jax.paper --table=N --run [--cell=I]     runs them, or the I-th, here
+python -m crest_jax.paper --table=N --collect [--output=FILE.md|FILE.csv]
+                                                         ours beside the published, so far
+python -m crest_jax.paper --figure=N --list | --run [--cell=I]
+python -m crest_jax.paper --figure=N --collect --output=FILE.svg|FILE.pdf|FILE.png
+Everywhere: [--scale=full|small|smoke] [--folds=K] [--runs=DIR] [--config.field=value ...]
+
+A line of --list is a command for a shell, whichever batch system starts it. Cells that come from
+the same run share it, tables too. Whatever was interrupted continues.
+"""
+
+import argparse
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crest_jax import workdir
+from crest_jax.errors import ConfigError, CrestError
+from crest_jax.rebalancing import SELF_TRAINING, parts
+from crest_jax.report import paper_table
+from crest_jax.report.paper_figures import FIGURES, PaperFigure, drawn
+from crest_jax.report.paper_table import Comparison
+from crest_jax.report.published import TABLES, Column, Figure, Row, Table
+from crest_jax.results import RESULTS
+
+# Exit statuses of a run that was told to stop, and can go on.
+STOPPED, INTERRUPTED = 75, 130
+TABLE_FORMATS = {".md": paper_table.markdown, ".csv": paper_table.comma_separated}
+FIGURE_FORMATS = (".svg", ".pdf", ".png")
+
+
+class Scale(NamedTuple):
+    """How much smaller than the paper's a run is."""
+
+    note: str  # what every output says of it
+    fields: Mapping[str, str]  # config fields
+    steps: int  # of a generation; 0 leaves the experiment's
+    generations: int  # of self-training; 0 likewise
+    experiment: str | None = None  # in place of all others
+    gamma: float = 1  # by what imbalance ratios are divided
+
+
+SCALES = {
+    "full": Scale("", {}, 0, 0),
+    "small": Scale(
+        "NOT THE PAPER'S SETTING: WRN-10-1, 3 generations of 1500 steps of 16 + 2 x 32 images",
+        {
+            "model.depth": "10",
+            "model.width": "1",
+            "model.batch_norm_momentum": "0.99",
+            "batch_size": "16",
+            "unlabeled_ratio": "2",
+            "eval_every": "150",
+            "checkpoint_every": "500",
+            "ema_decay": "0.99",
+            "optimizer.learning_rate": "0.1",
+        },
+        1500,
+        3,
+    ),
+    "smoke": Scale(
+        "NOT THE PAPER'S SETTING: handwritten digits with γ / 10, 2 generations of 20 steps",
+        {
+            "batch_size": "8",
+            "unlabeled_ratio": "2",
+            "eval_every": "4",
+            "checkpoint_every": "20",
+            "model.batch_norm_momentum": "0.8",
+            "ema_decay": "0.8",
+        },
+        20,
+        2,
+        "digits_lt",
+        10,
+    ),
+}
+
+
+class Job(NamedTuple):
+    """A run that some cells of a table come from."""
+
+    experiment: str
+    arguments: tuple[tuple[str, str], ...]
+    fields: tuple[tuple[str, str], ...]  # config fields
+    workdir: Path
+
+    @property
+    def command(self) -> list[str]:
+        """The command that runs it, and continues it."""
+        arguments = ",".join(f"{key}={value}" for key, value in self.arguments)
+        return [
+            "python", "-m", "crest_jax.main",
+            f"--config=experiments/{self.experiment}.py:{arguments}",
+            f"--workdir={self.workdir}",
+            *(f"--config.{field}={value}" for field, value in self.fields),
+        ]  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """One figure of a table, and the runs that ours comes from, one for each fold."""
+
+    row: Row
+    column: Column
+    published: Figure
+    jobs: tuple[Job, ...]
+
+
+def cells(
+    table: Table, *, scale: str, folds: int, runs: Path, fields: Mapping[str, str]
+) -> list[Cell]:
+    """Every cell that has a published figure, row by row.
+
+    Args:
+      table: of the paper.
+      scale: a key of `SCALES`.
+      folds: how many.
+      runs: the folder of all runs.
+      fields: config fields, as on the command line; they overrule the scale's.
+    """
+    return [
+        Cell(
+            row,
+            column,
+            published,
+            tuple(
+                job_of(
+                    column.experiment,
+                    # In one order, so that tables share what they have in common.
+                    {**row.arguments, **column.arguments, "fold": str(fold)},
+                    scale=scale,
+                    runs=runs,
+                    fields=fields,
+                )
+                for fold in range(folds)
+            ),
+        )
+        for row in table.rows
+        for column, published in zip(table.columns, row.figures, strict=True)
+        if published is not None
+    ]
+
+
+def jobs(found: Sequence[Cell]) -> dict[Job, list[str]]:
+    """Every run once, with the names of the cells that come from it."""
+    distinct: dict[Job, list[str]] = {}
+    for cell in found:
+        for job in cell.jobs:
+            distinct.setdefault(job, []).append(f"{cell.row.name} ({cell.column.name})")
+    return distinct
+
+
+def job_of(
+    experiment: str,
+    arguments: Mapping[str, str],
+    *,
+    scale: str,
+    runs: Path,
+    fields: Mapping[str, str],
+    own: Mapping[str, str] = {},
+) -> Job:
+    """The run of an experiment at a scale.
+
+    Args:
+      experiment: its file's name.
+      arguments: of the experiment.
+      scale: a key of `SCALES`.
+      runs: the folder of all runs; those of a scale share a folder in it.
+      fields: config fields that overrule the scale's.
+      own: config fields that make it another run than that of its arguments, as arguments do.
+    """
+    at = SCALES[scale]
+    name = "-".join(
+        [experiment, *(f"{key}={value}" for key, value in {**arguments, **own}.items())]
+    )
+    scaled = {**own, **at.fields}
+    if arguments.get("method") == "supervised":
+        scaled.pop("unlabeled_ratio", None)
+    self_trains = bool(set(parts(arguments["rebalance"])) & set(SELF_TRAINING))
+    if at.steps:
+        # As many in all, whether in one generation or in several.
+        scaled["steps"] = str(at.steps * (1 if self_trains else at.generations))
+    if at.generations and self_trains:
+        scaled["generations"] = str(at.generations)
+    if at.experiment and "gamma" in arguments:
+        arguments = {**arguments, "gamma": f"{float(arguments['gamma']) / at.gamma:g}"}
+    return Job(
+        at.experiment or experiment,
+        tuple(arguments.items()),
+        tuple({**scaled, **fields}.items()),
+        runs / scale / name,
+    )
+
+
+def figure_of(job: Job, row: Row, column: Column) -> float | None:
+    """Ours, from one run; None where it has not come that far.
+
+    A generation beyond the run's last, at a smaller scale than the paper's, is its last.
+
+    Raises:
+      WorkdirError: the run's files are damaged.
+    """
+    if not (job.workdir / RESULTS).exists():
+        return None
+    generations = workdir.read_config(job.workdir).generations
+    wanted = min(column.generation or row.generation or generations, generations)
+    finished = workdir.read_json(job.workdir / RESULTS)["generations"]
+    if len(finished) < wanted:
+        return None
+    value: Any = finished[wanted - 1]
+    for key in row.reported.split("."):
+        value = value[key]
+    if not isinstance(value, list):
+        return value
+    if column.label is not None:
+        return value[column.label]
+    return float(np.mean([of_class for of_class in value if of_class is not None]))
+
+
+def is_finished(job: Job) -> bool:
+    """Whether all generations of a run are done."""
+    if not (job.workdir / RESULTS).exists():
+        return False
+    done = workdir.read_json(job.workdir / RESULTS)["generations"]
+    return len(done) == workdir.read_config(job.workdir).generations
+
+
+def run(chosen: Sequence[Job]) -> int:
+    """Runs, or continues, one after the other what is not finished.
+
+    A run that fails does not keep the others from running; one that was told to stop does.
+
+    Returns:
+      The exit status: 0, that of a run that was stopped, or 1 where some have failed.
+    """
+    failed = []
+    for number, job in enumerate(chosen, 1):
+        print(f"[{number}/{len(chosen)}] {job.workdir}", flush=True)
+        if is_finished(job):
+            continue
+        command = [sys.executable, *job.command[1:]]
+        with subprocess.Popen(command) as process:
+            # Told to stop, wait for the run to save itself.
+            stop = signal.signal(signal.SIGTERM, lambda *_, process=process: process.terminate())
+            try:
+                status = process.wait()
+            finally:
+                signal.signal(signal.SIGTERM, stop)
+        if status in (STOPPED, INTERRUPTED):
+            return status
+        if status:
+            failed.append(f"{job.workdir} (exit status {status})")
+    for line in failed:
+        print(f"error: failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def collect(found: Sequence[Cell]) -> list[Comparison]:
+    """Sets ours beside the published figure in every cell."""
+    compared = []
+    for cell in found:
+        ours = [figure_of(job, cell.row, cell.column) for job in cell.jobs]
+        compared.append(
+            Comparison(
+                cell.row.name,
+                cell.column.name,
+                cell.published,
+                tuple(value for value in ours if value is not None),
+                len(cell.jobs),
+            )
+        )
+    return compared
+
+
+def main() -> None:
+    """Lists, runs or collects."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", type=int, choices=TABLES)
+    what.add_argument("--figure", type=int, choices=FIGURES)
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--list", action="store_true", help="the command of each run, numbered")
+    action.add_argument("--run", action="store_true", help="run what is not finished")
+    action.add_argument(
+        "--collect", action="store_true", help="the table or figure, from finished runs"
+    )
+    parser.add_argument("--cell", type=int, help="with --run: line I of --list alone")
+    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--folds", type=int, help="of a table, instead of the paper's")
+    parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="folder of all runs")
+    parser.add_argument("--output", type=Path, help="with --collect: the file to write")
+    arguments, rest = parser.parse_known_args()
+    try:
+        where = {"scale": arguments.scale, "runs": arguments.runs, "fields": _fields(rest)}
+        if arguments.table:
+            table = TABLES[arguments.table]
+            folds = table.folds if arguments.folds is None else arguments.folds
+            if folds < 1:
+                raise ConfigError(f"--folds={folds} must be at least 1")
+            found = cells(table, folds=folds, **where)
+            named = jobs(found)
+        else:
+            drawn_from = curves(FIGURES[arguments.figure], **where)
+            named = {job: [name] for name, job in drawn_from.items()}
+        if arguments.list:
+            for number, (job, names) in enumerate(named.items(), 1):
+                print(f"{shlex.join(job.command)}  # {number}: {'; '.join(names)}")
+        elif arguments.run:
+            sys.exit(run(_chosen(list(named), arguments.cell)))
+        elif arguments.table:
+            title = f"Table {arguments.table}. {table.title}"
+            _write_table(title, collect(found), arguments.scale, arguments.output)
+        else:
+            _write_figure(FIGURES[arguments.figure], drawn_from, arguments.scale, arguments.output)
+    except CrestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def curves(
+    figure: PaperFigure, *, scale: str, runs: Path, fields: Mapping[str, str]
+) -> dict[str, Job]:
+    """The run of every curve of a figure, of fold 0. Arguments as for `cells`."""
+    return {
+        curve.name: job_of(
+            curve.experiment,
+            {**curve.arguments, "fold": "0"},
+            scale=scale,
+            runs=runs,
+            fields=fields,
+            own=curve.fields,
+        )
+        for curve in figure.curves
+    }
+
+
+def _chosen(jobs: Sequence[Job], cell: int | None) -> Sequence[Job]:
+    if cell is None:
+        return jobs
+    if not 1 <= cell <= len(jobs):
+        raise ConfigError(f"--cell={cell} must be between 1 and {len(jobs)}")
+    return [jobs[cell - 1]]
+
+
+def _write_table(
+    title: str, compared: Sequence[Comparison], scale: str, output: Path | None
+) -> None:
+    note = SCALES[scale].note
+    print(paper_table.markdown(title, compared, note=note), end="")
+    if output:
+        _check_output(output, TABLE_FORMATS)
+        workdir.write_text(output, TABLE_FORMATS[output.suffix](title, compared, note=note))
+
+
+def _write_figure(
+    figure: PaperFigure, drawn_from: Mapping[str, Job], scale: str, output: Path | None
+) -> None:
+    if output is None:
+        raise ConfigError("--collect draws a figure into --output=FILE: name one")
+    _check_output(output, FIGURE_FORMATS)
+    there = {
+        name: workdir.read_json(job.workdir / RESULTS)
+        for name, job in drawn_from.items()
+        if (job.workdir / RESULTS).exists()
+    }
+    if not there:
+        raise ConfigError(f"none of the runs of {figure.title!r} is there yet: --run them first")
+    drawn(figure, there, note=SCALES[scale].note).savefig(output, dpi=200)
+    print(f"{output}: from {len(there)} of {len(drawn_from)} runs")
+
+
+def _check_output(output: Path, formats: Collection[str]) -> None:
+    if output.suffix not in formats:
+        raise ConfigError(f"--output={output} must end in {' or '.join(formats)}")
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output={output} is in no folder that exists: make it first")
+
+
+def _fields(rest: Sequence[str]) -> dict[str, str]:
+    """Reads `--config.field=value` arguments."""
+    fields = {}
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--config.") or not equals:
+            raise ConfigError(
+                f"{argument!r} is neither an option of this command nor --config.field=value"
+            )
+        fields[name.removeprefix("--config.")] = value
+    return fields
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""The paper's figures, drawn from the results.json files of runs.
+
+Colours are told apart by the colour-blind, and markers and lines by those who print in grey.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from crest_jax.rebalancing import crest
+from crest_jax.report.figures import STYLE
+from crest_jax.report.published import TABLES
+
+Results = Mapping[str, Any]
+
+
+class Curve(NamedTuple):
+    """A run that a figure is drawn from."""
+
+    name: str
+    experiment: str  # a file of experiments/
+    arguments: Mapping[str, str]
+    fields: Mapping[str, str] = {}  # config fields
+
+
+class PaperFigure(NamedTuple):
+    """One of the paper's figures."""
+
+    title: str
+    curves: tuple[Curve, ...]
+    # Draws what there is, by the curves' names, into a figure of its size in inches.
+    draw: Callable[[Figure, Mapping[str, Results]], None]
+    size: tuple[float, float]
+
+
+def drawn(figure: PaperFigure, runs: Mapping[str, Results], *, note: str) -> Figure:
+    """Draws a figure.
+
+    Args:
+      figure: which.
+      runs: contents of results.json files by the names of the figure's curves; at least one. Those
+        that are missing are named in the picture.
+      note: what is to be said of the runs' scale; may be empty.
+    """
+    with mpl.rc_context(STYLE):
+        canvas = Figure(figsize=figure.size, layout="constrained")
+        figure.draw(canvas, runs)
+        missing = [curve.name for curve in figure.curves if curve.name not in runs]
+        remarks = [note] if note else []
+        if missing:
+            remarks.append(f"Not run yet: {', '.join(missing)}")
+        canvas.suptitle("\n".join([figure.title, *remarks]), fontsize=10)
+        return canvas
+
+
+# Okabe and Ito's colours, each with a marker and a line of its own.
+_LOOKS = (
+    {"color": "#000000", "marker": "o", "linestyle": "-"},
+    {"color": "#0072B2", "marker": "D", "linestyle": "--"},
+    {"color": "#D55E00", "marker": "s", "linestyle": "-."},
+    {"color": "#009E73", "marker": "^", "linestyle": ":"},
+    {"color": "#CC79A7", "marker": "v", "linestyle": "-"},
+    {"color": "#56B4E9", "marker": "P", "linestyle": "--"},
+)
+_MOST_MARKED = 20  # classes; more markers than that hide the line
+_ON_CIFAR10 = {"gamma": "100", "beta": "0.1"}
+
+
+def _run(method: str, rebalance: str, **arguments: str) -> dict[str, str]:
+    return {"method": method, "rebalance": rebalance, **arguments}
+
+
+def _order(results: Results) -> Int[np.ndarray, " classes"]:
+    """Classes by their size in the labeled set, largest first."""
+    return np.argsort(-np.array(_first(results)["labeled_per_class"]), kind="stable")
+
+
+def _first(results: Results) -> Results:
+    return results["generations"][0]
+
+
+def _by_class(
+    values: Sequence[int | float | None], results: Results
+) -> Float[np.ndarray, " classes"]:
+    """Values of the classes, largest class first; NaN where a class has none."""
+    return np.array([np.nan if value is None else value for value in values], float)[
+        _order(results)
+    ]
+
+
+def _plot_by_class(axes: Axes, values: np.ndarray, label: str, number: int, **changes) -> None:
+    look: dict[str, Any] = {**_LOOKS[number % len(_LOOKS)], "markersize": 4, **changes}
+    if len(values) > _MOST_MARKED:
+        look["marker"] = ""
+    axes.plot(1 + np.arange(len(values)), values, label=label, **look)
+
+
+def _plot_by_generation(axes: Axes, runs: Mapping[str, Results], names: Sequence[str]) -> None:
+    for number, name in enumerate(names):
+        if name in runs:
+            accuracies = [result["accuracy"] for result in runs[name]["generations"]]
+            _plot_by_class(axes, np.array(accuracies), name, number)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(title="class-balanced accuracy (%)", xlabel="generation")
+    axes.legend(fontsize=8)
+
+
+def _bars(axes: Axes, parts: Mapping[str, np.ndarray]) -> None:
+    """Stacked sizes of the classes."""
+    below = np.zeros(len(next(iter(parts.values()))))
+    for (label, sizes), colour in zip(parts.items(), ("#555555", "#BBBBBB"), strict=False):
+        axes.bar(1 + np.arange(len(sizes)), sizes, bottom=below, label=label, color=colour)
+        below = below + sizes
+    axes.set(title="training images of each class", xlabel="class index")
+
+
+def _sizes(results: Results) -> dict[str, np.ndarray]:
+    first = _first(results)
+    return {
+        "labeled": _by_class(first["labeled_per_class"], results),
+        "unlabeled": _by_class(first["pseudo_labels"]["examples"], results),
+    }
+
+
+def _recall_and_precision(
+    pair: Iterable[Axes], result: Results, results: Results, name: str
+) -> None:
+    for axes, figure in zip(pair, ("recall", "precision"), strict=True):
+        _plot_by_class(axes, _by_class(result[f"per_class_{figure}"], results), name, 0)
+        axes.set(title=f"{name}: {figure} (%)", xlabel="class index", ylim=(0, 104))
+
+
+# Figure 1
+
+
+def _draw_1(canvas: Figure, runs: Mapping[str, Results]) -> None:
+    sizes, bias, pseudo, test = canvas.subplots(1, 4)
+    crest_run = runs.get("CReST", next(iter(runs.values())))
+    _bars(sizes, _sizes(crest_run))
+    sizes.legend(fontsize=8)
+    for number, figure in enumerate(("recall", "precision")):
+        values = _by_class(_first(crest_run)[f"per_class_{figure}"], crest_run)
+        _plot_by_class(bias, values, figure, number)
+    bias.set(title="FixMatch on the test set (%)", xlabel="class index", ylim=(0, 104))
+    bias.legend(fontsize=8)
+    shown = {"FixMatch": _first(crest_run)}
+    shown |= {name: results["generations"][-1] for name, results in runs.items()}
+    for number, (name, result) in enumerate(shown.items()):
+        for axes, values in (
+            (pseudo, result["pseudo_labels"]["recall"]),
+            (test, result["per_class_recall"]),
+        ):
+            _plot_by_class(axes, _by_class(values, crest_run), name, number)
+        if crest_run["data"] == "cifar10":
+            _plot_published(pseudo, f"{name}, unlabeled", number)
+            _plot_published(test, f"{name}, test", number)
+    pseudo.set(title="recall of pseudo-labels (%)", xlabel="class index", ylim=(0, 104))
+    test.set(title="recall on the test set (%)", xlabel="class index", ylim=(0, 104))
+    test.legend(fontsize=8)
+
+
+def _plot_published(axes: Axes, name: str, number: int) -> None:
+    """The same from Table 5, thin and pale."""
+    (row,) = [row for row in TABLES[5].rows if row.name.removeprefix("w/ ") == name]
+    values = np.array([figure.mean for figure in row.figures[:10] if figure is not None])
+    label = "the paper's" if number == 0 else "_published"
+    _plot_by_class(axes, values, label, number, linewidth=0.8, alpha=0.5, marker="")
+
+
+# Figures 2 and 7
+
+
+def _draw_pairs(canvas: Figure, runs: Mapping[str, Results]) -> None:
+    """Recall and precision of every run's first generation, a row each."""
+    rows = canvas.subplots(len(runs), 2, squeeze=False)
+    for pair, (name, results) in zip(rows, runs.items(), strict=True):
+        _recall_and_precision(pair, _first(results), results, name)
+
+
+# Figure 4
+
+_ALPHAS = {"1": "1.0", "1/2": "0.5", "1/3": "", "1/4": "0.25", "0": "0.0"}
+
+
+def _draw_4(canvas: Figure, runs: Mapping[str, Results]) -> None:
+    rates, accuracy = canvas.subplots(1, 2)
+    sizes = np.array(_first(next(iter(runs.values())))["labeled_per_class"])
+    sizes = np.sort(sizes)[::-1]
+    for number, name in enumerate(_ALPHAS):
+        numerator, _, denominator = name.partition("/")
+        alpha = float(numerator) / float(denominator or 1)
+        _plot_by_class(rates, crest.sampling_rates(sizes, alpha), f"α={name}", number)
+    rates.set(title="sampling rate", xlabel="class index", ylim=(0, 1.04))
+    rates.legend(fontsize=8)
+    _plot_by_generation(accuracy, runs, [f"α={name}" for name in _ALPHAS])
+
+
+# Figure 5
+
+_TEMPERATURES = ("1.0", "0.75", "0.5", "0.25", "0.1")
+_PROGRESSIVE = "progressive t"
+
+
+def _draw_5(canvas: Figure, runs: Mapping[str, Results]) -> None:
+    targets, accuracy = canvas.subplots(1, 2)
+    sizes = np.array(_first(next(iter(runs.values())))["labeled_per_class"], float)
+    shares = np.sort(sizes)[::-1] / sizes.sum()
+    for number, temperature in enumerate(_TEMPERATURES):
+        powered = shares ** float(temperature)
+        _plot_by_class(targets, powered / powered.sum(), f"t={temperature}", number)
+    targets.set(title="target distribution", xlabel="class index")
+    targets.set_ylim(bottom=0)
+    targets.legend(fontsize=8)
+    _plot_by_generation(accuracy, runs, [*(f"t={t}" for t in _TEMPERATURES), _PROGRESSIVE])
+
+
+# Figure 6
+
+
+def _draw_6(canvas: Figure, runs: Mapping[str, Results]) -> None:
+    (results,) = runs.values()
+    axes = canvas.subplots()
+    sizes = np.sort(sum(_sizes(results).values()))[::-1]
+    _bars(axes, {"training images": sizes})
+    axes.set_yscale("log")
+
+
+FIGURES = {
+    1: PaperFigure(
+        "Figure 1. Bias of FixMatch on CIFAR10-LT, and what CReST and CReST+ make of it",
+        (
+            Curve("CReST", "cifar10_lt", _run("fixmatch", "crest", **_ON_CIFAR10)),
+            Curve("CReST+", "cifar10_lt", _run("fixmatch", "crest_plus", **_ON_CIFAR10)),
+        ),
+        _draw_1,
+        (13, 3.2),
+    ),
+    2: PaperFigure(
+        "Figure 2. Recall and precision of FixMatch by class",
+        (
+            Curve("CIFAR10-LT", "cifar10_lt", _run("fixmatch", "crest", **_ON_CIFAR10)),
+            Curve("CIFAR100-LT", "cifar100_lt", _run("fixmatch", "crest", gamma="50", beta="0.3")),
+        ),
+        _draw_pairs,
+        (8, 5.2),
+    ),
+    4: PaperFigure(
+        "Figure 4. The sampling rate's α in CReST, CIFAR10-LT",
+        tuple(
+            Curve(
+                f"α={name}",
+                "cifar10_lt",
+                _run("fixmatch", "crest", **_ON_CIFAR10),
+                {"crest.alpha": value} if value else {},
+            )
+            for name, value in _ALPHAS.items()
+        ),
+        _draw_4,
+        (8, 3.2),
+    ),
+    5: PaperFigure(
+        "Figure 5. The temperature of distribution alignment in self-training, CIFAR10-LT",
+        (
+            *(
+                Curve(
+                    f"t={temperature}",
+                    "cifar10_lt",
+                    _run("fixmatch", "da+crest", t=temperature, **_ON_CIFAR10),
+                    {"generations": "6"},
+                )
+                for temperature in _TEMPERATURES
+            ),
+            Curve(_PROGRESSIVE, "cifar10_lt", _run("fixmatch", "crest_plus", **_ON_CIFAR10)),
+        ),
+        _draw_5,
+        (8, 3.2),
+    ),
+    6: PaperFigure(
+        "Figure 6. Class distribution of ImageNet127's training set",
+        (Curve("ImageNet127", "imagenet127", _run("fixmatch", "crest", beta="0.1")),),
+        _draw_6,
+        (6, 3.2),
+    ),
+    7: PaperFigure(
+        "Figure 7. Recall and precision of other algorithms by class, CIFAR10-LT",
+        tuple(
+            Curve(name, "cifar10_lt", _run(method, "none", **_ON_CIFAR10))
+            for name, method in (
+                ("Pseudo-Labeling", "pseudo_label"),
+                ("Mean Teacher", "mean_teacher"),
+                ("MixMatch", "mixmatch"),
+            )
+        ),
+        _draw_pairs,
+        (8, 7.4),
+    ),
+}

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from crest_jax.report.paper_figures import FIGURES, drawn
+
+# Classes in no order: 1 is the largest, then 2, then 0.
+LABELED = [5, 40, 20]
+LARGEST_FIRST = [1, 2, 0]
+
+
+def generation(accuracy, recall):
+    return {
+        "accuracy": accuracy,
+        "labeled_per_class": LABELED,
+        "per_class_recall": recall,
+        "per_class_precision": [100.0 - value for value in recall],
+        "pseudo_labels": {"recall": [value / 2 for value in recall], "examples": [50, 400, 200]},
+    }
+
+
+RESULTS = {
+    "data": "digits",
+    "generations": [
+        generation(50.0, [10.0, 90.0, 50.0]),
+        generation(60.0, [20.0, 92.0, 66.0]),
+        generation(64.0, [30.0, 94.0, 68.0]),
+    ],
+}
+
+
+def lines(axes):
+    return {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+
+
+def draw(number, **changes):
+    runs = {curve.name: {**RESULTS, **changes} for curve in FIGURES[number].curves}
+    return drawn(FIGURES[number], runs, note="Small")
+
+
+@pytest.mark.parametrize("number", FIGURES)
+def test_figures_say_what_they_are_and_are_not(number):
+    figure = draw(number)
+    title = figure.get_suptitle()
+    assert title.startswith(f"Figure {number}. ")
+    assert title.endswith("\nSmall")
+    assert all(axes.get_title() and axes.get_xlabel() for axes in figure.axes)
+
+
+def test_figure_1_is_of_the_bias_and_what_becomes_of_it():
+    sizes, bias, pseudo, test = draw(1).axes
+    assert [bar.get_height() for bar in sizes.patches] == [40, 20, 5, 400, 200, 50]
+    assert lines(bias) == {"recall": [90, 50, 10], "precision": [10, 50, 90]}
+    assert lines(test) == {name: values for name, values in {
+        "FixMatch": [90, 50, 10], "CReST": [94, 68, 30], "CReST+": [94, 68, 30],
+    }.items()}  # fmt: skip
+    assert lines(pseudo)["CReST"] == [47, 34, 15]
+
+
+def test_the_papers_recall_is_beside_ours_only_on_its_data():
+    ten = [float(label) for label in range(10)]
+    of_ten = {
+        "accuracy": 1.0,
+        "labeled_per_class": list(range(100, 0, -10)),
+        "per_class_recall": ten,
+        "per_class_precision": ten,
+        "pseudo_labels": {"recall": ten, "examples": ten},
+    }
+    figure = draw(1, data="cifar10", generations=[of_ten])
+    published = lines(figure.axes[3])["the paper's"]
+    assert published[:2] == [98.7, 99.5]
+    assert len(published) == 10
+    assert "the paper's" not in lines(draw(1).axes[3])
+
+
+@pytest.mark.parametrize(("number", "rows"), [(2, 2), (7, 3)])
+def test_recall_and_precision_are_those_of_the_first_generation(number, rows):
+    axes = draw(number).axes
+    assert len(axes) == 2 * rows
+    for recall, precision in zip(axes[::2], axes[1::2], strict=True):
+        assert [list(line.get_ydata()) for line in recall.lines] == [[90, 50, 10]]
+        assert [list(line.get_ydata()) for line in precision.lines] == [[10, 50, 90]]
+
+
+def test_figure_4_has_rates_by_hand_and_accuracies_by_generation():
+    rates, accuracy = draw(4).axes
+    # (N_{L+1-l} / N_1)^alpha with sizes 40, 20, 5.
+    np.testing.assert_allclose(lines(rates)["α=1"], [5 / 40, 20 / 40, 1])
+    np.testing.assert_allclose(lines(rates)["α=1/3"], [0.5, 0.5 ** (1 / 3), 1])
+    np.testing.assert_allclose(lines(rates)["α=0"], 1)
+    assert lines(accuracy) == {name: [50, 60, 64] for name in lines(rates)}
+
+
+def test_figure_5_has_targets_by_hand():
+    targets, accuracy = draw(5).axes
+    np.testing.assert_allclose(lines(targets)["t=1.0"], np.array([40, 20, 5]) / 65)
+    roots = np.sqrt([40, 20, 5])
+    np.testing.assert_allclose(lines(targets)["t=0.5"], roots / roots.sum())
+    assert len(lines(accuracy)) == 6
+    assert lines(accuracy)["progressive t"] == [50, 60, 64]
+
+
+def test_figure_6_is_of_all_training_images_on_a_logarithmic_axis():
+    (axes,) = draw(6).axes
+    assert [bar.get_height() for bar in axes.patches] == [440, 220, 55]
+    assert axes.get_yscale() == "log"
+
+
+def test_runs_that_are_missing_are_named():
+    figure = drawn(FIGURES[4], {"α=0": RESULTS}, note="")
+    assert figure.get_suptitle().endswith("Not run yet: α=1, α=1/2, α=1/3, α=1/4")
+    _, accuracy = figure.axes
+    assert list(lines(accuracy)) == ["α=0"]
+
+
+def test_curves_differ_in_colour_and_in_what_is_left_of_it_in_grey():
+    _, accuracy = draw(5).axes
+    assert len({line.get_color() for line in accuracy.lines}) == 6
+    assert len({line.get_marker() for line in accuracy.lines}) == 6

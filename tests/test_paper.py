@@ -1,0 +1,294 @@
+import csv
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crest_jax import paper
+from crest_jax.report import paper_table
+from crest_jax.report.paper_figures import FIGURES
+from crest_jax.report.paper_table import Comparison
+from crest_jax.report.published import TABLES, Figure
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the command line, and gives its exit status and what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["paper", *arguments])
+        try:
+            paper.main()
+        except SystemExit as stopped:
+            return stopped.code, capsys.readouterr()
+        return 0, capsys.readouterr()
+
+    return run
+
+
+def cells(number, tmp_path, scale="full", folds=2):
+    return paper.cells(TABLES[number], scale=scale, folds=folds, runs=tmp_path, fields={})
+
+
+def finish(job, *generations, planned=None):
+    """Leaves what a run with these generations' results leaves."""
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    config = {"generations": planned or len(generations)}
+    (job.workdir / "config.json").write_text(json.dumps({"config": config}))
+    (job.workdir / "results.json").write_text(json.dumps({"generations": list(generations)}))
+
+
+# What to run
+
+
+def test_each_line_is_a_command_with_its_number(command):
+    status, printed = command("--table=1", "--list", "--config.data.data_dir=/data")
+    lines = printed.out.splitlines()
+    # CReST, whose first generation is FixMatch, and CReST+: 10 settings, 5 folds each.
+    assert (status, len(lines)) == (0, 100)
+    for number, line in enumerate(lines, 1):
+        assert f"# {number}: " in line
+        words = shlex.split(line, comments=True)
+        assert words[:3] == ["python", "-m", "crest_jax.main"]
+        assert "--config.data.data_dir=/data" in words
+    assert len({shlex.split(line, comments=True)[3] for line in lines}) == 100
+    assert lines[4].endswith("# 5: FixMatch (CIFAR10-LT, β=10%, γ=50); "
+                             "w/ CReST (CIFAR10-LT, β=10%, γ=50)")  # fmt: skip
+    assert "cifar10_lt.py:method=fixmatch,rebalance=crest,gamma=50,beta=0.1,fold=4" in lines[4]
+
+
+def test_tables_share_the_runs_that_they_have_in_common(tmp_path):
+    first, second, fifth = (paper.jobs(cells(number, tmp_path)).keys() for number in (1, 2, 5))
+    # CReST and CReST+ on CIFAR10-LT with beta = 10 %: three imbalance ratios, two folds.
+    assert len(first & second) == 12
+    assert len(first & fifth) == 4
+    assert fifth <= second
+
+
+@pytest.mark.parametrize("scale", paper.SCALES)
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_every_listed_config_is_valid(number, scale, tmp_path):
+    """As the command line would build it, in one process."""
+    from ml_collections import ConfigDict
+
+    from crest_jax.config import validate
+
+    experiments: dict[str, dict] = {}
+    for job in paper.jobs(cells(number, tmp_path, scale, folds=1)):
+        if job.experiment not in experiments:
+            namespace: dict = {}
+            exec((REPOSITORY / "experiments" / f"{job.experiment}.py").read_text(), namespace)
+            experiments[job.experiment] = namespace
+        text = ",".join(f"{key}={value}" for key, value in job.arguments)
+        config: ConfigDict = experiments[job.experiment]["get_config"](text)
+        for field, value in job.fields:
+            *path, last = field.split(".")
+            holder = config
+            for key in path:
+                holder = holder[key]
+            holder[last] = type(holder[last])(value)
+        validate(config)
+
+
+def test_smaller_scales_have_equal_budgets_too(tmp_path):
+    for scale in ("small", "smoke"):
+        steps = set()
+        for job in paper.jobs(cells(2, tmp_path, scale, folds=1)):
+            fields = dict(job.fields)
+            steps.add(int(fields["steps"]) * int(fields.get("generations", 1)))
+        assert len(steps) == 1
+
+
+def test_figures_share_runs_with_tables_but_for_what_they_vary(tmp_path):
+    where = {"scale": "full", "runs": tmp_path, "fields": {}}
+    table = set(paper.jobs(cells(5, tmp_path)))
+    drawn_from = paper.curves(FIGURES[4], **where)
+    assert [name for name, job in drawn_from.items() if job in table] == ["α=1/3"]
+    assert "--config.crest.alpha=0.25" in drawn_from["α=1/4"].command
+    assert len({job.workdir for job in drawn_from.values()}) == 5
+    assert set(paper.curves(FIGURES[1], **where).values()) <= table
+
+
+# What came out
+
+
+def test_a_figure_is_that_of_its_generation(tmp_path):
+    plain, crest, plus = (cells(1, tmp_path, folds=1)[at] for at in (0, 10, 20))
+    (job,) = crest.jobs
+    assert plain.jobs == crest.jobs != plus.jobs
+    assert paper.figure_of(job, crest.row, crest.column) is None
+    finish(job, {"accuracy": 70.0}, {"accuracy": 75.0}, planned=3)
+    assert paper.figure_of(job, plain.row, plain.column) == 70.0
+    assert paper.figure_of(job, crest.row, crest.column) is None  # the last is not done
+    assert not paper.is_finished(job)
+    finish(job, {"accuracy": 70.0}, {"accuracy": 75.0}, {"accuracy": 77.0})
+    assert paper.figure_of(job, crest.row, crest.column) == 77.0
+    assert paper.is_finished(job)
+
+
+def test_a_generation_beyond_the_last_is_the_last(tmp_path):
+    (cell,) = [
+        cell for cell in cells(2, tmp_path, folds=1)
+        if cell.row.name == "FixMatch w/ CReST" and "γ=100" in cell.column.name
+    ]  # fmt: skip
+    accuracies = [{"accuracy": float(number)} for number in range(1, 16)]
+    finish(cell.jobs[0], *accuracies)
+    assert paper.figure_of(cell.jobs[0], cell.row, cell.column) == 6.0
+    finish(cell.jobs[0], *accuracies[:2])
+    assert paper.figure_of(cell.jobs[0], cell.row, cell.column) == 2.0
+
+
+def test_figures_by_class_and_their_mean(tmp_path):
+    found = cells(5, tmp_path, folds=1)
+    recall = [float(10 * label) for label in range(9)]
+    result = {"per_class_recall": [*recall, 5.0], "pseudo_labels": {"recall": [*recall, None]}}
+    finish(found[0].jobs[0], result)
+    by_name = {(cell.row.name, cell.column.name): cell for cell in found}
+
+    def ours(row, column):
+        cell = by_name[row, column]
+        return paper.figure_of(cell.jobs[0], cell.row, cell.column)
+
+    assert ours("FixMatch, test", "3") == 20.0
+    assert ours("FixMatch, test", "Avg.") == pytest.approx((360 + 5) / 10)
+    # A class without unlabeled examples has no recall.
+    assert ours("FixMatch, unlabeled", "10") is None
+    assert ours("FixMatch, unlabeled", "Avg.") == 40.0
+
+
+COMPARED = [
+    Comparison("FixMatch", "γ=50", Figure(80.0, 0.5), (78.0, 80.0), 2),
+    Comparison("FixMatch", "γ=100", Figure(70.0, 1.25), (71.26,), 2),
+    Comparison("CReST", "γ=50", Figure(84.0), (), 2),
+]
+
+
+def test_markdown_has_ours_the_papers_and_the_difference():
+    lines = paper_table.markdown("Table 9. Things", COMPARED, note="Small").splitlines()
+    assert lines[0] == "**Table 9. Things**"
+    assert lines[2] == "**Small**"
+    assert lines[-4:] == [
+        "| | γ=50 | γ=100 |",
+        "|---|---|---|",
+        "| FixMatch | 79.0 ± 1.0 (2 of 2) / 80.0 ± 0.5 / -1.0 "
+        "| 71.3 (1 of 2) / 70.0 ± 1.2 / +1.3 |",
+        "| CReST | - (0 of 2) / 84.0 / - |  |",
+    ]
+
+
+def test_comma_separated_values_have_a_line_per_cell():
+    text = paper_table.comma_separated("Table 9", COMPARED, note="Small")
+    first, second, third = csv.DictReader(text.splitlines())
+    assert first == {
+        "table": "Table 9", "note": "Small", "row": "FixMatch", "column": "γ=50", "mean": "79.00",
+        "deviation": "1.00", "folds": "2", "missing_folds": "0", "paper_mean": "80.00",
+        "paper_deviation": "0.50", "difference": "-1.00",
+    }  # fmt: skip
+    assert (second["deviation"], second["missing_folds"]) == ("", "1")
+    assert (third["mean"], third["paper_deviation"], third["difference"]) == ("", "", "")
+
+
+def test_a_figure_is_drawn_from_the_runs_there_are(command, tmp_path):
+    output = tmp_path / "figure.svg"
+    arguments = ["--figure=4", "--collect", "--scale=smoke", f"--runs={tmp_path}"]
+    status, printed = command(*arguments, f"--output={output}")
+    assert status == 64
+    assert "--run them first" in printed.err
+    job = paper.curves(FIGURES[4], scale="smoke", runs=tmp_path, fields={})["α=0"]
+    finish(job, {"accuracy": 70.0, "labeled_per_class": [9, 3, 1]})
+    status, printed = command(*arguments, f"--output={output}")
+    assert (status, printed.out) == (0, f"{output}: from 1 of 5 runs\n")
+    assert "NOT THE PAPER" in output.read_text()
+    for mistake, message in (
+        ([], "--output=FILE"),
+        (["--output=figure.txt"], "must end in .svg or .pdf or .png"),
+        ([f"--output={tmp_path}/none/figure.svg"], "in no folder that exists"),
+    ):
+        status, printed = command(*arguments, *mistake)
+        assert status == 64
+        assert message in printed.err
+
+
+@pytest.mark.parametrize("scale", ["small", "smoke"])
+def test_what_is_not_full_says_so(command, tmp_path, scale):
+    for ending in ("md", "csv"):
+        output = tmp_path / f"table.{ending}"
+        arguments = ["--table=3", "--collect", f"--scale={scale}", f"--runs={tmp_path}"]
+        status, printed = command(*arguments, f"--output={output}")
+        assert status == 0
+        assert "NOT THE PAPER'S SETTING" in printed.out
+        assert "NOT THE PAPER'S SETTING" in output.read_text()
+    _, printed = command("--table=3", "--collect", f"--runs={tmp_path}")
+    assert "NOT THE PAPER'S" not in printed.out
+    assert "- (0 of 5) / 65.2 ± 0.1 / -" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "--cell=999"], "--cell=999 must be between 1 and 135"),
+        (["--run", "--cell=0"], "--cell=0 must be between 1 and"),
+        (["--list", "--folds=0"], "--folds=0 must be at least 1"),
+        (["--list", "--steps=3"], "'--steps=3' is neither an option"),
+        (["--collect", "--output=table.txt"], "--output=table.txt must end in .md or .csv"),
+    ],
+)
+def test_a_mistake_is_one_readable_error(command, arguments, message):
+    status, printed = command("--table=3", *arguments)
+    assert status == 64
+    assert f"error: {message}" in printed.err
+
+
+def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    started = []
+
+    class Process:
+        def __init__(self, command):
+            started.append(command[4])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def wait(self):
+            return 1 if len(started) == 1 else 0
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    chosen = list(paper.jobs(cells(5, tmp_path, folds=2)))[:3]
+    finish(chosen[1], {"accuracy": 1.0})
+    assert paper.run(chosen) == 1
+    assert len(started) == 2  # the finished one is skipped
+    assert f"failed: {chosen[0].workdir} (exit status 1)" in capsys.readouterr().err
+
+    started.clear()
+    monkeypatch.setattr(Process, "wait", lambda self: 75)
+    assert paper.run(chosen) == 75  # told to stop
+    assert len(started) == 1
+
+
+def test_a_table_in_miniature_from_the_command_to_its_cells(tmp_path):
+    """Runs one cell's run as a user would, and collects it."""
+
+    def start(*arguments):
+        options = ["--table=5", "--scale=smoke", f"--runs={tmp_path}", *arguments]
+        return subprocess.run(
+            [sys.executable, "-m", "crest_jax.paper", *options],
+            cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    ran = start("--run", "--cell=1")
+    assert ran.returncode == 0, ran.stderr
+    collected = start("--collect").stdout
+    line = next(row for row in collected.splitlines() if row.startswith("| FixMatch, test"))
+    assert line.count("(1 of 1)") == 11
+    assert "w/ CReST+, test | - (0 of 1) / 93.8 / -" in collected
+    again = start("--run", "--cell=1")
+    assert again.returncode == 0
+    assert "generation" not in again.stdout
