@@ -14,19 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jaxtyping import PyTree
-from ml_collections import ConfigDict
 
-from crest_jax import checkpoints, evaluate, generations, workdir
-from crest_jax.config import validate
-from crest_jax.data import splits as splits_lib
-from crest_jax.data.splits import Splits
-from crest_jax.distributed import REPLICATED
-from crest_jax.errors import ConfigError, CrestError, WorkdirError
-from crest_jax.generations import Program
+from crest_jax import distributed, evaluate, generations, trained, workdir
+from crest_jax.data import records
+from crest_jax.data.records import Images
+from crest_jax.errors import ConfigError, CrestError
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.report import text
 from crest_jax.train import reported_steps
@@ -49,66 +42,42 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
       ConfigError: a tau is not usable, or the run's config not on these devices.
       WorkdirError: `folder` is not a run, no generation of it is finished, or a checkpoint is
         missing or damaged.
-      DataError: its splits are damaged.
+      DataError: its test split is damaged.
     """
     for tau in taus:
         if not 0 <= tau < np.inf:
             raise ConfigError(f"tau={tau} must be at least 0, and finite")
-    config = workdir.read_config(folder)
-    try:
-        validate(config, devices=jax.device_count())
-    except (AttributeError, KeyError) as error:
-        raise WorkdirError(
-            f"{folder} was made by another version of this program: its config lacks {error}"
-        ) from error
-    finished = [
-        generation
-        for generation in range(config.generations)
-        if generations.is_finished(folder, generation)
-    ]
-    if not finished:
-        raise WorkdirError(f"{folder} has no finished generation: run it to the end of one first")
-    splits = splits_lib.load(folder / "splits")
-    program = generations.build(config, splits)
+    last = trained.load(folder)
+    test = records.load(folder / "splits" / "test")
     adjusted = [
         {
-            "generation": generation,
-            "adjusted": _adjust_generation(config, folder, generation, taus, splits, program),
+            "generation": generation - 1,
+            "adjusted": _adjust_generation(folder, generation, taus, test),
         }
-        for generation in finished
+        for generation in trained.finished_generations(folder)
     ]
-    return {"class_names": list(splits.class_names), "generations": adjusted}
+    return {"class_names": list(last.class_names), "generations": adjusted}
 
 
 def _adjust_generation(
-    config: ConfigDict,
-    folder: Path,
-    generation: int,
-    taus: Sequence[float],
-    splits: Splits,
-    program: Program,
+    folder: Path, generation: int, taus: Sequence[float], test: Images
 ) -> list[dict[str, Any]]:
-    classes = len(splits.class_names)
+    mesh = distributed.data_mesh()
+    config = workdir.read_config(folder)
+    models = [
+        trained.load(folder, generation=generation, step=step)
+        for step in reported_steps(generations.schedule_of(config))
+    ]
+    logits_of = evaluate.make_logits(models[0].model, mesh, batch_size=config.eval_batch_size)
+    classes = len(models[0].class_names)
     confusions = np.zeros((len(taus), classes, classes), np.int64)
-    steps = reported_steps(generations.schedule_of(config))
-    path = generations.folder_of(folder, generation) / "checkpoints"
-    template = _template(program)
-    with checkpoints.open_checkpoints(path, lasting=steps) as manager:
-        for step in steps:
-            if step not in manager.all_steps():
-                raise WorkdirError(
-                    f"{path} lacks the checkpoint of step {step}, which is part of the reported "
-                    "figure: run the generation again in another workdir"
-                )
-            way_out = "run the generation again in another workdir"
-            state = checkpoints.restore(manager, step, template, way_out=way_out)
-            logits = program.logits(state.ema_params, state.batch_stats, splits.test.images)
-            for number, tau in enumerate(taus):
-                shift = adjustment(splits.class_distribution, tau).astype(np.float32)
-                predicted = (logits - shift).argmax(axis=-1)
-                confusions[number] += evaluate.confusion_matrix(
-                    splits.test.labels, predicted, classes
-                )
+    for model in models:
+        params, batch_stats = distributed.replicate((model.params, model.batch_stats), mesh)
+        logits = logits_of(params, batch_stats, test.images)
+        for number, tau in enumerate(taus):
+            shift = adjustment(model.class_distribution, tau).astype(np.float32)
+            predicted = (logits - shift).argmax(axis=-1)
+            confusions[number] += evaluate.confusion_matrix(test.labels, predicted, classes)
     return [
         {
             "tau": tau,
@@ -120,15 +89,6 @@ def _adjust_generation(
     ]
 
 
-def _template(program: Program) -> PyTree:
-    """Shapes of a state, without making one."""
-    sharding = NamedSharding(program.mesh, REPLICATED)
-    shapes = jax.eval_shape(program.new_state, jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-    )
-
-
 def main() -> None:
     """Prints a table for each generation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -137,10 +97,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the figures, as JSON")
     arguments = parser.parse_args()
     try:
-        if arguments.output and not arguments.output.parent.is_dir():
-            raise WorkdirError(
-                f"--output={arguments.output}: there is no such folder; make it first"
-            )
+        if arguments.output:
+            workdir.check_writable(arguments.output)
         adjusted = adjust(arguments.workdir, arguments.tau)
         for generation in adjusted["generations"]:
             print(text.adjustment_table(generation, adjusted["class_names"]), flush=True)

@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
@@ -54,7 +56,6 @@ class Program(NamedTuple):
     new_state: Callable[[Key[Array, ""]], TrainState]  # replicated over the mesh
     train_step: TrainStep
     predict: evaluate.Predict
-    logits: evaluate.Logits
 
 
 def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
@@ -96,29 +97,15 @@ def build(config: ConfigDict, splits: Splits) -> Program:
     image_shape = splits.labeled.images.shape[1:]
     if image_shape[-1] not in (1, 3):
         raise DataError(f"images of shape {image_shape} are neither grey (1 channel) nor RGB (3)")
-    model = MODELS[config.model.name](
-        classes=classes,
-        depth=config.model.depth,
-        width=config.model.width,
-        batch_norm_momentum=config.model.batch_norm_momentum,
-        dtype=jnp.dtype(config.dtype),
-        axis_name=distributed.AXIS if config.sync_batch_norm else None,
-    )
-    optimizer = train_state.make_optimizer(
-        train_state.cosine_schedule(
-            config.optimizer.learning_rate,
-            steps=config.steps,
-            level=config.optimizer.cosine_level,
-        ),
-        momentum=config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
+    model = model_of(
+        config, classes, axis_name=distributed.AXIS if config.sync_batch_norm else None
     )
     algorithm = ALGORITHMS[config.method]
     refines = "darp" in parts(config.rebalance)
     train_step = make_train_step(
         partial(algorithm.loss, **{name: config[name] for name in algorithm.hyper_parameters}),
         model,
-        optimizer,
+        optimizer_of(config),
         mesh,
         steps=config.steps,
         alignment_target=config.alignment.target,
@@ -127,22 +114,64 @@ def build(config: ConfigDict, splits: Splits) -> Program:
         flip=config.augment.flip,
         operations=tuple(config.augment.operations),
     )
-    create = jax.jit(
-        partial(
-            train_state.create,
-            model=model,
-            optimizer=optimizer,
-            image_shape=image_shape,
-            classes=classes,
-            refined_examples=len(splits.labeled.ids + splits.unlabeled.ids) if refines else 0,
-        )
-    )
+    examples = len(splits.labeled.ids + splits.unlabeled.ids)
+    create = jax.jit(creator(config, model, image_shape, classes, examples))
     return Program(
         mesh,
         lambda key: distributed.replicate(create(key), mesh),
         train_step,
         evaluate.make_predict(model, mesh, batch_size=config.eval_batch_size),
-        evaluate.make_logits(model, mesh, batch_size=config.eval_batch_size),
+    )
+
+
+def model_of(config: ConfigDict, classes: int, *, axis_name: str | None) -> nn.Module:
+    """Returns the model, whose batch norm is synchronised over the axis if there is one."""
+    return MODELS[config.model.name](
+        classes=classes,
+        depth=config.model.depth,
+        width=config.model.width,
+        batch_norm_momentum=config.model.batch_norm_momentum,
+        dtype=jnp.dtype(config.dtype),
+        axis_name=axis_name,
+    )
+
+
+def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns the optimiser of every generation."""
+    return train_state.make_optimizer(
+        train_state.cosine_schedule(
+            config.optimizer.learning_rate,
+            steps=config.steps,
+            level=config.optimizer.cosine_level,
+        ),
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+    )
+
+
+def creator(
+    config: ConfigDict,
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    classes: int,
+    examples: int,
+) -> Callable[[Key[Array, ""]], TrainState]:
+    """Returns what makes a generation's first state from a key.
+
+    Args:
+      config: of the run.
+      model: from `model_of`.
+      image_shape: height, width and channels.
+      classes: how many.
+      examples: labeled and unlabeled ones in all.
+    """
+    return partial(
+        train_state.create,
+        model=model,
+        optimizer=optimizer_of(config),
+        image_shape=tuple(image_shape),
+        classes=classes,
+        refined_examples=examples if "darp" in parts(config.rebalance) else 0,
     )
 
 

@@ -382,8 +382,7 @@ def _write_figure(
 def _check_output(output: Path, formats: Collection[str]) -> None:
     if output.suffix not in formats:
         raise ConfigError(f"--output={output} must end in {' or '.join(formats)}")
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output={output} is in no folder that exists: make it first")
+    workdir.check_writable(output)
 
 
 def _fields(rest: Sequence[str]) -> dict[str, str]:

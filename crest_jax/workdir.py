@@ -19,6 +19,18 @@ CONFIG = "config.json"
 _LOCATION = ("data.data_dir:", "data.download:")
 
 
+def check_writable(output: Path) -> None:
+    """Finds out before any work whether a file or folder can be made.
+
+    Raises:
+      WorkdirError: its folder is not there, or cannot be written.
+    """
+    if not output.parent.is_dir():
+        raise WorkdirError(f"--output={output} is in no folder that exists: make it first")
+    if not os.access(output.parent, os.W_OK):
+        raise WorkdirError(f"--output={output} is in a folder that cannot be written")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` beside `path`, then renames: `path` is never seen half-written."""
     partial = path.with_name(path.name + ".partial")

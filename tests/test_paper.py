@@ -204,13 +204,13 @@ def test_a_figure_is_drawn_from_the_runs_there_are(command, tmp_path):
     status, printed = command(*arguments, f"--output={output}")
     assert (status, printed.out) == (0, f"{output}: from 1 of 5 runs\n")
     assert "NOT THE PAPER" in output.read_text()
-    for mistake, message in (
-        ([], "--output=FILE"),
-        (["--output=figure.txt"], "must end in .svg or .pdf or .png"),
-        ([f"--output={tmp_path}/none/figure.svg"], "in no folder that exists"),
+    for mistake, expected, message in (
+        ([], 64, "--output=FILE"),
+        (["--output=figure.txt"], 64, "must end in .svg or .pdf or .png"),
+        ([f"--output={tmp_path}/none/figure.svg"], 1, "in no folder that exists"),
     ):
         status, printed = command(*arguments, *mistake)
-        assert status == 64
+        assert status == expected
         assert message in printed.err
 
 

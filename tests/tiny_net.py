@@ -22,4 +22,4 @@ class TinyNet(nn.Module):
             axis_name=self.axis_name,
         )
         x = nn.relu(norm(nn.Conv(16, (3, 3), strides=2)(images)))
-        return nn.Dense(self.classes)(x.reshape(len(x), -1))
+        return nn.Dense(self.classes)(x.reshape(x.shape[0], -1))

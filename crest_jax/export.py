@@ -1,0 +1,102 @@
+"""A trained model for use without this package.
+
+python -m crest_jax.export --workdir=DIR --output=DIR [--generation=N]
+
+The folder then has:
+  model.jax     the model as a serialised JAX function, its weights within, for CPU, GPU and TPU:
+                    from jax import export
+                    model = export.deserialize(pathlib.Path("model.jax").read_bytes())
+                    logits = model.call(images)
+                images are uint8 of shape [batch, height, width, channels], any batch; logits are
+                float32 of shape [batch, classes]
+  model.json    class names in the order of the logits, image_shape, p(y) of the labeled set
+                (logits - log p(y) are the logit-adjusted ones), generation, and the run's config
+  checkpoint/   the weights alone, {"params", "batch_stats"}, as Orbax's StandardCheckpointer saves
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from jax import export as jax_export
+
+from crest_jax import augment, trained, workdir
+from crest_jax.config import to_plain
+from crest_jax.errors import CrestError, WorkdirError
+from crest_jax.trained import Trained
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def serialise(model: Trained) -> bytearray:
+    """Returns the model as a function of a batch of any size, for all platforms."""
+    variables = {"params": model.params, "batch_stats": model.batch_stats}
+
+    def logits(images):
+        return model.model.apply(variables, augment.rescale(images), train=False)
+
+    (batch,) = jax_export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *model.image_shape), "uint8")
+    return jax_export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize()
+
+
+def export(run: Path, output: Path, *, generation: int | None = None) -> Trained:
+    """Writes a run's model to a new folder, complete or not at all; returns the model.
+
+    Args:
+      run: the run's folder.
+      output: must not exist yet.
+      generation: which, from 1; the last that is finished by default.
+
+    Raises:
+      WorkdirError: `output` exists or cannot be made; and as `trained.load`.
+      ConfigError: as `trained.load`.
+    """
+    if output.exists():
+        raise WorkdirError(f"--output={output} exists already: choose another folder")
+    workdir.check_writable(output)
+    model = trained.load(run, generation=generation)
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    (partial / "model.jax").write_bytes(serialise(model))
+    with ocp.StandardCheckpointer() as checkpointer:
+        weights = {"params": model.params, "batch_stats": model.batch_stats}
+        checkpointer.save((partial / "checkpoint").absolute(), weights)
+    description = {
+        "class_names": list(model.class_names),
+        "image_shape": list(model.image_shape),
+        "class_distribution": model.class_distribution.tolist(),
+        "generation": model.generation,
+        "environment": workdir.environment(),
+        "config": to_plain(workdir.read_config(run)),
+    }
+    workdir.write_json(partial / "model.json", description)
+    partial.rename(output)
+    return model
+
+
+def main() -> None:
+    """Exports."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="a run's folder")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--generation", type=int, help="from 1; the last by default")
+    arguments = parser.parse_args()
+    try:
+        model = export(arguments.workdir, arguments.output, generation=arguments.generation)
+        print(
+            f"{arguments.output}: generation {model.generation}, {len(model.class_names)} classes"
+        )
+    except CrestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()

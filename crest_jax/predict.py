@@ -1,0 +1,146 @@
+"""Classes of your own images, by a trained model.
+
+python -m crest_jax.predict --workdir=DIR --images=FOLDER --output=predictions.csv
+    [--generation=N] [--logit-adjust [--tau=TAU]]
+
+Every image below the folder is one line: its path there, its class, and the model's confidence in
+it; with --logit-adjust also the class and confidence after logit adjustment (Menon et al., 2021).
+Images are made grey or RGB, and resized, as those that the model was trained on.
+"""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from scipy.special import softmax
+
+from crest_jax import distributed, evaluate, trained, workdir
+from crest_jax.errors import ConfigError, CrestError, DataError
+from crest_jax.rebalancing.logit_adjustment import adjustment
+from crest_jax.trained import Trained
+
+COLUMNS = ("file", "class", "confidence")
+ADJUSTED_COLUMNS = ("adjusted_class", "adjusted_confidence")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Returns the image files below a folder, by their names' endings, sorted.
+
+    Raises:
+      DataError: there are none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"--images={folder} is not a folder")
+    endings = {
+        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    }
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    if not files:
+        raise DataError(f"--images={folder} holds no image file (.png, .jpg, ...)")
+    return files
+
+
+def read_image(
+    path: Path, shape: tuple[int, int, int]
+) -> UInt8[np.ndarray, "height width channels"]:
+    """Reads an image of any size and kind as one of this shape.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    height, width, channels = shape
+    try:
+        with Image.open(path) as image:
+            image = image.convert("L" if channels == 1 else "RGB")
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+            return np.asarray(image).reshape(shape)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these
+        raise DataError(f"{path} cannot be read as an image ({error})") from error
+
+
+def logits_of(model: Trained, files: Sequence[Path]) -> Float[np.ndarray, "files classes"]:
+    """Runs the model on image files, a batch in memory at a time.
+
+    Raises:
+      DataError: a file cannot be read.
+    """
+    mesh = distributed.data_mesh()
+    devices = jax.device_count()
+    # No larger than needed: a handful of images is not padded to a thousand.
+    size = min(model.eval_batch_size, -(-len(files) // devices) * devices)
+    logits = evaluate.make_logits(model.model, mesh, batch_size=size)
+    params, batch_stats = distributed.replicate((model.params, model.batch_stats), mesh)
+    parts = []
+    for start in range(0, len(files), size):
+        images = [read_image(path, model.image_shape) for path in files[start : start + size]]
+        parts.append(logits(params, batch_stats, np.stack(images)))
+    return np.concatenate(parts)
+
+
+def table(
+    model: Trained,
+    names: Sequence[str],
+    logits: Float[np.ndarray, "files classes"],
+    tau: float | None,
+) -> str:
+    """Returns the CSV.
+
+    Args:
+      model: that gave the logits.
+      names: of the images.
+      logits: of the images.
+      tau: of logit adjustment, whose columns are left out where it is None.
+    """
+    views = [logits]
+    if tau is not None:
+        views.append(logits - adjustment(model.class_distribution, tau))
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow([*COLUMNS, *(ADJUSTED_COLUMNS if tau is not None else ())])
+    probabilities = [softmax(view, axis=1) for view in views]
+    for row, name in enumerate(names):
+        cells = [name]
+        for view in probabilities:
+            label = int(view[row].argmax())
+            cells += [model.class_names[label], f"{view[row, label]:.6f}"]
+        writer.writerow(cells)
+    return lines.getvalue()
+
+
+def main() -> None:
+    """Writes the CSV."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="a run's folder")
+    parser.add_argument("--images", type=Path, required=True, help="a folder of images")
+    parser.add_argument("--output", type=Path, required=True, help="the CSV file to write")
+    parser.add_argument("--generation", type=int, help="from 1; the last by default")
+    parser.add_argument("--logit-adjust", action="store_true", help="also after logit adjustment")
+    parser.add_argument("--tau", type=float, default=1.0, help="of logit adjustment")
+    arguments = parser.parse_args()
+    try:
+        if not 0 <= arguments.tau < np.inf:
+            raise ConfigError(f"--tau={arguments.tau} must be at least 0, and finite")
+        workdir.check_writable(arguments.output)
+        files = image_files(arguments.images)
+        model = trained.load(arguments.workdir, generation=arguments.generation)
+        names = [path.relative_to(arguments.images).as_posix() for path in files]
+        tau = arguments.tau if arguments.logit_adjust else None
+        workdir.write_text(arguments.output, table(model, names, logits_of(model, files), tau))
+        print(f"{arguments.output}: {len(files)} images, generation {model.generation}")
+    except CrestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()

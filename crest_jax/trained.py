@@ -1,0 +1,104 @@
+"""A trained model: a finished generation's averaged weights, and what is needed to use them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from crest_jax import checkpoints, generations, workdir
+from crest_jax.config import validate
+from crest_jax.data import records
+from crest_jax.errors import ConfigError, WorkdirError
+from crest_jax.train import reported_steps
+
+
+class Trained(NamedTuple):
+    """What one generation has come to."""
+
+    model: nn.Module
+    params: PyTree  # their moving average, which the reported figures are of
+    batch_stats: PyTree
+    class_names: tuple[str, ...]
+    # p(y), of the original labeled set.
+    class_distribution: Float[np.ndarray, " classes"]
+    image_shape: tuple[int, int, int]
+    generation: int  # from 1
+    eval_batch_size: int
+
+
+def load(folder: Path, *, generation: int | None = None, step: int | None = None) -> Trained:
+    """Reads a model from a run.
+
+    Args:
+      folder: the run's.
+      generation: which, from 1; the last that is finished by default.
+      step: of one of the evaluations that the reported figures are of; the last by default.
+
+    Raises:
+      ConfigError: there is no such generation, or the run's config does not fit these devices.
+      WorkdirError: `folder` is not a run of this version, no generation of it is finished, or a
+        checkpoint is missing or damaged.
+      DataError: a manifest of its splits is missing or damaged.
+    """
+    config = workdir.read_config(folder)
+    try:
+        validate(config, devices=jax.device_count())
+    except (AttributeError, KeyError) as error:
+        raise WorkdirError(
+            f"{folder} was made by another version of this program: its config lacks {error}"
+        ) from error
+    finished = finished_generations(folder)
+    if not finished:
+        raise WorkdirError(f"{folder} has no finished generation: run it to the end of one first")
+    if generation is None:
+        generation = finished[-1]
+    if generation not in finished:
+        raise ConfigError(
+            f"generation {generation} is not one of those that are finished: "
+            f"{', '.join(map(str, finished))}"
+        )
+    labeled, unlabeled = (
+        records.read_manifest(folder / "splits" / name) for name in ("labeled", "unlabeled")
+    )
+    class_names = tuple(labeled["class_names"])
+    image_shape = tuple(labeled["image_shape"])
+    model = generations.model_of(config, len(class_names), axis_name=None)
+    create = generations.creator(
+        config, model, image_shape, len(class_names), labeled["examples"] + unlabeled["examples"]
+    )
+    steps = reported_steps(generations.schedule_of(config))
+    step = steps[-1] if step is None else step
+    path = generations.folder_of(folder, generation - 1) / "checkpoints"
+    with checkpoints.open_checkpoints(path, lasting=steps) as manager:
+        if step not in manager.all_steps():
+            raise WorkdirError(
+                f"{path} lacks the checkpoint of step {step}, which is part of the reported "
+                "figure: run the generation again in another workdir"
+            )
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+            jax.eval_shape(create, jax.random.key(0)),
+        )
+        way_out = "run the generation again in another workdir"
+        state = checkpoints.restore(manager, step, template, way_out=way_out)
+    counts = np.array(labeled["examples_per_class"])
+    return Trained(
+        model,
+        state.ema_params,
+        state.batch_stats,
+        class_names,
+        counts / counts.sum(),
+        image_shape,
+        generation,
+        config.eval_batch_size,
+    )
+
+
+def finished_generations(folder: Path) -> list[int]:
+    """Which generations of a run are finished, from 1."""
+    generations_of_run = range(workdir.read_config(folder).generations)
+    return [number + 1 for number in generations_of_run if generations.is_finished(folder, number)]

@@ -1,0 +1,232 @@
+"""What can be done with a run's model afterwards: predict, and export."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+from scipy.special import softmax
+
+from crest_jax import evaluate, export, main, predict, trained
+from crest_jax.data import records
+from crest_jax.distributed import data_mesh, replicate
+from crest_jax.errors import ConfigError, DataError, WorkdirError
+from crest_jax.rebalancing.logit_adjustment import adjustment
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config, tiny_model, tmp_path_factory):
+    """A run of two generations with DARP, whose state holds more than a model."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    main.run(tiny_config("rebalance=darp+crest", **tiny_model), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def test_images(run):
+    return records.load(run / "splits" / "test")
+
+
+@pytest.fixture(scope="module")
+def pictures(test_images, tmp_path_factory):
+    """A folder with the first test images, one in a folder of its own, and something else."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "more").mkdir()
+    for number, image in enumerate(test_images.images[:7]):
+        name = f"more/{number}.png" if number == 6 else f"{number}.png"
+        Image.fromarray(image[..., 0]).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def logits_of(model, images):
+    """As the evaluations see them."""
+    mesh = data_mesh()
+    return evaluate.make_logits(model.model, mesh, batch_size=200)(
+        *replicate((model.params, model.batch_stats), mesh), images
+    )
+
+
+def run_command(module, monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", [module.__name__, *map(str, arguments)])
+    try:
+        module.main()
+    except SystemExit as stopped:
+        return stopped.code, capsys.readouterr()
+    return 0, capsys.readouterr()
+
+
+# The model of a generation
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_a_models_accuracy_is_that_of_its_last_evaluation(run, test_images, generation):
+    model = trained.load(run, generation=generation)
+    assert model.generation == generation
+    predicted = logits_of(model, test_images.images).argmax(axis=1)
+    confusion = evaluate.confusion_matrix(test_images.labels, predicted, 10)
+    metrics = run / f"generation_0{generation - 1}" / "metrics.jsonl"
+    *_, last = metrics.read_text().splitlines()
+    assert confusion.tolist() == json.loads(last)["test"]["ema"]["confusion_matrix"]
+
+
+def test_the_last_generation_is_taken_by_default(run):
+    model = trained.load(run)
+    assert model.generation == 2
+    assert model.class_names == tuple("0123456789")
+    assert model.image_shape == (8, 8, 1)
+    counts = records.read_manifest(run / "splits" / "labeled")["examples_per_class"]
+    np.testing.assert_allclose(model.class_distribution, np.array(counts) / sum(counts))
+
+
+def test_a_generation_that_is_not_there_is_refused(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"generation 3 is not one of .* finished: 1, 2"):
+        trained.load(run, generation=3)
+    with pytest.raises(WorkdirError, match="is not a run"):
+        trained.load(tmp_path)
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    with pytest.raises(WorkdirError, match="no finished generation"):
+        trained.load(tmp_path)
+
+
+# Predictions
+
+
+def test_every_image_has_its_class_and_confidence(
+    run, pictures, test_images, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "predictions.csv"
+    arguments = ["--workdir", run, "--images", pictures, "--output", output]
+    status, printed = run_command(
+        predict, monkeypatch, capsys, *arguments, "--logit-adjust", "--tau=1.5"
+    )
+    assert (status, printed.out) == (0, f"{output}: 7 images, generation 2\n")
+    rows = list(csv.DictReader(output.read_text().splitlines()))
+    assert [row["file"] for row in rows] == [*(f"{n}.png" for n in range(6)), "more/6.png"]
+    model = trained.load(run)
+    logits = logits_of(model, test_images.images[:7])
+    views = {"": logits, "adjusted_": logits - adjustment(model.class_distribution, 1.5)}
+    for prefix, view in views.items():
+        expected = softmax(view, axis=1)
+        assert [row[f"{prefix}class"] for row in rows] == [str(k) for k in expected.argmax(axis=1)]
+        confidence = [float(row[f"{prefix}confidence"]) for row in rows]
+        np.testing.assert_allclose(confidence, expected.max(axis=1), atol=1e-5)
+
+    run_command(predict, monkeypatch, capsys, *arguments, "--generation=1")
+    (header, first, *_) = output.read_text().splitlines()
+    assert header == "file,class,confidence"
+    earlier = softmax(logits_of(trained.load(run, generation=1), test_images.images[:1]), axis=1)
+    assert float(first.split(",")[2]) == pytest.approx(earlier.max(), abs=1e-5)
+
+
+def test_images_of_any_kind_become_as_those_trained_on(tmp_path):
+    colour = Image.fromarray(np.full((20, 30, 3), (200, 100, 50), np.uint8))
+    colour.save(tmp_path / "colour.png")
+    colour.convert("P").save(tmp_path / "palette.png")
+    grey = predict.read_image(tmp_path / "colour.png", (8, 8, 1))
+    # Luma: 0.299 R + 0.587 G + 0.114 B.
+    np.testing.assert_allclose(grey, 124, atol=1)
+    for name in ("colour", "palette"):
+        image = predict.read_image(tmp_path / f"{name}.png", (4, 6, 3))
+        assert image.shape == (4, 6, 3)
+        np.testing.assert_allclose(image[0, 0], (200, 100, 50), atol=26)  # a palette's nearest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--images": "nowhere"}, "--images=nowhere is not a folder"),
+        ({"--output": "nowhere/out.csv"}, "--output=nowhere/out.csv is in no folder that exists"),
+        ({"--generation": "9"}, "generation 9 is not one of those that are finished: 1, 2"),
+        ({"--tau": "-1"}, "--tau=-1.0 must be at least 0"),
+    ],
+)
+def test_a_mistake_is_one_readable_error(
+    run, pictures, tmp_path, monkeypatch, capsys, change, message
+):
+    options = {"--workdir": run, "--images": pictures, "--output": tmp_path / "out.csv", **change}
+    arguments = [f"{name}={value}" for name, value in options.items()]
+    status, printed = run_command(predict, monkeypatch, capsys, *arguments)
+    assert status in (1, 64)
+    assert f"error: {message}" in printed.err
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    with pytest.raises(DataError, match="holds no image file"):
+        predict.image_files(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
+    with pytest.raises(DataError, match=r"broken\.png cannot be read as an image"):
+        predict.read_image(tmp_path / "broken.png", (8, 8, 1))
+
+
+# Export
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export.export(run, folder)
+    return folder
+
+
+def test_an_exported_model_needs_nothing_of_this_package(run, exported, test_images, tmp_path):
+    """Loaded in a process of its own, for batches of 1 and of 5."""
+    np.save(tmp_path / "images.npy", test_images.images[:5])
+    script = """
+import pathlib, sys
+import numpy as np
+from jax import export
+folder, work = map(pathlib.Path, sys.argv[1:])
+model = export.deserialize((folder / "model.jax").read_bytes())
+images = np.load(work / "images.npy")
+np.savez(work / "logits.npz", five=model.call(images), one=model.call(images[:1]))
+assert not {"crest_jax", "flax", "tensorflow"} & set(sys.modules)
+assert set(model.platforms) == {"cpu", "cuda", "tpu"}
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, exported, tmp_path],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    logits = np.load(tmp_path / "logits.npz")
+    expected = logits_of(trained.load(run), test_images.images[:5])
+    np.testing.assert_allclose(logits["five"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits["one"], expected[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_weights_are_there_as_a_plain_checkpoint(run, exported):
+    with ocp.StandardCheckpointer() as checkpointer:
+        weights = checkpointer.restore((exported / "checkpoint").absolute())
+    model = trained.load(run)
+    expected = {"params": model.params, "batch_stats": model.batch_stats}
+    jax.tree.map(np.testing.assert_array_equal, weights, dict(expected))
+
+
+def test_the_description_says_what_the_logits_are(run, exported):
+    described = json.loads((exported / "model.json").read_text())
+    model = trained.load(run)
+    assert described["class_names"] == list(model.class_names)
+    assert described["image_shape"] == [8, 8, 1]
+    assert described["generation"] == 2
+    np.testing.assert_allclose(described["class_distribution"], model.class_distribution)
+    assert described["config"]["rebalance"] == "darp+crest"
+
+
+def test_what_is_there_is_not_overwritten(run, exported, tmp_path, monkeypatch, capsys):
+    status, printed = run_command(
+        export, monkeypatch, capsys, f"--workdir={run}", f"--output={exported}"
+    )
+    assert status == 1
+    assert "exists already" in printed.err
+    other = tmp_path / "first"
+    status, printed = run_command(
+        export, monkeypatch, capsys, f"--workdir={run}", f"--output={other}", "--generation=1"
+    )
+    assert (status, printed.out) == (0, f"{other}: generation 1, 10 classes\n")
+    assert json.loads((other / "model.json").read_text())["generation"] == 1
