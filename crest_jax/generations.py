@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
-from crest_jax import distributed, evaluate, results, train_state, workdir
+from crest_jax import distributed, evaluate, report, results, train_state, workdir
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.data import pipeline, pseudo_labels, records
 from crest_jax.data import splits as splits_lib
@@ -78,6 +78,7 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
         if not is_finished(folder, generation + 1):  # else it is written with that one
             summary = results.of_run(config, splits.class_names, finished)
             workdir.write_json(folder / results.RESULTS, summary)
+            report.write(folder / report.REPORT, [folder])
         print(text.generation_table(result, splits.class_names), flush=True)
     if config.generations > 1:
         print(text.results_table(finished, splits.class_names), flush=True)

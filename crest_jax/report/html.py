@@ -1,0 +1,298 @@
+"""A run, or several beside each other, as one page that needs no network."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.image import imsave
+
+from crest_jax.report.charts import Series, line_chart
+
+# Confusion matrices of more classes are a picture.
+_MOST_CELLS = 20
+
+
+class Run(NamedTuple):
+    """What a page is made from."""
+
+    name: str
+    results: Mapping[str, Any]  # results.json
+    config: Mapping[str, Any]  # of config.json
+
+    @property
+    def first(self) -> Mapping[str, Any]:
+        """Its first generation."""
+        return self.results["generations"][0]
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """Its last generation so far."""
+        return self.results["generations"][-1]
+
+
+def page(runs: Sequence[Run]) -> str:
+    """Returns the page.
+
+    Args:
+      runs: at least one; several are compared before each has a section of its own.
+    """
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    body = [_comparison(runs)] if len(runs) > 1 else []
+    body += [_section(run) for run in runs]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"{''.join(body)}</body>\n</html>\n"
+    )
+
+
+def _comparison(runs: Sequence[Run]) -> str:
+    rows = [
+        [
+            run.name,
+            _name(run),
+            str(len(run.results["generations"])),
+            f"{run.last['accuracy']:.1f}",
+            f"{run.last['accuracy_logit_adjusted']:.1f}",
+        ]
+        for run in runs
+    ]
+    longest = max(len(run.results["generations"]) for run in runs)
+    accuracy = [
+        Series(run.name, [each["accuracy"] for each in run.results["generations"]], number)
+        for number, run in enumerate(runs)
+    ]
+    charts = [
+        line_chart("Class-balanced test accuracy (%)", accuracy, _counted(longest), "generation")
+    ]
+    names = runs[0].results["class_names"]
+    if all(run.results["class_names"] == names for run in runs):
+        recall = [
+            Series(run.name, run.last["per_class_recall"], number)
+            for number, run in enumerate(runs)
+        ]
+        charts.append(line_chart("Recall on the test set (%)", recall, names, "class"))
+    header = ["run", "method", "generations", "accuracy (%)", "logit-adjusted (%)"]
+    return (
+        f"<section><h1>{len(runs)} runs</h1>{_table(header, rows)}"
+        f'<div class="charts">{"".join(charts)}</div></section>'
+    )
+
+
+def _section(run: Run) -> str:
+    generations = run.results["generations"]
+    names = run.results["class_names"]
+    of = run.config["generations"]
+    progress = f"{len(generations)} of {of} generations" if of > 1 else "1 generation"
+    setting = f"{_name(run)}, {run.results['data']}, fold {run.results['fold']}"
+    figures = [
+        ("accuracy", f"{run.last['accuracy']:.1f} %"),
+        ("logit-adjusted", f"{run.last['accuracy_logit_adjusted']:.1f} %"),
+        ("trained", progress),
+        ("steps each", f"{run.last['steps']:,}"),
+        ("speed", f"{run.last['images_per_second']:,.0f} images/s"),
+    ]
+    cards = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures
+    )
+    return (
+        f"<section><h1>{escape(run.name)}</h1><p>{escape(setting)}</p><dl>{cards}</dl>"
+        f'<div class="charts">{_charts(run)}</div>'
+        f"<h2>By class</h2>{_classes(run)}"
+        f"<h2>By generation</h2>{_generations(run)}"
+        "<h2>Confusion matrix</h2><p>Rows: true class; columns: prediction; the last five "
+        "evaluations of the last generation, in % of the row.</p>"
+        f"{_confusion(run.last['confusion_matrix'], names)}"
+        f"<details><summary>Config and versions</summary><pre>"
+        f"{escape(json.dumps({'config': run.config, **_environment(run)}, indent=1))}</pre>"
+        "</details></section>"
+    )
+
+
+def _charts(run: Run) -> str:
+    generations = run.results["generations"]
+    names = run.results["class_names"]
+    charts = []
+    if len(generations) > 1:
+        accuracy = [
+            Series("as trained", [each["accuracy"] for each in generations], 0),
+            Series("logit-adjusted", [each["accuracy_logit_adjusted"] for each in generations], 1),
+        ]
+        title = "Class-balanced test accuracy (%)"
+        charts.append(line_chart(title, accuracy, _counted(len(generations)), "generation"))
+    for figure in ("recall", "precision"):
+        series = [Series("last generation", run.last[f"per_class_{figure}"], 0)]
+        if len(generations) > 1:
+            before = run.first[f"per_class_{figure}"]
+            series.insert(0, Series("first generation", before, 1, faint=True))
+        title = f"{figure.capitalize()} on the test set (%)"
+        charts.append(line_chart(title, series, names, "class"))
+    if len(generations) > 1:
+        grown = [
+            Series(f"generation {number}", each["labeled_per_class"], number - 1)
+            for number, each in enumerate(generations, 1)
+            if number in {1, 2, len(generations)}
+        ]
+        charts.append(line_chart("Labeled set: images of each class", grown, names, "class"))
+    return "".join(charts)
+
+
+def _classes(run: Run) -> str:
+    """Before and after: the first generation and the last, and what was selected for it."""
+    generations = run.results["generations"]
+    several = len(generations) > 1
+    selected = generations[-2]["pseudo_labels"] if several else None
+    header = ["class", "labeled", "recall (%)", "precision (%)", "pseudo-labels", "right (%)"]
+    if selected:
+        header += ["selected", "right (%)"]
+
+    def change(name: str, label: int) -> str:
+        before, after = run.first[name][label], run.last[name][label]
+        if isinstance(after, int):
+            shown = [str(before), str(after)]
+        else:
+            shown = [_figure(before), _figure(after)]
+        return " → ".join(shown) if several else shown[1]
+
+    rows = []
+    for label, name in enumerate(run.results["class_names"]):
+        pseudo = run.last["pseudo_labels"]
+        row = [
+            name,
+            change("labeled_per_class", label),
+            change("per_class_recall", label),
+            change("per_class_precision", label),
+            str(pseudo["predicted"][label]),
+            _figure(pseudo["precision"][label]),
+        ]
+        if selected:
+            row += [
+                str(selected["selected"][label]),
+                _figure(selected["selected_precision"][label]),
+            ]
+        rows.append(row)
+    note = "<p>First generation → last; selected for the last.</p>" if several else ""
+    return note + _table(header, rows)
+
+
+def _generations(run: Run) -> str:
+    header = [
+        "generation", "t", "accuracy (%)", "logit-adjusted (%)", "labeled images", "selected",
+        "selected right (%)", "seconds", "images/s",
+    ]  # fmt: skip
+    rows = []
+    for number, each in enumerate(run.results["generations"], 1):
+        pseudo = each["pseudo_labels"]
+        chosen = np.array(pseudo["selected"])
+        right = np.array([value or 0.0 for value in pseudo["selected_precision"]])
+        share = float((chosen * right).sum() / chosen.sum()) if chosen.sum() else None
+        rows.append(
+            [
+                str(number),
+                "-" if each["temperature"] is None else f"{each['temperature']:.2f}",
+                f"{each['accuracy']:.1f}",
+                f"{each['accuracy_logit_adjusted']:.1f}",
+                f"{sum(each['labeled_per_class']):,}",
+                f"{chosen.sum():,}",
+                _figure(share),
+                f"{each['seconds']:,.0f}",
+                f"{each['images_per_second']:,.0f}",
+            ]
+        )
+    return _table(header, rows)
+
+
+def _confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    counts = np.array(confusion, float)
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    if len(names) > _MOST_CELLS:
+        picture = io.BytesIO()
+        imsave(picture, shares, cmap=mpl.colormaps["Blues"], vmin=0, vmax=100, format="png")
+        data = base64.b64encode(picture.getvalue()).decode()
+        return f'<img class="confusion" alt="confusion matrix" src="data:image/png;base64,{data}">'
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th>"
+        + "".join(f'<td style="--share:{share:.1f}%">{share:.0f}</td>' for share in row)
+        + "</tr>"
+        for name, row in zip(names, shares, strict=True)
+    )
+    return (
+        f'<div class="wide"><table class="confusion"><tr><th></th>{head}</tr>{rows}</table></div>'
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join(
+        f"<tr><th>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in rest)}</tr>"
+        for first, *rest in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _name(run: Run) -> str:
+    return f"{run.results['method']}, rebalance={run.results['rebalance']}"
+
+
+def _counted(number: int) -> list[str]:
+    return [str(place) for place in range(1, number + 1)]
+
+
+def _environment(run: Run) -> Mapping[str, Any]:
+    return {"environment": run.last["environment"]}
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+# Okabe and Ito's colours, lighter ones where the page is dark.
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1c1c; --paper: #ffffff; --rule: #d9d9d9;
+  --soft: #666666; --fill: 0 114 178;
+  --s0: #0072b2; --s1: #d55e00; --s2: #009e73; --s3: #cc79a7; --s4: #8a6d00; --s5: #555555; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #16181b; --rule: #3a3d42;
+  --soft: #a0a4aa; --fill: 86 180 233;
+  --s0: #56b4e9; --s1: #e69f00; --s2: #2fc79a; --s3: #e59ac4; --s4: #f0e442; --s5: #bbbbbb; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 76rem; color: var(--ink);
+  background: var(--paper); font: 15px/1.45 system-ui, sans-serif; }
+section + section { border-top: 1px solid var(--rule); margin-top: 2rem; padding-top: 1rem; }
+h1 { font-size: 1.35rem; margin: 0.5rem 0 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.05rem; margin: 1.6rem 0 0.3rem; }
+p, figcaption { color: var(--soft); margin: 0.2rem 0 0.6rem; }
+dl { display: flex; flex-wrap: wrap; gap: 0.4rem 2rem; margin: 0.8rem 0; }
+dl div { display: flex; flex-direction: column; }
+dt { color: var(--soft); font-size: 0.85rem; }
+dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr));
+  gap: 1rem 2rem; }
+figure { margin: 0.6rem 0; min-width: 0; }
+figure > svg { width: 100%; height: auto; font-size: 12px; fill: var(--soft); }
+.grid { stroke: var(--rule); }
+.line { fill: none; stroke: var(--colour); stroke-width: 2; }
+.mark { fill: var(--colour); }
+.s0 { --colour: var(--s0); } .s1 { --colour: var(--s1); } .s2 { --colour: var(--s2); }
+.s3 { --colour: var(--s3); } .s4 { --colour: var(--s4); } .s5 { --colour: var(--s5); }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; margin: 0.2rem 0;
+  padding: 0 0 0 2rem; font-size: 0.85rem; }
+.legend svg { margin-right: 0.4rem; vertical-align: -1px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
+th, td { padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid var(--rule);
+  white-space: nowrap; font-weight: normal; }
+tr:first-child th { color: var(--soft); font-size: 0.8rem; }
+th:first-child { text-align: left; }
+.confusion td { padding: 0.2rem 0.45rem; text-align: center;
+  background: rgb(var(--fill) / calc(var(--share) * 0.55)); }
+img.confusion { width: min(100%, 40rem); image-rendering: pixelated; background: #ffffff; }
+pre { overflow-x: auto; font-size: 0.8rem; }
+summary { margin-top: 1.2rem; cursor: pointer; }
+"""

@@ -1,0 +1,212 @@
+import copy
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from crest_jax import report
+from crest_jax.errors import WorkdirError
+from crest_jax.report import __main__ as command
+from crest_jax.report import html
+from crest_jax.report.charts import Series, line_chart
+
+NAMES = ["cat <tabby>", "dog", "emu"]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+
+
+def generation(number, recall):
+    return {
+        "accuracy": sum(recall) / 3,
+        "accuracy_logit_adjusted": 1 + sum(recall) / 3,
+        "steps": 600,
+        "seconds": 83.7,
+        "images_per_second": 1917.6,
+        "temperature": 1 - number / 2,
+        "labeled_per_class": [90 + number, 9 + number, 1 + 10 * number],
+        "per_class_recall": recall,
+        "per_class_precision": [71.3, 66.7, None],
+        "confusion_matrix": [[8, 2, 0], [1, 9, 0], [5, 0, 5]],
+        "environment": {"jax": "0.10.2"},
+        "pseudo_labels": {
+            "predicted": [200, 30, 4],
+            "selected": [50, 20, 4] if number == 0 else [0, 0, 0],
+            "precision": [81.5, 44.4, None],
+            "selected_precision": [99.1, 50.0, 75.0],
+        },
+    }
+
+
+@pytest.fixture
+def run():
+    results = {
+        "method": "fixmatch",
+        "rebalance": "crest_plus",
+        "data": "pets",
+        "fold": 3,
+        "class_names": NAMES,
+        "long_tail": {},
+        "alignment": {},
+        "generations": [generation(0, [98.7, 85.0, 8.9]), generation(1, [93.8, 84.0, 60.3])],
+    }
+    return html.Run("pets-run", results, {"generations": 2, "steps": 600})
+
+
+class Text(HTMLParser):
+    """The words of a page, the cells of its tables, and whether its elements are closed."""
+
+    EMPTY = ("meta", "img")
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.rows, self.words, self.addresses = [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        """Closed in itself, as the shapes of a chart are."""
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1].append(data)
+
+
+def test_a_page_is_whole_and_needs_nothing_from_elsewhere(run):
+    page = html.page([run])
+    text = Text(page)
+    assert not text.open
+    assert not text.addresses
+    assert "http" not in page
+    assert "<script" not in page
+    assert "@import" not in page
+
+
+def test_each_class_has_its_figures_before_and_after(run):
+    rows = Text(html.page([run])).rows
+    assert [
+        "cat <tabby>",
+        "90 → 91",
+        "98.7 → 93.8",
+        "71.3 → 71.3",
+        "200",
+        "81.5",
+        "50",
+        "99.1",
+    ] in rows
+    assert ["emu", "1 → 11", "8.9 → 60.3", "- → -", "4", "-", "4", "75.0"] in rows
+
+
+def test_each_generation_has_its_figures(run):
+    rows = Text(html.page([run])).rows
+    # 50 x 99.1 + 20 x 50 + 4 x 75 over 74 selected.
+    share = f"{(50 * 99.1 + 20 * 50 + 4 * 75) / 74:.1f}"
+    assert ["1", "1.00", "64.2", "65.2", "100", "74", share, "84", "1,918"] in rows
+    assert ["2", "0.50", "79.4", "80.4", "112", "0", "-", "84", "1,918"] in rows
+
+
+def test_the_headline_and_the_config_are_there(run):
+    words = " ".join(Text(html.page([run])).words)
+    for part in ("pets-run", "79.4 %", "80.4 %", "2 of 2 generations", "1,918 images/s",
+                 "fixmatch, rebalance=crest_plus, pets, fold 3", '"jax": "0.10.2"'):  # fmt: skip
+        assert part in words
+
+
+def test_the_confusion_matrix_is_in_shares_of_its_rows(run):
+    rows = Text(html.page([run])).rows
+    assert ["emu", "50", "0", "50"] in rows
+
+
+def test_many_classes_have_a_picture_of_it(run):
+    many = copy.deepcopy(run.results)
+    many["class_names"] = [f"class {number}" for number in range(30)]
+    for each in many["generations"]:
+        for name in ("labeled_per_class", "per_class_recall", "per_class_precision"):
+            each[name] = [1 if name == "labeled_per_class" else 1.0] * 30
+        each["pseudo_labels"] = {
+            name: [1.0 if "precision" in name else 1] * 30 for name in each["pseudo_labels"]
+        }
+        each["confusion_matrix"] = [[1] * 30] * 30
+    text = Text(html.page([run._replace(results=many)]))
+    (picture,) = text.addresses
+    assert picture.startswith("data:image/png;base64,")
+
+
+def test_a_run_of_one_generation_has_no_before(run):
+    single = copy.deepcopy(run.results)
+    single["generations"] = single["generations"][:1]
+    page = html.page([run._replace(results=single, config={"generations": 1})])
+    assert "→" not in page
+    assert ["dog", "9", "85.0", "66.7", "30", "44.4"] in Text(page).rows
+
+
+def test_several_runs_are_compared(run):
+    other = copy.deepcopy(run.results)
+    other["rebalance"] = "none"
+    page = html.page([run, html.Run("baseline", other, {"generations": 2})])
+    text = Text(page)
+    assert ["pets-run", "fixmatch, rebalance=crest_plus", "2", "79.4", "80.4"] in text.rows
+    assert ["baseline", "fixmatch, rebalance=none", "2", "79.4", "80.4"] in text.rows
+    assert text.words.count("baseline") >= 3
+
+
+def test_a_chart_puts_values_where_they_belong():
+    svg = line_chart("Things", [Series("a", [0.0, None, 10.0], 0)], ["x", "y", "z"], "place")
+    (points,) = re.findall(r'points="([^"]*)"/><g class="mark s0"', svg)
+    (x0, y0), (x1, y1) = (map(float, pair.split(",")) for pair in points.split())
+    assert x0 < x1
+    assert y0 > y1  # upwards
+    # The middle place is left out, and the ends are those of the axis.
+    grid = [float(y) for y in re.findall(r'class="grid"[^>]*y1="([\d.]+)"', svg)]
+    assert (y0, y1) == (max(grid), min(grid))
+    assert "<title>a, z: 10.0</title>" in svg
+
+
+@pytest.fixture
+def workdir(run, tmp_path):
+    folder = tmp_path / "pets-run"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(run.results))
+    (folder / "config.json").write_text(json.dumps({"config": run.config, "environment": {}}))
+    return folder
+
+
+def test_the_command_writes_the_page_of_a_workdir(run, workdir, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["report", f"--workdir={workdir}"])
+    command.main()
+    assert capsys.readouterr().out == f"{workdir}/report.html\n"
+    assert (workdir / "report.html").read_text() == html.page([run])
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(WorkdirError, match="run it to the end of a generation first"):
+        report.write(tmp_path / "report.html", [tmp_path])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
+@pytest.mark.parametrize("width", [500, 1280])
+def test_a_browser_shows_it_without_a_sideways_scroll(run, tmp_path, width):
+    """With a word put into the title by a script, which only a page that was laid out can run."""
+    probe = (
+        "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth + ', '"
+        " + document.querySelectorAll('figure > svg').length</script></body>"
+    )
+    page = tmp_path / "page.html"
+    page.write_text(html.page([run]).replace("</body>", probe))
+    shown = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+         "--hide-scrollbars", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, check=True, timeout=60,
+    ).stdout  # fmt: skip
+    assert f"<title>{width} of {width}, 4</title>" in shown
