@@ -127,7 +127,8 @@ def _charts(run: Run) -> str:
         title = "Class-balanced test accuracy (%)"
         charts.append(line_chart(title, accuracy, _counted(len(generations)), "generation"))
     for figure in ("recall", "precision"):
-        series = [Series("last generation", run.last[f"per_class_{figure}"], 0)]
+        now = "last generation" if len(generations) > 1 else "as trained"
+        series = [Series(now, run.last[f"per_class_{figure}"], 0)]
         if len(generations) > 1:
             before = run.first[f"per_class_{figure}"]
             series.insert(0, Series("first generation", before, 1, faint=True))
