@@ -252,6 +252,8 @@ def run(chosen: Sequence[Job]) -> int:
             stop = signal.signal(signal.SIGTERM, lambda *_, process=process: process.terminate())
             try:
                 status = process.wait()
+            except KeyboardInterrupt:  # which the run gets too, and answers
+                status = process.wait()
             finally:
                 signal.signal(signal.SIGTERM, stop)
         if status in (STOPPED, INTERRUPTED):
