@@ -52,19 +52,19 @@ class Scale(NamedTuple):
 SCALES = {
     "full": Scale("", {}, 0, 0),
     "small": Scale(
-        "NOT THE PAPER'S SETTING: WRN-10-1, 3 generations of 1500 steps of 16 + 2 x 32 images",
+        "NOT THE PAPER'S SETTING: WRN-10-1, 3 generations of 4000 steps of 16 + 2 x 32 images",
         {
             "model.depth": "10",
             "model.width": "1",
             "model.batch_norm_momentum": "0.99",
             "batch_size": "16",
             "unlabeled_ratio": "2",
-            "eval_every": "150",
-            "checkpoint_every": "500",
+            "eval_every": "400",
+            "checkpoint_every": "1000",
             "ema_decay": "0.99",
             "optimizer.learning_rate": "0.1",
         },
-        1500,
+        4000,
         3,
     ),
     "smoke": Scale(
