@@ -192,6 +192,7 @@ def run_generation(
 
     summary = results.summarize_evaluations(keep_metrics(here / METRICS, up_to=config.steps))
     images = config.steps * config.batch_size * (1 + config.unlabeled_ratio)
+    predicted = pseudo_labels.read(here / "pseudo_labels")
     result = {
         "generation": generation,
         "environment": workdir.environment(),
@@ -200,7 +201,8 @@ def run_generation(
         "images_per_second": images / max(summary["seconds"], 1e-9),
         "labeled_per_class": records.read_manifest(here / "labeled")["examples_per_class"],
         "pseudo_labels": results.summarize_pseudo_labels(
-            pseudo_labels.read(here / "pseudo_labels"),
+            predicted.labels,
+            predicted.selected,
             splits.unlabeled.labels,
             len(splits.class_names),
         ),

@@ -96,14 +96,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _log_plainly() -> None:
-    """Logs evaluations where there is no progress bar, without the checkpointer's inner life."""
+    """Logs evaluations where there is no progress bar, without the libraries' inner life."""
     if not sys.stderr.isatty():
         logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.addFilter(
         lambda record: (
             record.levelno > logging_levels.INFO
-            or not {"orbax", "jax"} & set(Path(record.pathname).parts)
+            or {"crest_jax", "clu"} & set(Path(record.pathname).parts)
         )
     )
 

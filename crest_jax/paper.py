@@ -151,11 +151,14 @@ def cells(
 
 def jobs(found: Sequence[Cell]) -> dict[Job, list[str]]:
     """Every run once, with the names of the cells that come from it."""
-    distinct: dict[Job, list[str]] = {}
+    columns: dict[Job, dict[str, list[str]]] = {}
     for cell in found:
         for job in cell.jobs:
-            distinct.setdefault(job, []).append(f"{cell.row.name} ({cell.column.name})")
-    return distinct
+            columns.setdefault(job, {}).setdefault(cell.row.name, []).append(cell.column.name)
+    return {
+        job: [f"{row} ({'; '.join(names)})" for row, names in of_row.items()]
+        for job, of_row in columns.items()
+    }
 
 
 def job_of(
@@ -315,6 +318,7 @@ def main() -> None:
             drawn_from = curves(FIGURES[arguments.figure], **where)
             named = {job: [name] for name, job in drawn_from.items()}
         if arguments.list:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # read no further than by `head`
             for number, (job, names) in enumerate(named.items(), 1):
                 print(f"{shlex.join(job.command)}  # {number}: {'; '.join(names)}")
         elif arguments.run:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from crest_jax import evaluate, workdir
-from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.errors import WorkdirError
 
 RESULTS = "results.json"
@@ -73,24 +72,32 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summarize_pseudo_labels(
-    predicted: PseudoLabels, truth: Int[np.ndarray, " unlabeled"], classes: int
+    predicted: Int[np.ndarray, " unlabeled"],
+    selected: Bool[np.ndarray, " unlabeled"],
+    truth: Int[np.ndarray, " unlabeled"],
+    classes: int,
 ) -> dict[str, list]:
     """Counts pseudo-labels by predicted class, and compares them with the truth.
+
+    Args:
+      predicted: the pseudo-labels.
+      selected: whether the next generation trains on each.
+      truth: what they should be.
+      classes: how many.
 
     Returns:
       Per class: how many `examples` there are, `predicted` and `selected` counts, `precision` and
       `selected_precision` (right ones among these, per cent, None where there are none), and
       `recall` on the unlabeled split.
     """
-    all_of_them = evaluate.confusion_matrix(truth, predicted.labels, classes)
-    chosen = predicted.selected
-    selected = evaluate.confusion_matrix(truth[chosen], predicted.labels[chosen], classes)
+    all_of_them = evaluate.confusion_matrix(truth, predicted, classes)
+    chosen = evaluate.confusion_matrix(truth[selected], predicted[selected], classes)
     return {
         "examples": all_of_them.sum(axis=1).tolist(),
         "predicted": all_of_them.sum(axis=0).tolist(),
-        "selected": selected.sum(axis=0).tolist(),
+        "selected": chosen.sum(axis=0).tolist(),
         "precision": evaluate.per_class_precision(all_of_them),
-        "selected_precision": evaluate.per_class_precision(selected),
+        "selected_precision": evaluate.per_class_precision(chosen),
         "recall": evaluate.per_class_recall(all_of_them),
     }
 

@@ -2,18 +2,13 @@ import numpy as np
 import pytest
 
 from crest_jax import results
-from crest_jax.data.pseudo_labels import PseudoLabels
 
 
 def test_pseudo_label_statistics_by_hand():
     truth = np.array([0, 0, 0, 1, 1, 2])
-    predicted = PseudoLabels(
-        list("abcdef"),
-        np.array([0, 0, 1, 1, 0, 0]),
-        np.linspace(1, 0.5, 6),
-        np.array([True, False, False, True, True, False]),
-    )
-    assert results.summarize_pseudo_labels(predicted, truth, 3) == {
+    predicted = np.array([0, 0, 1, 1, 0, 0])
+    selected = np.array([True, False, False, True, True, False])
+    assert results.summarize_pseudo_labels(predicted, selected, truth, 3) == {
         "examples": [3, 2, 1],
         "predicted": [4, 2, 0],
         "selected": [2, 1, 0],

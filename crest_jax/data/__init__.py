@@ -6,8 +6,10 @@ accelerators here.
 
 import os
 
-# Before the import: TensorFlow reports its CPU instruction sets and missing GPUs as news.
+# Before the import: TensorFlow reports its CPU instruction sets, missing GPUs and oneDNN as news.
+# Nothing that it computes here goes through oneDNN.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf
 

@@ -1,13 +1,16 @@
 """Line charts as inline SVG, whose colours follow the page's light or dark scheme."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import groupby
 from typing import NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 
-WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 40
+WIDTH, HEIGHT = 480, 250
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 42
+# Of a letter, and what slanted labels need below the axis more than upright ones.
+LETTER, SLANTED = 6.5, 34
 # Series after that many look like earlier ones.
 LOOKS = 6
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")
@@ -24,7 +27,14 @@ class Series(NamedTuple):
     faint: bool = False  # as what came before another
 
 
-def line_chart(title: str, series: Sequence[Series], labels: Sequence[str], x_title: str) -> str:
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    labels: Sequence[str],
+    x_title: str,
+    *,
+    within: Sequence[int | float] = (),
+) -> str:
     """A figure with a legend, as HTML.
 
     Args:
@@ -32,12 +42,19 @@ def line_chart(title: str, series: Sequence[Series], labels: Sequence[str], x_ti
       series: lines of as many values as there are labels, or fewer.
       labels: of the places along the horizontal axis.
       x_title: what these are.
+      within: values that the vertical axis has at least.
     """
     values = [value for each in series for value in each.values if value is not None]
+    values += within
     ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(
         min(values, default=0.0), max(values, default=1.0)
     )
     low, high = float(ticks[0]), float(ticks[-1])
+    every = -(-len(labels) // _MOST_LABELS)
+    shown = {place: _short(labels[place]) for place in range(0, len(labels), every)}
+    room = (WIDTH - LEFT - RIGHT) / max(len(shown), 1)
+    slanted = max(map(len, shown.values()), default=0) * LETTER > room
+    bottom = BOTTOM + (SLANTED if slanted else 0)
 
     def x(place: int) -> float:
         usable = WIDTH - LEFT - RIGHT
@@ -46,7 +63,7 @@ def line_chart(title: str, series: Sequence[Series], labels: Sequence[str], x_ti
         return LEFT + usable * place / (len(labels) - 1)
 
     def y(value: int | float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / ((high - low) or 1)
+        return TOP + (HEIGHT - TOP - bottom) * (high - value) / ((high - low) or 1)
 
     parts = []
     for tick in ticks:
@@ -55,28 +72,27 @@ def line_chart(title: str, series: Sequence[Series], labels: Sequence[str], x_ti
             f'y2="{y(tick):.1f}"/><text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" '
             f'text-anchor="end">{tick:g}</text>'
         )
-    every = -(-len(labels) // _MOST_LABELS)
-    for place in range(0, len(labels), every):
+    for place, label in shown.items():
+        at = f"{x(place):.1f} {HEIGHT - bottom + 16}"
+        turned, anchor = (" rotate(-35)", "end") if slanted else ("", "middle")
         parts.append(
-            f'<text x="{x(place):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
-            f"{escape(_short(labels[place]))}</text>"
+            f'<text transform="translate({at}){turned}" text-anchor="{anchor}">'
+            f"{escape(label)}</text>"
         )
     parts.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
         f"{escape(x_title)}</text>"
     )
     for each in series:
-        points = [
-            (x(place), y(value), labels[place], value)
-            for place, value in enumerate(each.values)
-            if value is not None
-        ]
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py, _, _ in points)
-        parts.append(f'<polyline {_stroke(each)} points="{path}"/>')
-        if len(labels) <= _MOST_MARKED:
-            for px, py, label, value in points:
-                tip = escape(f"{each.name}, {label}: {value:.1f}")
-                parts.append(f"<g {_fill(each)}><title>{tip}</title>{_marker(each, px, py)}</g>")
+        for stretch in _stretches(each.values):
+            path = " ".join(f"{x(place):.1f},{y(value):.1f}" for place, value in stretch)
+            parts.append(f'<polyline {_stroke(each)} points="{path}"/>')
+            if len(labels) > _MOST_MARKED:
+                continue
+            for place, value in stretch:
+                tip = escape(f"{each.name}, {labels[place]}: {_number(value)}")
+                marker = _marker(each, x(place), y(value))
+                parts.append(f"<g {_fill(each)}><title>{tip}</title>{marker}</g>")
     legend = "".join(
         f'<li><svg width="28" height="12" aria-hidden="true"><line {_stroke(each)} x1="0" x2="28" '
         f'y1="6" y2="6"/><g {_fill(each)}>{_marker(each, 14.0, 6.0)}</g></svg>'
@@ -88,6 +104,17 @@ def line_chart(title: str, series: Sequence[Series], labels: Sequence[str], x_ti
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
         f'{"".join(parts)}</svg><ul class="legend">{legend}</ul></figure>'
     )
+
+
+def _stretches(values: Sequence[int | float | None]) -> Iterator[list[tuple[int, int | float]]]:
+    """Places and values of each part of a line that has no gap."""
+    for there, part in groupby(enumerate(values), key=lambda pair: pair[1] is not None):
+        if there:
+            yield [(place, value) for place, value in part if value is not None]
+
+
+def _number(value: int | float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}"
 
 
 def _stroke(series: Series) -> str:

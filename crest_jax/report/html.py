@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -77,7 +77,8 @@ def _comparison(runs: Sequence[Run]) -> str:
             Series(run.name, run.last["per_class_recall"], number)
             for number, run in enumerate(runs)
         ]
-        charts.append(line_chart("Recall on the test set (%)", recall, names, "class"))
+        title = "Recall on the test set (%)"
+        charts.append(line_chart(title, recall, names, "class", within=(0, 100)))
     header = ["run", "method", "generations", "accuracy (%)", "logit-adjusted (%)"]
     return (
         f"<section><h1>{len(runs)} runs</h1>{_table(header, rows)}"
@@ -90,7 +91,11 @@ def _section(run: Run) -> str:
     names = run.results["class_names"]
     of = run.config["generations"]
     progress = f"{len(generations)} of {of} generations" if of > 1 else "1 generation"
-    setting = f"{_name(run)}, {run.results['data']}, fold {run.results['fold']}"
+    long_tail = [f"{name} = {value:g}" if isinstance(value, int | float) else f"{name} = {value}"
+                 for name, value in run.results["long_tail"].items()]  # fmt: skip
+    setting = ", ".join(
+        [_name(run), run.results["data"], *long_tail, f"fold {run.results['fold']}"]
+    )
     figures = [
         ("accuracy", f"{run.last['accuracy']:.1f} %"),
         ("logit-adjusted", f"{run.last['accuracy_logit_adjusted']:.1f} %"),
@@ -115,26 +120,32 @@ def _section(run: Run) -> str:
     )
 
 
+_BY_CLASS: Mapping[str, Callable[[Mapping[str, Any]], Sequence[float | None]]] = {
+    "Recall on the test set (%)": lambda result: result["per_class_recall"],
+    "Precision on the test set (%)": lambda result: result["per_class_precision"],
+    "Recall of the pseudo-labels (%)": lambda result: result["pseudo_labels"]["recall"],
+}
+
+
 def _charts(run: Run) -> str:
     generations = run.results["generations"]
     names = run.results["class_names"]
+    several = len(generations) > 1
     charts = []
-    if len(generations) > 1:
+    if several:
         accuracy = [
             Series("as trained", [each["accuracy"] for each in generations], 0),
             Series("logit-adjusted", [each["accuracy_logit_adjusted"] for each in generations], 1),
         ]
         title = "Class-balanced test accuracy (%)"
         charts.append(line_chart(title, accuracy, _counted(len(generations)), "generation"))
-    for figure in ("recall", "precision"):
-        now = "last generation" if len(generations) > 1 else "as trained"
-        series = [Series(now, run.last[f"per_class_{figure}"], 0)]
-        if len(generations) > 1:
-            before = run.first[f"per_class_{figure}"]
-            series.insert(0, Series("first generation", before, 1, faint=True))
-        title = f"{figure.capitalize()} on the test set (%)"
-        charts.append(line_chart(title, series, names, "class"))
-    if len(generations) > 1:
+    for title, values_of in _BY_CLASS.items():
+        series = [Series("last generation" if several else "as trained", values_of(run.last), 0)]
+        if several:
+            series.insert(0, Series("first generation", values_of(run.first), 1, faint=True))
+        charts.append(line_chart(title, series, names, "class", within=(0, 100)))
+    charts.append(_pseudo_labels_chart(run))
+    if several:
         grown = [
             Series(f"generation {number}", each["labeled_per_class"], number - 1)
             for number, each in enumerate(generations, 1)
@@ -142,6 +153,27 @@ def _charts(run: Run) -> str:
         ]
         charts.append(line_chart("Labeled set: images of each class", grown, names, "class"))
     return "".join(charts)
+
+
+def _pseudo_labels_chart(run: Run) -> str:
+    """Those that the last generation was given, or those of the only one."""
+    *before, _ = run.results["generations"]
+    pseudo = (before[-1] if before else run.last)["pseudo_labels"]
+    lines = {"predicted": pseudo["predicted"]}
+    if before:
+        lines["selected"] = pseudo["selected"]
+        lines["selected and right"] = _right(pseudo["selected"], pseudo["selected_precision"])
+    else:
+        lines["right"] = _right(pseudo["predicted"], pseudo["precision"])
+    series = [Series(name, values, look) for look, (name, values) in enumerate(lines.items())]
+    title = f"Pseudo-labels of each class{' for the last generation' if before else ''}"
+    return line_chart(title, series, run.results["class_names"], "class", within=(0,))
+
+
+def _right(counts: Sequence[int], precision: Sequence[float | None]) -> list[int]:
+    """How many of so many are right, of which the share is known in per cent."""
+    pairs = zip(counts, precision, strict=True)
+    return [round(count * (share or 0.0) / 100) for count, share in pairs]
 
 
 def _classes(run: Run) -> str:
@@ -190,9 +222,9 @@ def _generations(run: Run) -> str:
     rows = []
     for number, each in enumerate(run.results["generations"], 1):
         pseudo = each["pseudo_labels"]
-        chosen = np.array(pseudo["selected"])
-        right = np.array([value or 0.0 for value in pseudo["selected_precision"]])
-        share = float((chosen * right).sum() / chosen.sum()) if chosen.sum() else None
+        chosen = sum(pseudo["selected"])
+        right = sum(_right(pseudo["selected"], pseudo["selected_precision"]))
+        share = 100 * right / chosen if chosen else None
         rows.append(
             [
                 str(number),
@@ -200,7 +232,7 @@ def _generations(run: Run) -> str:
                 f"{each['accuracy']:.1f}",
                 f"{each['accuracy_logit_adjusted']:.1f}",
                 f"{sum(each['labeled_per_class']):,}",
-                f"{chosen.sum():,}",
+                f"{chosen:,}",
                 _figure(share),
                 f"{each['seconds']:,.0f}",
                 f"{each['images_per_second']:,.0f}",
@@ -276,7 +308,7 @@ dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr));
   gap: 1rem 2rem; }
 figure { margin: 0.6rem 0; min-width: 0; }
-figure > svg { width: 100%; height: auto; font-size: 12px; fill: var(--soft); }
+figure > svg { width: 100%; height: auto; font-size: 12px; fill: var(--soft); overflow: visible; }
 .grid { stroke: var(--rule); }
 .line { fill: none; stroke: var(--colour); stroke-width: 2; }
 .mark { fill: var(--colour); }

@@ -97,7 +97,9 @@ def _plot_by_class(axes: Axes, values: np.ndarray, label: str, number: int, **ch
     look: dict[str, Any] = {**_LOOKS[number % len(_LOOKS)], "markersize": 4, **changes}
     if len(values) > _MOST_MARKED:
         look["marker"] = ""
-    axes.plot(1 + np.arange(len(values)), values, label=label, **look)
+    # Markers at 0 and 100 % stay whole, and classes without a value keep their place.
+    axes.plot(1 + np.arange(len(values)), values, label=label, clip_on=False, **look)
+    axes.set_xlim(0.5, len(values) + 0.5)
 
 
 def _plot_by_generation(axes: Axes, runs: Mapping[str, Results], names: Sequence[str]) -> None:

@@ -33,8 +33,9 @@ def generation(number, recall):
         "pseudo_labels": {
             "predicted": [200, 30, 4],
             "selected": [50, 20, 4] if number == 0 else [0, 0, 0],
-            "precision": [81.5, 44.4, None],
-            "selected_precision": [99.1, 50.0, 75.0],
+            "precision": [81.5, 50.0, None],
+            "recall": [90.0, 50.0, None],
+            "selected_precision": [98.0, 50.0, 75.0],
         },
     }
 
@@ -47,7 +48,7 @@ def run():
         "data": "pets",
         "fold": 3,
         "class_names": NAMES,
-        "long_tail": {},
+        "long_tail": {"gamma": 90.0, "beta": 0.1},
         "alignment": {},
         "generations": [generation(0, [98.7, 85.0, 8.9]), generation(1, [93.8, 84.0, 60.3])],
     }
@@ -103,23 +104,23 @@ def test_each_class_has_its_figures_before_and_after(run):
         "200",
         "81.5",
         "50",
-        "99.1",
+        "98.0",
     ] in rows
     assert ["emu", "1 → 11", "8.9 → 60.3", "- → -", "4", "-", "4", "75.0"] in rows
 
 
 def test_each_generation_has_its_figures(run):
     rows = Text(html.page([run])).rows
-    # 50 x 99.1 + 20 x 50 + 4 x 75 over 74 selected.
-    share = f"{(50 * 99.1 + 20 * 50 + 4 * 75) / 74:.1f}"
-    assert ["1", "1.00", "64.2", "65.2", "100", "74", share, "84", "1,918"] in rows
+    # 49 + 10 + 3 right ones of 74 selected.
+    assert ["1", "1.00", "64.2", "65.2", "100", "74", "83.8", "84", "1,918"] in rows
     assert ["2", "0.50", "79.4", "80.4", "112", "0", "-", "84", "1,918"] in rows
 
 
 def test_the_headline_and_the_config_are_there(run):
     words = " ".join(Text(html.page([run])).words)
     for part in ("pets-run", "79.4 %", "80.4 %", "2 of 2 generations", "1,918 images/s",
-                 "fixmatch, rebalance=crest_plus, pets, fold 3", '"jax": "0.10.2"'):  # fmt: skip
+                 "fixmatch, rebalance=crest_plus, pets, gamma = 90, beta = 0.1, fold 3",
+                 '"jax": "0.10.2"'):  # fmt: skip
         assert part in words
 
 
@@ -135,7 +136,8 @@ def test_many_classes_have_a_picture_of_it(run):
         for name in ("labeled_per_class", "per_class_recall", "per_class_precision"):
             each[name] = [1 if name == "labeled_per_class" else 1.0] * 30
         each["pseudo_labels"] = {
-            name: [1.0 if "precision" in name else 1] * 30 for name in each["pseudo_labels"]
+            name: [1 if name in ("predicted", "selected") else 1.0] * 30
+            for name in each["pseudo_labels"]
         }
         each["confusion_matrix"] = [[1] * 30] * 30
     text = Text(html.page([run._replace(results=many)]))
@@ -148,7 +150,7 @@ def test_a_run_of_one_generation_has_no_before(run):
     single["generations"] = single["generations"][:1]
     page = html.page([run._replace(results=single, config={"generations": 1})])
     assert "→" not in page
-    assert ["dog", "9", "85.0", "66.7", "30", "44.4"] in Text(page).rows
+    assert ["dog", "9", "85.0", "66.7", "30", "50.0"] in Text(page).rows
 
 
 def test_several_runs_are_compared(run):
@@ -163,14 +165,34 @@ def test_several_runs_are_compared(run):
 
 def test_a_chart_puts_values_where_they_belong():
     svg = line_chart("Things", [Series("a", [0.0, None, 10.0], 0)], ["x", "y", "z"], "place")
-    (points,) = re.findall(r'points="([^"]*)"/><g class="mark s0"', svg)
-    (x0, y0), (x1, y1) = (map(float, pair.split(",")) for pair in points.split())
+    # The middle place has no value, and nothing is drawn across it.
+    (x0, y0), (x1, y1) = (
+        map(float, points.split(","))
+        for points in re.findall(r'<polyline [^>]*points="([^"]*)"', svg)
+    )
     assert x0 < x1
     assert y0 > y1  # upwards
-    # The middle place is left out, and the ends are those of the axis.
+    # The ends are those of the axis.
     grid = [float(y) for y in re.findall(r'class="grid"[^>]*y1="([\d.]+)"', svg)]
     assert (y0, y1) == (max(grid), min(grid))
     assert "<title>a, z: 10.0</title>" in svg
+
+
+def test_long_names_are_slanted_and_an_axis_goes_as_far_as_asked():
+    names = ["aeroplane", *"bcdefghi", "automobile"]
+    values = [Series("a", [10.0] * 10, 0)]
+    assert "rotate(" in line_chart("Things", values, names, "class")
+    assert "rotate(" not in line_chart("Things", values, list("abcdefghij"), "class")
+    assert ">100</text>" in line_chart("Things", values, names, "class", within=(0, 100))
+
+
+def test_the_pseudo_labels_of_a_class_are_counted(run):
+    page = html.page([run])
+    for name, label, count in (
+        ("predicted", "dog", 30), ("selected", "dog", 20), ("selected and right", "dog", 10),
+        ("selected and right", "emu", 3),
+    ):  # fmt: skip
+        assert f"<title>{name}, {label}: {count}</title>" in page
 
 
 @pytest.fixture
@@ -209,4 +231,4 @@ def test_a_browser_shows_it_without_a_sideways_scroll(run, tmp_path, width):
          "--hide-scrollbars", "--dump-dom", page.as_uri()],
         capture_output=True, text=True, check=True, timeout=60,
     ).stdout  # fmt: skip
-    assert f"<title>{width} of {width}, 4</title>" in shown
+    assert f"<title>{width} of {width}, 6</title>" in shown
