@@ -327,7 +327,7 @@ def score_unlabeled(
     selected = np.zeros(len(labels), bool)
     if generation + 1 < config.generations:
         rates = crest.sampling_rates(splits.labeled_counts, config.crest.alpha)
-        selected = crest.select(labels, confidence, rates)
+        (selected,) = crest.select([crest.Scores(labels, confidence)], rates)
     return PseudoLabels(splits.unlabeled.ids, labels, confidence, selected)
 
 

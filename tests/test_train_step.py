@@ -358,7 +358,8 @@ def test_scoring_selects_the_same_on_any_number_of_devices(one_device):
     for devices in (1, 4, 8):
         predict = evaluate.make_predict(model, mesh_of(devices), batch_size=16)
         scored = predict(state.ema_params, state.batch_stats, images, np.log(TARGET))
-        selections.append(crest.select(scored.labels, scored.confidence, rates))
+        scores = crest.Scores(scored.labels, scored.confidence)
+        selections += crest.select([scores], rates)
     assert 0 < selections[0].sum() < 50
     np.testing.assert_array_equal(selections[0], selections[1])
     np.testing.assert_array_equal(selections[0], selections[2])

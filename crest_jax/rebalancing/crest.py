@@ -3,8 +3,11 @@
 Pure NumPy on one label and one score per unlabeled example.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt32
 
 
 def sampling_rates(
@@ -34,23 +37,97 @@ def sampling_rates(
     return rates
 
 
+class Scores(NamedTuple):
+    """Some of the unlabeled examples, as the model scored them."""
+
+    labels: Int[np.ndarray, " examples"]  # predicted classes
+    # Largest softmax probabilities, in [0, 1]; float32 decides which are equal.
+    confidence: Float[np.ndarray, " examples"]
+
+
+# From every host's array, the same on each of them, all arrays in the order of the hosts.
+AllGather = Callable[[Int[np.ndarray, "..."]], Int[np.ndarray, "hosts ..."]]
+
+
 def select(
-    pseudo_labels: Int[np.ndarray, " unlabeled"],
-    confidence: Float[np.ndarray, " unlabeled"],
+    scored: Iterable[Scores],
     rates: Float[np.ndarray, " classes"],
-) -> Bool[np.ndarray, " unlabeled"]:
+    *,
+    all_gather: AllGather = lambda array: array[None],
+    host: int = 0,
+) -> Iterator[Bool[np.ndarray, " examples"]]:
     """Selects, among the examples predicted as class l, the `int(count * mu_l)` most confident.
 
-    Of equally confident examples the earlier ones are taken.
+    Of equally confident examples the earlier ones are taken, hosts one after the other.
+
+    No host sees the scores of another, nor more than one part of its own at a time. They agree on
+    the confidence of the last example that each class selects, ten bits of it at a time: that of
+    the counts of examples by class and by these bits, summed over hosts.
 
     Args:
-      pseudo_labels: predicted class of each unlabeled example.
-      confidence: largest softmax probability of each, in [0, 1].
+      scored: this host's examples, in parts; iterated over four times.
       rates: mu, from `sampling_rates`.
+      all_gather: exchanges an array between hosts; alone, there is nothing to exchange.
+      host: which of them this is.
+
+    Yields:
+      For each part, which of its examples are selected.
+
+    Raises:
+      ValueError: a confidence is not in [0, 1].
     """
-    selected = np.zeros(len(pseudo_labels), bool)
-    for label, rate in enumerate(rates):
-        predicted = np.flatnonzero(pseudo_labels == label)
-        most_confident_first = predicted[np.argsort(-confidence[predicted], kind="stable")]
-        selected[most_confident_first[: int(len(predicted) * rate)]] = True
-    return selected
+    last, left = _last_selected(scored, rates, all_gather, host)
+    for labels, confidence in scored:
+        bits = _ordered_bits(confidence)
+        selected = bits > last[labels]
+        for label in np.unique(labels[bits == last[labels]]):
+            equal = np.flatnonzero((labels == label) & (bits == last[label]))[: left[label]]
+            selected[equal] = True
+            left[label] -= len(equal)
+        yield selected
+
+
+# A confidence below 2 has 30 bits, which are looked at in three passes.
+_BITS = 10
+_SHIFTS = (20, 10, 0)
+
+
+def _last_selected(
+    scored: Iterable[Scores],
+    rates: Float[np.ndarray, " classes"],
+    all_gather: AllGather,
+    host: int,
+) -> tuple[UInt32[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
+    """Finds the bits of each class' least confident selected example.
+
+    Returns:
+      The bits, and how many of this host's examples that have them are selected.
+    """
+    classes = np.arange(len(rates))
+    found = np.zeros(len(rates), np.uint32)  # the upper bits
+    wanted = np.zeros(0)
+    for shift in _SHIFTS:
+        counts = np.zeros((len(rates), 2**_BITS), np.int64)
+        for labels, confidence in scored:
+            bits = _ordered_bits(confidence)
+            alike = bits >> (shift + _BITS) == found[labels]
+            cells = (labels[alike].astype(np.int64) << _BITS) + (bits[alike] >> shift) % 2**_BITS
+            counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
+        of_hosts = all_gather(counts)
+        # How many examples there are of each value or a greater one.
+        reaching = of_hosts.sum(axis=0)[:, ::-1].cumsum(axis=1)[:, ::-1]
+        if shift == _SHIFTS[0]:
+            wanted = (reaching[:, 0] * rates).astype(np.int64)
+        # The greatest value that enough examples reach; where none is wanted, the greatest of all.
+        value = (reaching >= wanted[:, None]).sum(axis=1) - 1
+        wanted = wanted - np.pad(reaching, [(0, 0), (0, 1)])[classes, value + 1]
+        found = (found << _BITS) + value.astype(np.uint32)
+    equal = of_hosts[:, classes, value]
+    return found, np.clip(wanted - equal[:host].sum(axis=0), 0, equal[host])
+
+
+def _ordered_bits(confidence: Float[np.ndarray, " examples"]) -> UInt32[np.ndarray, " examples"]:
+    """Integers in the order of these numbers, which are not negative: their bits."""
+    if not ((confidence >= 0) & (confidence < 1.001)).all():
+        raise ValueError("a confidence is not in [0, 1]")
+    return confidence.astype(np.float32).view(np.uint32)
