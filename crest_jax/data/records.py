@@ -51,47 +51,119 @@ class Images(NamedTuple):
         )
 
 
+class Writer:
+    """Writes a folder of records one by one, in as many shards as said, without holding them.
+
+    A context manager: the folder appears, complete, when it is left without an error.
+    """
+
+    def __init__(self, folder: Path, *, examples: int, class_names: Sequence[str], shards: int):
+        """Prepares to write.
+
+        Args:
+          folder: must not be there yet.
+          examples: how many there will be; consecutive ones share a shard.
+          class_names: by label.
+          shards: how many files.
+        """
+        self._folder = folder
+        self._partial = folder.with_name(folder.name + ".partial")
+        self._class_names = list(class_names)
+        # As even as can be, the larger ones first.
+        self._sizes = [examples // shards + (shard < examples % shards) for shard in range(shards)]
+        self._labels = np.zeros(len(class_names), np.int64)
+        self._shapes: set[tuple[int, int, int]] = set()
+        self._ids: set[str] = set()
+        self._digest = _IdDigest()
+        self._entries: list[dict] = []
+        self._file: tf.io.TFRecordWriter | None = None
+        self._written = 0  # in the shard that is being written
+
+    def __enter__(self) -> "Writer":
+        """Begins anew, whatever an earlier attempt has left."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        self._begin_shard()
+        return self
+
+    def add(self, example: Example) -> None:
+        """Appends an example.
+
+        Raises:
+          DataError: its id was there before, its label is not a class, it is no image, or there
+            are more examples than were announced.
+        """
+        if example.id in self._ids:
+            raise DataError(f"{self._folder}: two examples have the same id, {example.id}")
+        if not 0 <= example.label < len(self._class_names):
+            raise DataError(f"{self._folder}: a label is not in 0..{len(self._class_names) - 1}")
+        if self._file is None:
+            raise DataError(f"{self._folder}: there are more examples than {sum(self._sizes)}")
+        self._shapes.add(_image_shape(example))
+        self._file.write(_serialize(example))
+        self._ids.add(example.id)
+        self._digest.add(example.id)
+        self._labels[example.label] += 1
+        self._written += 1
+        if self._written == self._sizes[len(self._entries)]:
+            self._end_shard()
+            self._begin_shard()
+
+    def __exit__(self, kind, error, trace) -> None:
+        """Names the folder, unless there was an error."""
+        if kind is not None:
+            if self._file:
+                self._file.close()
+            return
+        if self._file is not None:
+            self._file.close()
+            raise DataError(
+                f"{self._folder}: there are {len(self._ids)} examples, not {sum(self._sizes)}"
+            )
+        manifest = {
+            "format": FORMAT,
+            "examples": len(self._ids),
+            "examples_per_class": self._labels.tolist(),
+            "class_names": self._class_names,
+            "image_shape": list(*self._shapes) if len(self._shapes) == 1 else None,
+            "ids_sha256": self._digest.hexdigest(),
+            "shards": self._entries,
+        }
+        (self._partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        self._partial.rename(self._folder)
+
+    def _begin_shard(self) -> None:
+        """Opens the next shard that is not to be empty."""
+        while len(self._entries) < len(self._sizes):
+            name = f"shard-{len(self._entries):05d}-of-{len(self._sizes):05d}.tfrecord"
+            self._path = self._partial / name
+            self._file = tf.io.TFRecordWriter(str(self._path))
+            self._written = 0
+            if self._sizes[len(self._entries)] > 0:
+                return
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        self._file.close()
+        self._file = None
+        self._entries.append(
+            {"file": self._path.name, "examples": self._written,
+             "bytes": self._path.stat().st_size, "sha256": _digest_file(self._path)}
+        )  # fmt: skip
+
+
 def write(
     folder: Path, examples: Iterable[Example], *, class_names: Sequence[str], shards: int
 ) -> None:
-    """Writes `examples` as `folder`, complete or not at all; their order is kept.
+    """Writes `examples`, all of which fit in memory, as `Writer` does.
 
     Raises:
-      DataError: two examples have the same id, or a label that is not a class.
+      DataError: as `Writer.add`.
     """
     examples = list(examples)
-    ids = [example.id for example in examples]
-    labels = np.array([example.label for example in examples], np.int64)
-    if len(set(ids)) != len(ids):
-        raise DataError(f"{folder}: two examples have the same id")
-    if labels.size and not 0 <= labels.min() <= labels.max() < len(class_names):
-        raise DataError(f"{folder}: a label is not in 0..{len(class_names) - 1}")
-
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    entries = []
-    for shard, rows in enumerate(np.array_split(np.arange(len(examples)), shards)):
-        path = partial / f"shard-{shard:05d}-of-{shards:05d}.tfrecord"
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            for row in rows:
-                writer.write(_serialize(examples[row]))
-        content = path.read_bytes()
-        entries.append(
-            {"file": path.name, "examples": len(rows), "bytes": len(content),
-             "sha256": hashlib.sha256(content).hexdigest()}
-        )  # fmt: skip
-    manifest = {
-        "format": FORMAT,
-        "examples": len(examples),
-        "examples_per_class": np.bincount(labels, minlength=len(class_names)).tolist(),
-        "class_names": list(class_names),
-        "image_shape": _image_shape(examples),
-        "ids_sha256": _digest_ids(ids),
-        "shards": entries,
-    }
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    partial.rename(folder)
+    with Writer(folder, examples=len(examples), class_names=class_names, shards=shards) as writer:
+        for example in examples:
+            writer.add(example)
 
 
 def read_manifest(folder: Path) -> dict:
@@ -126,7 +198,7 @@ def read(folder: Path) -> Iterator[Example]:
       DataError: a shard is missing, truncated, changed, or disagrees with the manifest.
     """
     manifest = read_manifest(folder)
-    ids = []
+    ids = _IdDigest()
     per_class = [0] * len(manifest["class_names"])
     for entry in manifest["shards"]:
         path = folder / entry["file"]
@@ -134,7 +206,7 @@ def read(folder: Path) -> Iterator[Example]:
         count = 0
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             example = _parse(record)
-            ids.append(example.id)
+            ids.add(example.id)
             if not 0 <= example.label < len(per_class):
                 raise DataError(
                     f"{_name(path)}: {example.id} has label {example.label}, but the manifest has "
@@ -149,9 +221,9 @@ def read(folder: Path) -> Iterator[Example]:
                 f"{_way_out(folder)}"
             )
     found = {
-        "examples": len(ids),
+        "examples": sum(per_class),
         "examples_per_class": per_class,
-        "ids_sha256": _digest_ids(ids),
+        "ids_sha256": ids.hexdigest(),
     }
     for field, value in found.items():
         if manifest[field] != value:
@@ -205,32 +277,45 @@ def _parse(record: bytes) -> Example:
     )
 
 
-def _image_shape(examples: Sequence[Example]) -> list[int] | None:
-    """Height, width and channels that all images share, read from their headers, or None."""
-    shapes = set()
-    for example in examples:
-        try:
-            with Image.open(io.BytesIO(example.image)) as image:
-                shapes.add((image.height, image.width, len(image.getbands())))
-        except OSError as error:
-            raise DataError(f"{example.id} is not an image that can be read") from error
-    return list(shapes.pop()) if len(shapes) == 1 else None
+def _image_shape(example: Example) -> tuple[int, int, int]:
+    """Height, width and channels of an image, read from its header."""
+    try:
+        with Image.open(io.BytesIO(example.image)) as image:
+            return image.height, image.width, len(image.getbands())
+    except OSError as error:
+        raise DataError(f"{example.id} is not an image that can be read") from error
 
 
-def _digest_ids(ids: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+class _IdDigest:
+    """SHA-256 of ids, one to a line."""
+
+    def __init__(self):
+        self._sha256 = hashlib.sha256()
+        self._between = b""
+
+    def add(self, name: str) -> None:
+        self._sha256.update(self._between + name.encode())
+        self._between = b"\n"
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def _digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verify(path: Path, entry: dict) -> None:
     if not path.is_file():
         raise DataError(f"{_name(path)} is missing: {_way_out(path.parent)}")
-    content = path.read_bytes()
-    if len(content) < entry["bytes"]:
+    size = path.stat().st_size
+    if size < entry["bytes"]:
         raise DataError(
-            f"{_name(path)} is truncated at byte {len(content)} of {entry['bytes']}: "
+            f"{_name(path)} is truncated at byte {size} of {entry['bytes']}: "
             f"{_way_out(path.parent)}"
         )
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+    if _digest_file(path) != entry["sha256"]:
         raise DataError(f"{_name(path)} has changed since written: {_way_out(path.parent)}")
 
 

@@ -348,6 +348,20 @@ def test_an_image_that_is_cut_short_is_named(tmp_path):
     assert "cut.png" in damage_of(tmp_path / "labeled")
 
 
+@pytest.mark.parametrize("announced", [3, 5])
+def test_more_or_fewer_examples_than_announced_are_refused(tmp_path, announced):
+    folder = tmp_path / "labeled"
+
+    def write_four():
+        with records.Writer(folder, examples=announced, class_names=CLASSES, shards=2) as writer:
+            for example in make_examples(4)[1]:
+                writer.add(example)
+
+    with pytest.raises(DataError, match=f"(more examples than|not) {announced}"):
+        write_four()
+    assert not folder.exists()
+
+
 def test_an_id_that_occurs_twice_is_refused(tmp_path):
     _, examples = make_examples(4)
     examples[3] = examples[3]._replace(id=examples[0].id)
