@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from crest_jax import distributed, evaluate, generations, trained, workdir
-from crest_jax.data import records
-from crest_jax.data.records import Images
+from crest_jax.data import splits
+from crest_jax.data.splits import Split
 from crest_jax.errors import ConfigError, CrestError
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.report import text
@@ -48,7 +48,7 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
         if not 0 <= tau < np.inf:
             raise ConfigError(f"tau={tau} must be at least 0, and finite")
     last = trained.load(folder)
-    test = records.load(folder / "splits" / "test")
+    test = splits.load_split(workdir.read_config(folder).data, folder / "splits" / "test")
     adjusted = [
         {
             "generation": generation - 1,
@@ -60,7 +60,7 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
 
 
 def _adjust_generation(
-    folder: Path, generation: int, taus: Sequence[float], test: Images
+    folder: Path, generation: int, taus: Sequence[float], test: Split
 ) -> list[dict[str, Any]]:
     mesh = distributed.data_mesh()
     config = workdir.read_config(folder)
@@ -73,11 +73,12 @@ def _adjust_generation(
     confusions = np.zeros((len(taus), classes, classes), np.int64)
     for model in models:
         params, batch_stats = distributed.replicate((model.params, model.batch_stats), mesh)
-        logits = logits_of(params, batch_stats, test.images)
-        for number, tau in enumerate(taus):
-            shift = adjustment(model.class_distribution, tau).astype(np.float32)
-            predicted = (logits - shift).argmax(axis=-1)
-            confusions[number] += evaluate.confusion_matrix(test.labels, predicted, classes)
+        for _, images, labels in test.parts:
+            logits = logits_of(params, batch_stats, images)
+            for number, tau in enumerate(taus):
+                shift = adjustment(model.class_distribution, tau).astype(np.float32)
+                predicted = (logits - shift).argmax(axis=-1)
+                confusions[number] += evaluate.confusion_matrix(labels, predicted, classes)
     return [
         {
             "tau": tau,

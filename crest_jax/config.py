@@ -120,6 +120,12 @@ def default_config(
                 "name": "cifar10",
                 "data_dir": "",
                 "download": True,
+                "test_split": "test",
+                "class_table": "",
+                "image_size": 0,
+                "stream": False,
+                "lanes": 1,
+                "window": 4096,
                 "shards": 4,
                 "validation_fraction": 0.0,
             },
@@ -134,6 +140,8 @@ def default_config(
                 "momentum": 0.9,
                 "weight_decay": 5e-4,
                 "cosine_level": 1,
+                "warm_up": 0,
+                "drops": (),
             },
             "unlabeled_distribution": {"source": "labeled", "given": ()},
             "class_balanced_loss": {"b": 0.999},
@@ -162,6 +170,7 @@ def validate(config: ConfigDict, *, devices: int = 1) -> None:
     """
     checks = _Checks(config)
     _check_training(checks, devices)
+    _check_streaming(checks)
     _check_long_tail(checks)
     checks.one_of("method", tuple(ALGORITHMS))
     if config.method in ALGORITHMS:
@@ -208,16 +217,25 @@ def _check_training(checks: _Checks, devices: int) -> None:
     checks.one_of("dtype", DTYPES)
     checks.within(
         1, math.inf, "generations", "steps", "eval_every", "checkpoint_every", "batch_size",
-        "eval_batch_size", "model.width", "data.shards", "darp.every", "darp.delta",
+        "eval_batch_size", "model.width", "data.shards", "data.lanes", "data.window",
+        "darp.every", "darp.delta",
     )  # fmt: skip
     checks.within(
-        0, math.inf, "fold", "seed", "crest.alpha", "logit_adjustment_tau", "optimizer.weight_decay"
-    )
+        0, math.inf, "fold", "seed", "crest.alpha", "logit_adjustment_tau",
+        "optimizer.weight_decay", "data.image_size",
+    )  # fmt: skip
     checks.within(
         0, 1, "crest.t_min", "alignment.t", "ema_decay", "optimizer.momentum",
         "model.batch_norm_momentum", "darp.start",
     )  # fmt: skip
     checks.within(0, 8, "optimizer.cosine_level")
+    checks.within(0, config.steps, "optimizer.warm_up")
+    checks.require(
+        "optimizer.drops",
+        list(config.optimizer.drops) == sorted(set(config.optimizer.drops))
+        and all(0 < drop < config.steps for drop in config.optimizer.drops),
+        f"steps in ascending order, between 1 and {config.steps - 1}",
+    )
     checks.above_zero("optimizer.learning_rate")
     b = config.class_balanced_loss.b
     checks.require("class_balanced_loss.b", 0 <= b < 1, "in [0, 1)")
@@ -238,9 +256,27 @@ def _check_training(checks: _Checks, devices: int) -> None:
         checks.require(field, size % devices == 0, f"divisible by the {devices} devices")
 
 
+def _check_streaming(checks: _Checks) -> None:
+    data = checks.config.data
+    if not data.stream:
+        checks.require("data.lanes", data.lanes == 1, "1 unless data.stream=True")
+        return
+    for field in ("batch_size", "data.shards"):
+        size = checks.value(field)
+        checks.require(field, size % data.lanes == 0, f"divisible by data.lanes={data.lanes}")
+    impossible = {"rs", "darp"} & set(parts(checks.config.rebalance))
+    checks.require(
+        "data.stream",
+        not impossible,
+        f"False when rebalance has {', '.join(sorted(impossible))}, which needs every example at "
+        "hand",
+    )
+
+
 def _check_long_tail(checks: _Checks) -> None:
     long_tail = checks.config.long_tail
-    checks.within(1, math.inf, "long_tail.n_max", "long_tail.gamma")
+    if "n_max" in long_tail:
+        checks.within(1, math.inf, "long_tail.n_max", "long_tail.gamma")
     if "unlabeled_n_max" in long_tail:
         checks.within(1, math.inf, "long_tail.unlabeled_n_max", "long_tail.unlabeled_gamma")
         checks.one_of("long_tail.unlabeled_order", ORDERS)

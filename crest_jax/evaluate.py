@@ -3,7 +3,7 @@
 One compiled pass serves the test set and the scoring of the unlabeled split.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -117,6 +117,34 @@ def _over_batches(
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *fetched)
 
     return over_batches
+
+
+def over_parts(
+    parts: Iterable[tuple[Sequence[str], np.ndarray, np.ndarray]],
+    models: Mapping[str, Callable[[np.ndarray], Predictions]],
+) -> tuple[list[str], Int[np.ndarray, " examples"], dict[str, Predictions]]:
+    """What models say of images that come in parts, each of which is looked at once.
+
+    Args:
+      parts: ids, images and labels of each.
+      models: from a part's images to predictions of them.
+
+    Returns:
+      Ids and labels of all images, and what each model has predicted for them.
+    """
+    ids: list[str] = []
+    labels = [np.zeros(0, np.int32)]
+    found: dict[str, list[Predictions]] = {name: [] for name in models}
+    for names, images, truth in parts:
+        ids += names
+        labels.append(truth)
+        for name, predict in models.items():
+            found[name].append(predict(images))
+    predictions = {
+        name: Predictions(*map(np.concatenate, zip(*several, strict=True)))
+        for name, several in found.items()
+    }
+    return ids, np.concatenate(labels), predictions
 
 
 def confusion_matrix(

@@ -17,16 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from crest_jax import distributed, evaluate, report, results, train_state, workdir
 from crest_jax.algorithms import ALGORITHMS
-from crest_jax.data import pipeline, pseudo_labels, records
+from crest_jax.data import pipeline, pseudo_labels, records, stream
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
-from crest_jax.data.records import Images
-from crest_jax.data.splits import Splits
+from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import ConfigError, DataError
 from crest_jax.models import MODELS
 from crest_jax.rebalancing import (
@@ -69,7 +68,7 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
       What results.json holds.
     """
     splits_lib.prepare(config, folder / "splits")
-    splits = splits_lib.load(folder / "splits")
+    splits = splits_lib.load(config.data, folder / "splits")
     program = build(config, splits)
     finished: list[dict[str, Any]] = []
     for generation in range(config.generations):
@@ -95,9 +94,10 @@ def build(config: ConfigDict, splits: Splits) -> Program:
     target_distribution(config, splits, None)
     mesh = distributed.data_mesh()
     classes = len(splits.class_names)
-    image_shape = splits.labeled.images.shape[1:]
-    if image_shape[-1] not in (1, 3):
-        raise DataError(f"images of shape {image_shape} are neither grey (1 channel) nor RGB (3)")
+    if splits.image_shape[-1] not in (1, 3):
+        raise DataError(
+            f"images of shape {splits.image_shape} are neither grey (1 channel) nor RGB (3)"
+        )
     model = model_of(
         config, classes, axis_name=distributed.AXIS if config.sync_batch_norm else None
     )
@@ -115,8 +115,8 @@ def build(config: ConfigDict, splits: Splits) -> Program:
         flip=config.augment.flip,
         operations=tuple(config.augment.operations),
     )
-    examples = len(splits.labeled.ids + splits.unlabeled.ids)
-    create = jax.jit(creator(config, model, image_shape, classes, examples))
+    examples = splits.labeled.examples + splits.unlabeled.examples
+    create = jax.jit(creator(config, model, splits.image_shape, classes, examples))
     return Program(
         mesh,
         lambda key: distributed.replicate(create(key), mesh),
@@ -140,10 +140,12 @@ def model_of(config: ConfigDict, classes: int, *, axis_name: str | None) -> nn.M
 def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
     """Returns the optimiser of every generation."""
     return train_state.make_optimizer(
-        train_state.cosine_schedule(
+        train_state.learning_rate_schedule(
             config.optimizer.learning_rate,
             steps=config.steps,
             level=config.optimizer.cosine_level,
+            warm_up=config.optimizer.warm_up,
+            drops=config.optimizer.drops,
         ),
         momentum=config.optimizer.momentum,
         weight_decay=config.optimizer.weight_decay,
@@ -203,7 +205,7 @@ def run_generation(
         "pseudo_labels": results.summarize_pseudo_labels(
             predicted.labels,
             predicted.selected,
-            splits.unlabeled.labels,
+            predicted.truth,
             len(splits.class_names),
         ),
     }
@@ -216,46 +218,41 @@ def rewrite_labeled(config: ConfigDict, folder: Path, generation: int, splits: S
 
     `X' = X u S` (section 3.3): selections of earlier generations do not accumulate.
     """
-    examples = list(records.read(folder / "splits" / "labeled"))
+    label_of: dict[str, int] = {}
     if generation > 0:
         chosen = pseudo_labels.read(folder_of(folder, generation - 1) / "pseudo_labels")
         label_of = {
             chosen.ids[row]: int(chosen.labels[row]) for row in np.flatnonzero(chosen.selected)
         }
-        examples += [
-            example._replace(label=label_of[example.id])
-            for example in records.read(folder / "splits" / "unlabeled")
-            if example.id in label_of
-        ]
-    records.write(
+    with records.Writer(
         folder_of(folder, generation) / "labeled",
-        examples,
+        examples=splits.labeled.examples + len(label_of),
         class_names=splits.class_names,
         shards=config.data.shards,
-    )
+    ) as writer:
+        for example in records.read(folder / "splits" / "labeled"):
+            writer.add(example)
+        if label_of:
+            for example in records.read(folder / "splits" / "unlabeled"):
+                if example.id in label_of:
+                    writer.add(example._replace(label=label_of[example.id]))
 
 
 def train_generation(
     config: ConfigDict, here: Path, generation: int, splits: Splits, program: Program
 ) -> TrainState:
     """Trains a fresh model on `here`/labeled and all images, to the last step."""
-    labeled = records.load(here / "labeled")
-    # The unlabeled stream is all training images, labeled ones too, in every generation.
-    everything = splits.labeled + splits.unlabeled
     held_out = {"test": splits.test}
-    if splits.validation.ids:
+    if splits.validation.examples:
         held_out["validation"] = splits.validation
     rebalance = parts(config.rebalance)
-    probabilities = None
-    if "rs" in rebalance:
-        probabilities = resampling.sampling_probabilities(labeled.labels, splits.class_names)
     init_key, step_key = generation_keys(config, generation)
 
     def constants(evaluated: Mapping[str, Any] | None) -> Generation:
         temperature = temperature_of(config, generation)
         weights = np.ones(len(splits.class_names))
         if "cb" in rebalance:
-            counts = np.bincount(labeled.labels, minlength=len(splits.class_names))
+            counts = np.array(records.read_manifest(here / "labeled")["examples_per_class"])
             weights = class_balanced_loss.class_weights(counts, config.class_balanced_loss.b)
         inputs = Generation(
             step_key,
@@ -266,40 +263,29 @@ def train_generation(
         )
         return distributed.replicate(inputs, program.mesh)
 
+    batches_from = batches_of(config, here, generation, splits)
+
     def batches(start: int) -> Iterator[DeviceBatch]:
-        for batch in pipeline.batches(
-            labeled,
-            everything,
-            batch_size=config.batch_size,
-            unlabeled_ratio=config.unlabeled_ratio,
-            labeled_probabilities=probabilities,
-            seed=config.seed,
-            generation=generation,
-            start=start,
-            stop=config.steps,
-            process=jax.process_index(),
-            processes=jax.process_count(),
-        ):
+        for batch in batches_from(start=start):
             yield distributed.split(DeviceBatch(*batch), program.mesh)
 
     def evaluation(state: TrainState) -> dict[str, Any]:
         weights = {"ema": state.ema_params, "raw": state.params}
+        models = {
+            name: predictor(config, params, state, splits, program)
+            for name, params in weights.items()
+        }
         estimated = {}
         if config.unlabeled_distribution.source == "predicted":
             estimated = {UNLABELED_DISTRIBUTION: estimate_unlabeled(config, state, splits, program)}
-        return estimated | {
-            split: {
-                name: evaluate.summarize(
-                    images.labels,
-                    program.predict(
-                        params, state.batch_stats, images.images, adjustment_of(config, splits)
-                    ),
-                    len(splits.class_names),
-                )
-                for name, params in weights.items()
+        summaries = {}
+        for name, split in held_out.items():
+            _, labels, predictions = evaluate.over_parts(split.parts, models)
+            summaries[name] = {
+                weights: evaluate.summarize(labels, predicted, len(splits.class_names))
+                for weights, predicted in predictions.items()
             }
-            for split, images in held_out.items()
-        }
+        return estimated | summaries
 
     return train(
         program.new_state(init_key),
@@ -313,6 +299,41 @@ def train_generation(
     )
 
 
+def batches_of(
+    config: ConfigDict, here: Path, generation: int, splits: Splits
+) -> Callable[[int], Iterator[pipeline.Batch]]:
+    """Returns what gives this host's part of a generation's batches, from a step on.
+
+    The unlabeled stream is all training images, labeled ones too, in every generation.
+    """
+    shared = {
+        "batch_size": config.batch_size,
+        "unlabeled_ratio": config.unlabeled_ratio,
+        "seed": config.seed,
+        "generation": generation,
+        "stop": config.steps,
+        "process": jax.process_index(),
+        "processes": jax.process_count(),
+    }
+    if config.data.stream:
+        of_run = here.parent / "splits"
+        return partial(
+            stream.batches,
+            [here / "labeled"],
+            [of_run / "labeled", of_run / "unlabeled"],
+            stream.Streaming(config.data.image_size, config.data.lanes, config.data.window),
+            **shared,
+        )
+    labeled = records.load(here / "labeled", image_size=config.data.image_size)
+    probabilities = None
+    if "rs" in parts(config.rebalance):
+        probabilities = resampling.sampling_probabilities(labeled.labels, splits.class_names)
+    everything = splits.labeled.images + splits.unlabeled.images
+    return partial(
+        pipeline.batches, labeled, everything, labeled_probabilities=probabilities, **shared
+    )
+
+
 def score_unlabeled(
     config: ConfigDict, generation: int, state: TrainState, splits: Splits, program: Program
 ) -> PseudoLabels:
@@ -320,15 +341,14 @@ def score_unlabeled(
 
     Without augmentation, and without alignment. The last generation selects nothing.
     """
-    images = splits.unlabeled.images
-    labels, confidence, _ = program.predict(
-        state.ema_params, state.batch_stats, images, adjustment_of(config, splits)
-    )
+    ema = predictor(config, state.ema_params, state, splits, program)
+    ids, truth, predictions = evaluate.over_parts(splits.unlabeled.parts, {"ema": ema})
+    labels, confidence, _ = predictions["ema"]
     selected = np.zeros(len(labels), bool)
     if generation + 1 < config.generations:
-        rates = crest.sampling_rates(splits.labeled_counts, config.crest.alpha)
+        rates = crest.sampling_rates(splits.labeled.per_class, config.crest.alpha)
         (selected,) = crest.select([crest.Scores(labels, confidence)], rates)
-    return PseudoLabels(splits.unlabeled.ids, labels, confidence, selected)
+    return PseudoLabels(ids, labels, confidence, selected, truth)
 
 
 def schedule_of(config: ConfigDict) -> Schedule:
@@ -376,8 +396,8 @@ def target_distribution(
             unlabeled = given / given.sum()
         case "predicted" if evaluated is not None:
             unlabeled = np.asarray(evaluated[UNLABELED_DISTRIBUTION])
-    stream = splits.labeled_counts + len(splits.unlabeled.ids) * unlabeled
-    return stream / stream.sum()
+    everything = splits.labeled.per_class + splits.unlabeled.examples * unlabeled
+    return everything / everything.sum()
 
 
 def estimate_unlabeled(
@@ -388,18 +408,27 @@ def estimate_unlabeled(
     How the model errs is taken from the validation split, or where there is none from the labeled
     images, which it was fitted to.
     """
-    known = splits.validation if splits.validation.ids else splits.labeled
-    adjustment = adjustment_of(config, splits)
+    known = splits.validation if splits.validation.examples else splits.labeled
+    ema = predictor(config, state.ema_params, state, splits, program)
 
-    def predicted(images: Images) -> Int[np.ndarray, " examples"]:
-        return program.predict(
-            state.ema_params, state.batch_stats, images.images, adjustment
-        ).labels
+    def predicted(
+        split: Split,
+    ) -> tuple[Int[np.ndarray, " examples"], Int[np.ndarray, " examples"]]:
+        _, labels, predictions = evaluate.over_parts(split.parts, {"ema": ema})
+        return labels, predictions["ema"].labels
 
     classes = len(splits.class_names)
-    confusion = evaluate.confusion_matrix(known.labels, predicted(known), classes)
-    counts = np.bincount(predicted(splits.unlabeled), minlength=classes)
+    confusion = evaluate.confusion_matrix(*predicted(known), classes)
+    counts = np.bincount(predicted(splits.unlabeled)[1], minlength=classes)
     return label_shift.estimate(confusion, counts, splits.class_distribution).tolist()
+
+
+def predictor(
+    config: ConfigDict, params: PyTree, state: TrainState, splits: Splits, program: Program
+) -> Callable[[UInt8[np.ndarray, "images height width channels"]], evaluate.Predictions]:
+    """Returns what these weights say of images, with a state's batch statistics."""
+    adjustment = adjustment_of(config, splits)
+    return lambda images: program.predict(params, state.batch_stats, images, adjustment)
 
 
 def adjustment_of(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:

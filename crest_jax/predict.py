@@ -22,6 +22,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from crest_jax import distributed, evaluate, trained, workdir
+from crest_jax.data import decode
 from crest_jax.errors import ConfigError, CrestError, DataError
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.trained import Trained
@@ -48,9 +49,14 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_image(
-    path: Path, shape: tuple[int, int, int]
+    path: Path, shape: tuple[int, int, int], *, central: bool
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Reads an image of any size and kind as one of this shape.
+
+    Args:
+      path: of the file.
+      shape: height, width and channels.
+      central: whether to take its central square, instead of squeezing it whole.
 
     Raises:
       DataError: it cannot be read.
@@ -59,6 +65,8 @@ def read_image(
     try:
         with Image.open(path) as image:
             image = image.convert("L" if channels == 1 else "RGB")
+            if central:
+                return decode.central_part(np.asarray(image), height).numpy()
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(image).reshape(shape)
@@ -80,7 +88,10 @@ def logits_of(model: Trained, files: Sequence[Path]) -> Float[np.ndarray, "files
     params, batch_stats = distributed.replicate((model.params, model.batch_stats), mesh)
     parts = []
     for start in range(0, len(files), size):
-        images = [read_image(path, model.image_shape) for path in files[start : start + size]]
+        images = [
+            read_image(path, model.image_shape, central=model.central)
+            for path in files[start : start + size]
+        ]
         parts.append(logits(params, batch_stats, np.stack(images)))
     return np.concatenate(parts)
 

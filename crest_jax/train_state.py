@@ -1,5 +1,6 @@
 """The state of a generation as one immutable pytree: everything that a step reads and writes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -69,15 +70,32 @@ def create(
     )
 
 
-def cosine_schedule(learning_rate: float, *, steps: int, level: int) -> optax.Schedule:
+def learning_rate_schedule(
+    learning_rate: float,
+    *,
+    steps: int,
+    level: int,
+    warm_up: int = 0,
+    drops: Sequence[int] = (),
+) -> optax.Schedule:
     """`learning_rate cos(pi step/steps level/16)`; level 1 ends at 0.98 of where it began.
 
+    FixMatch's ImageNet recipe (section 4.2 there) is warm-up, drops, and level 0.
+
     Args:
-      learning_rate: at step 0.
+      learning_rate: at step 0 unless there is a warm-up, and otherwise at its end.
       steps: of the whole generation.
       level: how far down the half cosine to go, up to 8 for 0 (FixMatch section 2.3 takes 7).
+      warm_up: steps of linear increase, from one such step's share.
+      drops: steps from which on the rate is a tenth of what it was before.
     """
-    return lambda step: learning_rate * jnp.cos(jnp.pi * step / steps * level / 16)
+
+    def rate(step):
+        cosine = jnp.cos(jnp.pi * step / steps * level / 16)
+        warm = jnp.minimum(1.0, (step + 1) / warm_up) if warm_up else 1.0
+        return learning_rate * cosine * warm * 0.1 ** sum(step >= drop for drop in drops)
+
+    return rate
 
 
 def make_optimizer(

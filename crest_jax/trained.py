@@ -25,6 +25,8 @@ class Trained(NamedTuple):
     # p(y), of the original labeled set.
     class_distribution: Float[np.ndarray, " classes"]
     image_shape: tuple[int, int, int]
+    # Whether images are their central squares (`data.decode.central`).
+    central: bool
     generation: int  # from 1
     eval_batch_size: int
 
@@ -64,7 +66,7 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
         records.read_manifest(folder / "splits" / name) for name in ("labeled", "unlabeled")
     )
     class_names = tuple(labeled["class_names"])
-    image_shape = tuple(labeled["image_shape"])
+    image_shape = records.image_shape(folder / "splits" / "labeled", config.data.image_size)
     model = generations.model_of(config, len(class_names), axis_name=None)
     create = generations.creator(
         config, model, image_shape, len(class_names), labeled["examples"] + unlabeled["examples"]
@@ -93,6 +95,7 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
         class_names,
         counts / counts.sum(),
         image_shape,
+        config.data.image_size > 0,
         generation,
         config.eval_batch_size,
     )

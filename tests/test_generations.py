@@ -103,7 +103,7 @@ def test_a_damaged_split_stops_the_run(tiny_config, tmp_path, split):
     content = shard.read_bytes()
     shard.write_bytes(content[:-30])
     with pytest.raises(DataError, match=rf"{shard.name} is truncated at byte {len(content) - 30}"):
-        splits.load(tmp_path / "splits")
+        splits.load(config.data, tmp_path / "splits")
     # What the message says to do helps, and gives the same files again.
     for file in shard.parent.iterdir():
         file.unlink()
@@ -133,7 +133,7 @@ def test_a_checkpoint_without_its_evaluations_is_not_continued(learned, tiny_con
 def test_each_generation_starts_from_other_weights(tiny_config, tmp_path):
     config = tiny_config()
     splits.prepare(config, tmp_path / "splits")
-    program = generations.build(config, splits.load(tmp_path / "splits"))
+    program = generations.build(config, splits.load(config.data, tmp_path / "splits"))
     first, again, second = (
         jax.device_get(program.new_state(generations.generation_keys(config, number)[0]).params)
         for number in (0, 0, 1)
@@ -149,7 +149,7 @@ class Wiring:
     def __init__(self, config, folder):
         self.config, self.folder = config, folder
         splits.prepare(config, folder / "splits")
-        self.splits = splits.load(folder / "splits")
+        self.splits = splits.load(config.data, folder / "splits")
         self.predicted_with = []
         self.program = generations.Program(
             distributed.data_mesh(), lambda key: None, None, self.predict
@@ -157,7 +157,7 @@ class Wiring:
 
     def predict(self, params, batch_stats, images, adjustment):
         self.predicted_with.append(params)
-        labels = self.splits.unlabeled.labels.copy()
+        labels = self.splits.unlabeled.images.labels.copy()
         labels[::3] = 9  # a third of the pseudo-labels are wrong
         confidence = np.linspace(0.2, 1.0, len(labels)).astype(np.float32)
         return evaluate.Predictions(labels, confidence, labels)
@@ -178,7 +178,7 @@ def wiring(tiny_config, tmp_path):
 def test_the_ema_model_scores_and_the_rarest_class_keeps_all(wiring):
     scored = wiring.pseudo_labels(0)
     assert wiring.predicted_with == ["ema"]
-    counts = wiring.splits.labeled_counts
+    counts = wiring.splits.labeled.per_class
     for label in (0, 9):
         predicted = scored.labels == label
         rate = (counts[9 - label] / counts[0]) ** (1 / 3)
@@ -187,9 +187,9 @@ def test_the_ema_model_scores_and_the_rarest_class_keeps_all(wiring):
 
 
 def test_selections_replace_each_other_and_do_not_accumulate(wiring):
-    original = wiring.splits.labeled
+    original, unlabeled = wiring.splits.labeled.images, wiring.splits.unlabeled.images
     for generation in (0, 1):
-        chosen = np.zeros(len(wiring.splits.unlabeled.ids), bool)
+        chosen = np.zeros(len(unlabeled.ids), bool)
         chosen[[generation, 10]] = True
         scored = wiring.pseudo_labels(generation)._replace(selected=chosen)
         pseudo_labels.write(
@@ -197,13 +197,11 @@ def test_selections_replace_each_other_and_do_not_accumulate(wiring):
         )
         generations.rewrite_labeled(wiring.config, wiring.folder, generation + 1, wiring.splits)
         labeled = records.load(generations.folder_of(wiring.folder, generation + 1) / "labeled")
-        ids = [wiring.splits.unlabeled.ids[row] for row in (generation, 10)]
+        ids = [unlabeled.ids[row] for row in (generation, 10)]
         assert labeled.ids == [*original.ids, *ids]
         assert labeled.labels[-2:].tolist() == scored.labels[chosen].tolist()
         np.testing.assert_array_equal(labeled.images[:-2], original.images)
-        np.testing.assert_array_equal(
-            labeled.images[-2:], wiring.splits.unlabeled.images[[generation, 10]]
-        )
+        np.testing.assert_array_equal(labeled.images[-2:], unlabeled.images[[generation, 10]])
 
 
 @pytest.fixture
@@ -238,11 +236,12 @@ def test_what_a_later_generation_trains_with(wiring, second_generation):
     seen, data = second_generation(wiring), wiring.splits
     assert seen["labeled_probabilities"] is None
     np.testing.assert_array_equal(seen["constants"].class_weights, 1)
-    assert len(seen["labeled"].ids) > len(data.labeled.ids)
-    assert seen["unlabeled"].ids == data.labeled.ids + data.unlabeled.ids
+    labeled, unlabeled = data.labeled.images, data.unlabeled.images
+    assert len(seen["labeled"].ids) > len(labeled.ids)
+    assert seen["unlabeled"].ids == labeled.ids + unlabeled.ids
     assert (seen["generation"], seen["start"], seen["stop"]) == (1, 7, 12)
     assert seen["constants"].temperature == pytest.approx(0.75)
-    original = np.bincount(data.labeled.labels) / len(data.labeled.labels)
+    original = np.bincount(labeled.labels) / len(labeled.labels)
     np.testing.assert_allclose(seen["constants"].target_distribution, original, rtol=1e-6)
 
 
@@ -253,7 +252,7 @@ def test_the_labeled_set_of_the_generation_is_what_cb_and_rs_count(
     wiring = Wiring(tiny_config(f"rebalance={rebalance}", generations=3), tmp_path)
     seen = second_generation(wiring)
     counts = np.bincount(seen["labeled"].labels, minlength=10)
-    assert (counts != wiring.splits.labeled_counts).any()
+    assert (counts != wiring.splits.labeled.per_class).any()
     weights = (1 - 0.999) / (1 - 0.999**counts)
     each = 1 / (10 * counts)
     if "cb" in rebalance:
@@ -272,7 +271,7 @@ def test_darp_keeps_a_pseudo_label_of_every_image_and_refines_on_schedule(
     changes = {"generations": 1 + ("crest" in rebalance), "darp.start": 0.5, "darp.every": 3}
     config = tiny_config(f"rebalance={rebalance}", **{**tiny_model, **changes})
     splits.prepare(config, tmp_path / "splits")
-    data = splits.load(tmp_path / "splits")
+    data = splits.load(config.data, tmp_path / "splits")
     made = {}
     monkeypatch.setattr(generations, "make_train_step", lambda *_, **options: made.update(options))
     program = generations.build(config, data)
@@ -281,7 +280,7 @@ def test_darp_keeps_a_pseudo_label_of_every_image_and_refines_on_schedule(
         assert made["refinement"] is kept is None
         return
     assert made["refinement"] == darp.Schedule(start=6, every=3, delta=2.0)
-    examples = len(data.labeled.ids) + len(data.unlabeled.ids)
+    examples = data.labeled.examples + data.unlabeled.examples
     assert kept.pseudo_labels.shape == kept.refined.shape == (examples, 10)
 
 

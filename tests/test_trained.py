@@ -128,11 +128,11 @@ def test_images_of_any_kind_become_as_those_trained_on(tmp_path):
     colour = Image.fromarray(np.full((20, 30, 3), (200, 100, 50), np.uint8))
     colour.save(tmp_path / "colour.png")
     colour.convert("P").save(tmp_path / "palette.png")
-    grey = predict.read_image(tmp_path / "colour.png", (8, 8, 1))
+    grey = predict.read_image(tmp_path / "colour.png", (8, 8, 1), central=False)
     # Luma: 0.299 R + 0.587 G + 0.114 B.
     np.testing.assert_allclose(grey, 124, atol=1)
     for name in ("colour", "palette"):
-        image = predict.read_image(tmp_path / f"{name}.png", (4, 6, 3))
+        image = predict.read_image(tmp_path / f"{name}.png", (4, 6, 3), central=False)
         assert image.shape == (4, 6, 3)
         np.testing.assert_allclose(image[0, 0], (200, 100, 50), atol=26)  # a palette's nearest
 
@@ -162,7 +162,7 @@ def test_what_is_no_image_is_named(tmp_path):
         predict.image_files(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
     with pytest.raises(DataError, match=r"broken\.png cannot be read as an image"):
-        predict.read_image(tmp_path / "broken.png", (8, 8, 1))
+        predict.read_image(tmp_path / "broken.png", (8, 8, 1), central=False)
 
 
 # Export

@@ -26,6 +26,8 @@ class PseudoLabels(NamedTuple):
     confidence: Float[np.ndarray, " unlabeled"]
     # Whether the next generation trains on it.
     selected: Bool[np.ndarray, " unlabeled"]
+    # The class that the source has it in, which nothing but reports look at.
+    truth: Int[np.ndarray, " unlabeled"]
 
 
 def write(folder: Path, pseudo_labels: PseudoLabels) -> None:

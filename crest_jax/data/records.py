@@ -18,6 +18,7 @@ import tensorflow as tf
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from crest_jax.data import decode
 from crest_jax.data.sources import Example
 from crest_jax.errors import DataError
 
@@ -99,7 +100,7 @@ class Writer:
             raise DataError(f"{self._folder}: a label is not in 0..{len(self._class_names) - 1}")
         if self._file is None:
             raise DataError(f"{self._folder}: there are more examples than {sum(self._sizes)}")
-        self._shapes.add(_image_shape(example))
+        self._shapes.add(_stored_shape(example))
         self._file.write(_serialize(example))
         self._ids.add(example.id)
         self._digest.add(example.id)
@@ -191,6 +192,41 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
+class Shard(NamedTuple):
+    """One of a folder's files."""
+
+    path: Path
+    examples: int
+    image_shape: tuple[int, int, int] | None  # that all images of the folder share
+
+
+def shards(folder: Path) -> list[Shard]:
+    """Returns a folder's files, none of which is missing or cut short.
+
+    Raises:
+      DataError: one is; or there is no usable manifest.
+    """
+    manifest = read_manifest(folder)
+    shape = manifest["image_shape"]
+    found = []
+    for entry in manifest["shards"]:
+        path = folder / entry["file"]
+        _check_size(path, entry)
+        found.append(Shard(path, entry["examples"], tuple(shape) if shape else None))
+    return found
+
+
+def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Id, encoded image and label of a record."""
+    kinds = {
+        "id": tf.io.FixedLenFeature([], tf.string),
+        "image": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+    }
+    parsed = tf.io.parse_single_example(record, kinds)
+    return parsed["id"], parsed["image"], parsed["label"]
+
+
 def read(folder: Path) -> Iterator[Example]:
     """Yields the examples of a folder in the order in which they were written.
 
@@ -204,8 +240,8 @@ def read(folder: Path) -> Iterator[Example]:
         path = folder / entry["file"]
         _verify(path, entry)
         count = 0
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            example = _parse(record)
+        for name, image, label in tf.data.TFRecordDataset(str(path)).map(parse).as_numpy_iterator():
+            example = Example(name.decode(), image, int(label))
             ids.add(example.id)
             if not 0 <= example.label < len(per_class):
                 raise DataError(
@@ -233,20 +269,26 @@ def read(folder: Path) -> Iterator[Example]:
             )
 
 
-def load(folder: Path) -> Images:
-    """Reads and decodes a whole folder, whose images must all have one shape.
+def load(folder: Path, *, image_size: int = 0) -> Images:
+    """Reads and decodes a whole folder.
+
+    Args:
+      folder: of records.
+      image_size: side of the central square that each image becomes; 0 takes images as they are
+        stored, which must then all have one shape.
 
     Raises:
       DataError: as `read`; or images differ in shape, or cannot be decoded.
     """
     examples = list(read(folder))
-    shape = read_manifest(folder)["image_shape"] if examples else (0, 0, 0)
-    if shape is None:
-        raise DataError(f"{_name(folder)}: images differ in shape, and must be resized to one")
+    shape = image_shape(folder, image_size) if examples else (0, 0, 0)
     images = np.zeros([len(examples), *shape], np.uint8)
     for row, example in enumerate(examples):
         try:
-            image = tf.io.decode_image(example.image, expand_animations=False).numpy()
+            if image_size:
+                image = decode.central(example.image, image_size).numpy()
+            else:
+                image = decode.stored(example.image).numpy()
         except tf.errors.InvalidArgumentError as error:
             raise DataError(f"{_name(folder)}: image {example.id} cannot be decoded") from error
         if image.shape != images.shape[1:]:
@@ -259,6 +301,28 @@ def load(folder: Path) -> Images:
     return Images([example.id for example in examples], images, labels)
 
 
+def image_shape(folder: Path, image_size: int) -> tuple[int, int, int]:
+    """Height, width and channels of a folder's images, once they are decoded.
+
+    Args:
+      folder: of records.
+      image_size: side in pixels, or 0 for images as they are stored.
+
+    Raises:
+      DataError: they differ, or there are none; or there is no usable manifest.
+    """
+    if image_size:
+        return image_size, image_size, 3
+    shape = read_manifest(folder)["image_shape"]
+    if shape is None:
+        raise DataError(
+            f"{_name(folder)}: images differ in shape: set --config.data.image_size to have them "
+            "resized"
+        )
+    height, width, channels = shape
+    return height, width, channels
+
+
 def _serialize(example: Example) -> bytes:
     features = {
         "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example.id.encode()])),
@@ -268,16 +332,7 @@ def _serialize(example: Example) -> bytes:
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
-def _parse(record: bytes) -> Example:
-    feature = tf.train.Example.FromString(record).features.feature
-    return Example(
-        feature["id"].bytes_list.value[0].decode(),
-        feature["image"].bytes_list.value[0],
-        feature["label"].int64_list.value[0],
-    )
-
-
-def _image_shape(example: Example) -> tuple[int, int, int]:
+def _stored_shape(example: Example) -> tuple[int, int, int]:
     """Height, width and channels of an image, read from its header."""
     try:
         with Image.open(io.BytesIO(example.image)) as image:
@@ -307,6 +362,12 @@ def _digest_file(path: Path) -> str:
 
 
 def _verify(path: Path, entry: dict) -> None:
+    _check_size(path, entry)
+    if _digest_file(path) != entry["sha256"]:
+        raise DataError(f"{_name(path)} has changed since written: {_way_out(path.parent)}")
+
+
+def _check_size(path: Path, entry: dict) -> None:
     if not path.is_file():
         raise DataError(f"{_name(path)} is missing: {_way_out(path.parent)}")
     size = path.stat().st_size
@@ -315,8 +376,6 @@ def _verify(path: Path, entry: dict) -> None:
             f"{_name(path)} is truncated at byte {size} of {entry['bytes']}: "
             f"{_way_out(path.parent)}"
         )
-    if _digest_file(path) != entry["sha256"]:
-        raise DataError(f"{_name(path)} has changed since written: {_way_out(path.parent)}")
 
 
 def _name(path: Path) -> str:

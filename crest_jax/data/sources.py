@@ -4,6 +4,7 @@ A source gives the labels of a split at once, to cut the long tail by, and then 
 one. Images travel as encoded bytes: what a data set stores is copied, never re-encoded.
 """
 
+import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -32,20 +33,79 @@ class Source(NamedTuple):
     examples: Callable[[str], Iterator[Example]]
 
 
-def load(name: str, *, data_dir: str = "", download: bool = False) -> Source:
+def load(
+    name: str,
+    *,
+    data_dir: str = "",
+    download: bool = False,
+    test_split: str = "test",
+    class_table: str = "",
+) -> Source:
     """Opens the bundled `digits`, or any image-classification data set of TFDS.
 
     Args:
-      name: `digits`, or a TFDS name such as `cifar10` or `cifar100`.
+      name: `digits`, or a TFDS name such as `cifar10` or `imagenet_resized/64x64`.
       data_dir: where TFDS keeps its prepared data; empty for its default, ~/tensorflow_datasets.
       download: whether TFDS may download and prepare a data set that is not there.
+      test_split: which of TFDS' splits to test on.
+      class_table: a file for `grouped`; empty leaves the classes as they are.
 
     Raises:
-      DataError: the data set is unknown, not there, or has no `image`, `label`, train or test.
+      DataError: the data set is unknown, not there, or lacks `image`, `label` or a split; or the
+        table does not fit it.
     """
     if name == "digits":
-        return digits()
-    return tfds_source(name, data_dir=data_dir, download=download)
+        source = digits()
+    else:
+        source = tfds_source(name, data_dir=data_dir, download=download, test_split=test_split)
+    return grouped(source, Path(class_table)) if class_table else source
+
+
+def grouped(source: Source, table: Path) -> Source:
+    """The same images with coarser classes, as ImageNet127 is made of ImageNet (section 4.2).
+
+    Args:
+      source: whose classes to group.
+      table: tab-separated, with a header and the columns `wnid`, a class of the source, and
+        `superclass` and `superclass_name`, where it belongs. Superclasses are in the order of
+        their `superclass`.
+
+    Raises:
+      DataError: the table is missing or unreadable, or lacks a class of the source.
+    """
+    try:
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        group_of = {row["wnid"]: (row["superclass"], row["superclass_name"]) for row in rows}
+    except FileNotFoundError as error:
+        raise DataError(
+            f"data.class_table={str(table)!r} is not there: name the file, from the folder that "
+            "you run in"
+        ) from error
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"data.class_table={str(table)!r} is not a table with the tab-separated columns wnid, "
+            "superclass and superclass_name"
+        ) from error
+    lacking = [name for name in source.class_names if name not in group_of]
+    if lacking:
+        raise DataError(
+            f"data.class_table={str(table)!r} lacks {len(lacking)} classes of {source.name}, "
+            f"{', '.join(lacking[:3])} among them"
+        )
+    groups = sorted({group_of[name] for name in source.class_names})
+    label_of = np.array([groups.index(group_of[name]) for name in source.class_names])
+
+    def examples(split: str) -> Iterator[Example]:
+        for example in source.examples(split):
+            yield example._replace(label=int(label_of[example.label]))
+
+    return Source(
+        source.name,
+        tuple(name for _, name in groups),
+        lambda split: label_of[source.labels(split)],
+        examples,
+    )
 
 
 def digits(test_per_class: int = 50) -> Source:
@@ -72,7 +132,7 @@ def digits(test_per_class: int = 50) -> Source:
     return Source("digits", names, lambda split: labels[rows[split]], examples)
 
 
-def tfds_source(name: str, *, data_dir: str, download: bool) -> Source:
+def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) -> Source:
     """A data set of TensorFlow Datasets; ids are TFDS' own, a shard and a position in it."""
     import tensorflow_datasets as tfds
 
@@ -102,15 +162,18 @@ def tfds_source(name: str, *, data_dir: str, download: bool) -> Source:
                 "prepare it where there is a network and set --config.data.data_dir"
             ) from error
     missing = {"image", "label"} - set(builder.info.features)
-    missing |= {"train", "test"} - set(builder.info.splits)
+    missing |= {"train", test_split} - set(builder.info.splits)
     if missing:
-        raise DataError(f"data set {name!r} has no {', '.join(sorted(missing))}")
+        raise DataError(
+            f"data set {name!r} has no {', '.join(sorted(missing))}; data.test_split names the "
+            f"split to test on, and there are {', '.join(builder.info.splits)}"
+        )
     if not isinstance(builder.info.features["label"], tfds.features.ClassLabel):
         raise DataError(f"data set {name!r} is not of images that belong to one class each")
 
     def read(split: str, features: set, decoders: dict | None = None) -> tf.data.Dataset:
         return builder.as_dataset(
-            split=split,
+            split={"train": "train", "test": test_split}[split],
             shuffle_files=False,
             decoders=tfds.decode.PartialDecoding(features, decoders=decoders),
             read_config=tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1),

@@ -3,6 +3,8 @@
 Sources give images and labels, `long_tail` decides which are what, `records` keeps them.
 """
 
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,26 +14,43 @@ from ml_collections import ConfigDict
 
 from crest_jax.data import long_tail, records, sources
 from crest_jax.data.records import Images
+from crest_jax.data.stream import Parts
+
+# What evaluation and scoring look at in one go, in images, of a split that does not fit in memory.
+PART = 4096
+
+
+class Split(NamedTuple):
+    """One of them."""
+
+    examples: int
+    per_class: Int[np.ndarray, " classes"]
+    # All of it in memory, or a part at a time, read anew whenever asked for.
+    parts: Iterable[Images]
+
+    @property
+    def images(self) -> Images:
+        """All of it in memory."""
+        whole, *more = self.parts
+        for part in more:
+            whole = whole + part
+        return whole
 
 
 class Splits(NamedTuple):
-    """The splits in memory; what a generation trains on is read anew from its own folder."""
+    """What a run has; what a generation trains on is read anew from its own folder."""
 
-    labeled: Images
-    unlabeled: Images
-    test: Images
-    validation: Images
+    labeled: Split
+    unlabeled: Split
+    test: Split
+    validation: Split
     class_names: tuple[str, ...]
-
-    @property
-    def labeled_counts(self) -> Int[np.ndarray, " classes"]:
-        """Size of each class in the original labeled set."""
-        return np.bincount(self.labeled.labels, minlength=len(self.class_names))
+    image_shape: tuple[int, int, int]
 
     @property
     def class_distribution(self) -> Float[np.ndarray, " classes"]:
         """p(y), of the original labeled set."""
-        return self.labeled_counts / self.labeled_counts.sum()
+        return self.labeled.per_class / self.labeled.examples
 
 
 def prepare(config: ConfigDict, folder: Path) -> None:
@@ -44,47 +63,87 @@ def prepare(config: ConfigDict, folder: Path) -> None:
     if all((folder / name).exists() for name in names):
         return
     source = sources.load(
-        config.data.name, data_dir=config.data.data_dir, download=config.data.download
+        config.data.name,
+        data_dir=config.data.data_dir,
+        download=config.data.download,
+        test_split=config.data.test_split,
+        class_table=config.data.class_table,
     )
     labels = source.labels("train")
     split = long_tail.split(
         labels,
-        *_sizes(config.long_tail, len(source.class_names)),
+        *_sizes(config.long_tail, np.bincount(labels, minlength=len(source.class_names))),
         fold=config.fold,
         validation_fraction=config.data.validation_fraction,
         class_names=source.class_names,
     )
-    member_of = {int(row): name for name, rows in split._asdict().items() for row in rows}
-    members: dict[str, list[sources.Example]] = {name: [] for name in split._fields}
-    for row, example in enumerate(source.examples("train")):
-        if row in member_of:
-            members[member_of[row]].append(example)
-    members["test"] = list(source.examples("test"))
-    for name in names:
-        if not (folder / name).exists():
-            records.write(
-                folder / name,
-                members[name],
-                class_names=source.class_names,
-                shards=config.data.shards,
+    sizes = {name: len(rows) for name, rows in split._asdict().items()}
+    sizes["test"] = len(source.labels("test"))
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(
+                records.Writer(
+                    folder / name,
+                    examples=size,
+                    class_names=source.class_names,
+                    shards=config.data.shards,
+                )
             )
+            for name, size in sizes.items()
+            if not (folder / name).exists()
+        }
+        member_of = np.full(len(labels), "", dtype=f"<U{max(map(len, split._fields))}")
+        for name, rows in split._asdict().items():
+            member_of[rows] = name
+        for name, example in zip(member_of.tolist(), source.examples("train"), strict=True):
+            if name in writers:
+                writers[name].add(example)
+        if "test" in writers:
+            for example in source.examples("test"):
+                writers["test"].add(example)
 
 
-def load(folder: Path) -> Splits:
-    """Reads what `prepare` wrote.
+def load(data: ConfigDict, folder: Path) -> Splits:
+    """Reads what `prepare` wrote. Arguments and errors as for `load_split`."""
+    names = ("labeled", "unlabeled", "test", "validation")
+    return Splits(
+        *(load_split(data, folder / name) for name in names),
+        tuple(records.read_manifest(folder / "labeled")["class_names"]),
+        records.image_shape(folder / "labeled", data.image_size),
+    )
+
+
+def load_split(data: ConfigDict, folder: Path) -> Split:
+    """Reads one split into memory, or prepares to read it a part at a time.
+
+    Args:
+      data: a config's `data`.
+      folder: of the split.
 
     Raises:
-      DataError: something is missing or damaged.
+      DataError: something is missing or damaged, or images differ in shape.
     """
-    class_names = tuple(records.read_manifest(folder / "labeled")["class_names"])
-    names = ("labeled", "unlabeled", "test", "validation")
-    return Splits(*(records.load(folder / name) for name in names), class_names)
+    manifest = records.read_manifest(folder)
+    if data.stream:
+        records.shards(folder)  # checks them
+        parts: Iterable[Images] = Parts(folder, image_size=data.image_size, size=PART)
+    else:
+        parts = [records.load(folder, image_size=data.image_size)]
+    return Split(manifest["examples"], np.array(manifest["examples_per_class"]), parts)
 
 
 def _sizes(
-    tail: ConfigDict, classes: int
+    tail: ConfigDict, counts: Int[np.ndarray, " classes"]
 ) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
-    """How many examples of each class are labeled, and how many are not."""
+    """How many examples of each class are labeled, and how many are not.
+
+    Args:
+      tail: a config's `long_tail`.
+      counts: how many there are.
+    """
+    if "n_max" not in tail:  # a tail that is there by nature
+        return long_tail.by_fraction(counts, tail.beta)
+    classes = len(counts)
     sizes = long_tail.class_sizes(tail.n_max, tail.gamma, classes)
     if "unlabeled_n_max" not in tail:
         return long_tail.by_fraction(sizes, tail.beta)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from sklearn.datasets import load_digits
 
 from crest_jax.data import splits
 from crest_jax.errors import DataError
@@ -24,7 +25,7 @@ def prepared(tiny_config, tmp_path):
         if long_tail:
             config.long_tail = ConfigDict(long_tail)
         splits.prepare(config, tmp_path / name)
-        return splits.load(tmp_path / name)
+        return splits.load(config.data, tmp_path / name)
 
     return prepare
 
@@ -34,8 +35,11 @@ def sizes(largest, gamma, classes=10):
     return [int(largest * gamma ** (-label / (classes - 1)) + 1e-9) for label in range(classes)]
 
 
-def counts(images):
-    return np.bincount(images.labels, minlength=10).tolist()
+def counts(split):
+    found = np.bincount(split.images.labels, minlength=10).tolist()
+    assert split.per_class.tolist() == found
+    assert split.examples == len(split.images.ids)
+    return found
 
 
 def test_a_fraction_of_one_long_tail_is_labeled(prepared):
@@ -43,7 +47,9 @@ def test_a_fraction_of_one_long_tail_is_labeled(prepared):
     both = np.add(counts(data.labeled), counts(data.unlabeled))
     assert both.tolist() == sizes(100, 10)
     np.testing.assert_allclose(counts(data.labeled), 0.2 * both, atol=1)
-    np.testing.assert_allclose(data.class_distribution, data.labeled_counts / len(data.labeled.ids))
+    np.testing.assert_allclose(
+        data.class_distribution, data.labeled.per_class / data.labeled.examples
+    )
     assert data.class_names == tuple("0123456789")
 
 
@@ -52,7 +58,7 @@ def test_labeled_and_unlabeled_sets_have_sizes_of_their_own(prepared, order, ste
     data = prepared({**DARP, "unlabeled_order": order})
     assert counts(data.labeled) == sizes(30, 10)
     assert counts(data.unlabeled) == sizes(60, 20)[::step]
-    assert not set(data.labeled.ids) & set(data.unlabeled.ids)
+    assert not set(data.labeled.images.ids) & set(data.unlabeled.images.ids)
     assert counts(data.test) == [50] * 10  # as it is
 
 
@@ -64,11 +70,42 @@ def test_an_unlabeled_set_may_be_uniform(prepared):
 def test_validation_is_cut_from_the_labels(prepared):
     plain = prepared(DARP)
     cut = prepared(DARP, "cut", **{"data.validation_fraction": 0.4})
-    assert set(cut.labeled.ids) | set(cut.validation.ids) == set(plain.labeled.ids)
-    assert not set(cut.labeled.ids) & set(cut.validation.ids)
-    assert cut.unlabeled.ids == plain.unlabeled.ids
+    assert set(cut.labeled.images.ids) | set(cut.validation.images.ids) == set(
+        plain.labeled.images.ids
+    )
+    assert not set(cut.labeled.images.ids) & set(cut.validation.images.ids)
+    assert cut.unlabeled.images.ids == plain.unlabeled.images.ids
 
 
 def test_more_than_there_is_of_a_class_is_refused(prepared):
     with pytest.raises(DataError, match=r"class '0' has \d+ training examples, .* unlabeled_n_max"):
         prepared({**DARP, "unlabeled_n_max": 200})
+
+
+def test_a_tail_that_is_there_by_nature_is_only_labeled(prepared):
+    """As ImageNet127's: all images of every class, and a part of each labeled."""
+    data = prepared({"beta": 0.1})
+    both = np.add(counts(data.labeled), counts(data.unlabeled))
+    train = np.bincount(load_digits().target) - 50
+    assert both.tolist() == train.tolist()
+    assert counts(data.labeled) == np.ceil(0.1 * train).astype(int).tolist()
+
+
+def test_images_are_resized_to_a_side_that_is_given(prepared):
+    data = prepared(DARP, **{"data.image_size": 12})
+    assert data.image_shape == (12, 12, 3)
+    assert data.test.images.images.shape == (500, 12, 12, 3)
+
+
+def test_streamed_parts_are_what_would_be_in_memory(prepared, monkeypatch):
+    whole = prepared(DARP, "whole")
+    monkeypatch.setattr(splits, "PART", 64)
+    streamed = prepared(DARP, "streamed", **{"data.stream": True})
+    assert [len(part.ids) for part in streamed.test.parts] == [64] * 7 + [52]
+    for name in ("labeled", "unlabeled", "test"):
+        expected = getattr(whole, name)
+        for _ in range(2):  # read anew each time
+            found = getattr(streamed, name).images
+            assert found.ids == expected.images.ids
+            np.testing.assert_array_equal(found.images, expected.images.images)
+            np.testing.assert_array_equal(found.labels, expected.images.labels)

@@ -1,0 +1,232 @@
+"""Batches from records that do not fit in memory, which can start at any step.
+
+As in `pipeline`, a stream has no state to save: what is at place i of it is computed from i. But no
+example can be had by its number here, only shards can be read from their beginning. So an epoch is
+its shards in a random order, a few at a time interleaved, and then shuffled within windows. To
+start somewhere, whole shards are passed over without being opened, and a few of the first are read
+up to the place without being decoded.
+
+Shards are dealt out to *lanes*, each a stream of its own that gives its part of every batch. Hosts
+take whole lanes: a host opens nothing but its own shards, and batches do not depend on how many
+hosts there are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from crest_jax.data import decode, records
+from crest_jax.data.pipeline import Batch
+from crest_jax.errors import DataError
+
+# Shards of a lane that are read at once.
+INTERLEAVED = 16
+
+
+class Streaming(NamedTuple):
+    """How to read."""
+
+    image_size: int  # side of a random resized crop; 0 takes images as they are stored
+    lanes: int  # divides the batch, and each set's number of shards
+    window: int  # examples to shuffle among, over all lanes
+
+
+def batches(
+    labeled: Sequence[Path],
+    unlabeled: Sequence[Path],
+    streaming: Streaming,
+    *,
+    batch_size: int,
+    unlabeled_ratio: int,
+    seed: int,
+    generation: int,
+    start: int,
+    stop: int,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Yields the batches of steps `start` to `stop - 1`.
+
+    A batch has no `unlabeled_rows` to speak of: they are all 0.
+
+    Args:
+      labeled: folders of records, whose examples together are this generation's labeled set.
+      unlabeled: likewise, all training images; their labels are not looked at.
+      streaming: how to read.
+      batch_size: labeled examples of the global batch.
+      unlabeled_ratio: unlabeled examples for each labeled one; 0 for batches without any.
+      seed: the run's.
+      generation: from 0; each has an order of its own.
+      start: first step.
+      stop: one past the last step.
+      process: which host this is; it gets its contiguous part of the global batch.
+      processes: how many hosts there are; they divide `lanes`.
+
+    Raises:
+      DataError: a shard is missing, damaged, or shorter than its manifest says.
+    """
+    share = streaming.lanes // processes
+    lanes = range(process * share, (process + 1) * share)
+
+    def stream(folders: Sequence[Path], order: int, size: int) -> tf.data.Dataset:
+        """What this host gives of each global batch."""
+        of_lanes = [
+            _lane(
+                [shards[lane :: streaming.lanes] for shards in map(records.shards, folders)],
+                streaming,
+                size=size // streaming.lanes,
+                seed=_folded((seed, generation), 2 * lane + order),
+                start=start,
+            )
+            for lane in lanes
+        ]
+        return tf.data.Dataset.zip(*of_lanes).map(
+            lambda *parts: tuple(tf.concat(leaves, axis=0) for leaves in zip(*parts, strict=True))
+        )
+
+    labeled_stream = stream(labeled, 0, batch_size)
+    if unlabeled_ratio:
+        unlabeled_stream = stream(unlabeled, 1, batch_size * unlabeled_ratio)
+    else:
+        shape = (0, *labeled_stream.element_spec[0].shape[1:])
+        nothing = (np.zeros(shape, np.uint8), np.zeros(0, np.int64))
+        unlabeled_stream = tf.data.Dataset.from_tensors(nothing).repeat()
+    dataset = tf.data.Dataset.zip(labeled_stream, unlabeled_stream).take(stop - start)
+    iterator = dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    for (images, labels), (unlabeled_images, _) in _reporting(iterator):
+        rows = np.zeros(len(unlabeled_images), np.int32)
+        yield Batch(images, labels.astype(np.int32), unlabeled_images, rows)
+
+
+def _lane(
+    folders: Sequence[Sequence[records.Shard]],
+    streaming: Streaming,
+    *,
+    size: int,
+    seed: tf.Tensor,
+    start: int,
+) -> tf.data.Dataset:
+    """Images and labels of a lane from step `start` on, `size` of each a step, without end."""
+    shards = [shard for of_folder in folders for shard in of_folder if shard.examples]
+    if not shards:
+        raise DataError(
+            f"data.lanes={streaming.lanes} is more than there are shards with an example in "
+            f"{' and '.join(str(of_folder[0].path.parent) for of_folder in folders)}: lower it"
+        )
+    files = tf.constant([str(shard.path) for shard in shards])
+    counts = np.array([shard.examples for shard in shards])
+    window = max(streaming.window // streaming.lanes, 1)
+    first_epoch, place = divmod(start * size, int(counts.sum()))
+
+    def order_of(epoch: tf.Tensor) -> tf.Tensor:
+        return tf.random.experimental.stateless_shuffle(
+            tf.range(len(shards)), seed=_folded(seed, epoch)
+        )
+
+    # The group of shards that the first place lies in, and what it is there.
+    order = order_of(tf.constant(first_epoch, tf.int64)).numpy()
+    grouped = np.add.reduceat(counts[order], np.arange(0, len(order), INTERLEAVED)).cumsum()
+    first_group = int(np.searchsorted(grouped, place, side="right"))
+    passed_over = place - (int(grouped[first_group - 1]) if first_group else 0)
+
+    def records_of(epoch: tf.Tensor, group: tf.Tensor, members: tf.Tensor) -> tf.data.Dataset:
+        begins = (epoch == first_epoch) & (group == first_group)
+        skipped = tf.where(begins, tf.constant(passed_over, tf.int64), 0)
+        windows = (
+            tf.data.Dataset.from_tensor_slices(tf.gather(files, members))
+            .interleave(tf.data.TFRecordDataset, INTERLEAVED, deterministic=True)
+            .batch(window)
+            .enumerate()
+            .skip(skipped // window)
+        )
+        group_seed = _folded(_folded(seed, epoch), group + 1)
+        return (
+            windows.map(
+                lambda number, found: tf.random.experimental.stateless_shuffle(
+                    found, seed=_folded(group_seed, number)
+                )
+            )
+            .unbatch()
+            .skip(skipped % window)
+        )
+
+    def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
+        return (
+            tf.data.Dataset.from_tensor_slices(order_of(epoch))
+            .batch(INTERLEAVED)
+            .enumerate()
+            .skip(tf.where(epoch == first_epoch, tf.constant(first_group, tf.int64), 0))
+            .flat_map(lambda group, members: records_of(epoch, group, members))
+        )
+
+    def parsed(place: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        _, image, label = records.parse(record)
+        if streaming.image_size:
+            crop_seed = _folded(_folded(seed, -1), place)
+            return decode.random_resized_crop(image, streaming.image_size, crop_seed), label
+        return tf.ensure_shape(decode.stored(image), shards[0].image_shape), label
+
+    return (
+        tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        .flat_map(epoch_of)
+        .enumerate(start * size)
+        .map(parsed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .batch(size, drop_remainder=True)
+    )
+
+
+class Parts:
+    """A split's images in its own order, decoded anew, a part at a time, whenever asked for."""
+
+    def __init__(self, folder: Path, *, image_size: int, size: int):
+        """Prepares to read.
+
+        Args:
+          folder: of records.
+          image_size: side of the central square; 0 takes images as they are stored.
+          size: of a part, in images.
+        """
+        self._folder, self._image_size, self._size = folder, image_size, size
+
+    def __iter__(self) -> Iterator[records.Images]:
+        """Reads them.
+
+        Raises:
+          DataError: a shard is missing, damaged, or shorter than its manifest says.
+        """
+        view: Callable[[tf.Tensor], tf.Tensor] = decode.stored
+        if self._image_size:
+            view = lambda image: decode.central(image, self._image_size)  # noqa: E731
+
+        def parsed(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            name, image, label = records.parse(record)
+            return name, view(image), label
+
+        files = [str(shard.path) for shard in records.shards(self._folder)]
+        dataset = (
+            tf.data.TFRecordDataset(files)
+            .map(parsed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .batch(self._size)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+        for names, images, labels in _reporting(dataset.as_numpy_iterator()):
+            ids = [name.decode() for name in names]
+            yield records.Images(ids, images, labels.astype(np.int32))
+
+
+def _folded(seed: tf.Tensor | tuple[int, int], number: tf.Tensor | int) -> tf.Tensor:
+    """Another seed for every number."""
+    return tf.random.fold_in(tf.cast(seed, tf.int64), tf.cast(number, tf.int64))
+
+
+def _reporting(iterator: Iterator) -> Iterator:
+    """Turns what TensorFlow says of damaged files into an error of ours."""
+    try:
+        yield from iterator
+    except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as e:
+        reason = e.message.splitlines()[0]
+        raise DataError(f"records cannot be read: {reason}; delete their folder and run again to "
+                        "make it anew") from e  # fmt: skip
