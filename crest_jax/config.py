@@ -241,10 +241,9 @@ def _check_training(checks: _Checks, devices: int) -> None:
     checks.require("class_balanced_loss.b", 0 <= b < 1, "in [0, 1)")
     validation = config.data.validation_fraction
     checks.require("data.validation_fraction", 0 <= validation < 1, "in [0, 1)")
-    depth = config.model.depth
-    checks.require(
-        "model.depth", depth >= 10 and (depth - 4) % 6 == 0, "6 n + 4 with n >= 1 (10, 16, 28)"
-    )
+    if config.model.name in MODELS:
+        model = MODELS[config.model.name]
+        checks.require("model.depth", config.model.depth in model.DEPTHS, model.DEPTHS_IN_WORDS)
     operations = config.augment.operations
     checks.require(
         "augment.operations",

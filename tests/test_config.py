@@ -354,7 +354,7 @@ def test_a_distribution_is_given_only_where_it_is_the_source():
 
 BAD_FIELDS = [
     ("method", "fixmatsch", "fixmatch"),
-    ("model.name", "vgg", "wide_resnet"),
+    ("model.name", "vgg", "wide_resnet, resnet"),
     ("alignment.target", "uniform", "progressive"),
     ("unlabeled_distribution.source", "guessed", "labeled, given, predicted"),
     ("class_balanced_loss.b", 1.0, "[0, 1)"),
@@ -433,6 +433,16 @@ def test_a_bad_field_is_named_with_its_value_and_what_is_valid(field, value, val
 )
 def test_the_limits_themselves_are_valid(field, value):
     validate(config_with(**{field.replace(".", "__"): value}))
+
+
+def test_each_model_has_depths_of_its_own():
+    for name, depths in {"resnet": (14, 26, 50, 101, 152), "wide_resnet": (10, 16, 28, 40)}.items():
+        for depth in depths:
+            validate(config_with(model__name=name, model__depth=depth))
+    (line,) = problems_of(config_with(model__name="resnet"))
+    assert line == "model.depth=28 must be one of 14, 26, 50, 101, 152"
+    (line,) = problems_of(config_with(model__depth=50))
+    assert line.startswith("model.depth=50 must be 6 n + 4 ")
 
 
 def test_an_unknown_or_missing_operation_is_an_error_that_lists_all():

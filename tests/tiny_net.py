@@ -7,6 +7,9 @@ import jax.numpy as jnp
 class TinyNet(nn.Module):
     """Takes what `crest_jax.models` take, and looks at no more of it than it must."""
 
+    DEPTHS = range(1, 1000)
+    DEPTHS_IN_WORDS = "positive"
+
     classes: int
     depth: int = 10
     width: int = 1

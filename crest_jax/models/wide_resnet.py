@@ -5,6 +5,7 @@ Pre-activation blocks, leaky ReLU, no convolution biases, global average pooling
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -48,6 +49,9 @@ class WideResNet(nn.Module):
 
     WRN-28-2 with 10 classes has 1 467 610 parameters.
     """
+
+    DEPTHS: ClassVar = range(10, 1000, 6)
+    DEPTHS_IN_WORDS: ClassVar[str] = "6 n + 4 with n >= 1 (10, 16, 28)"
 
     classes: int
     depth: int = 28
