@@ -15,7 +15,7 @@ from crest_jax.train_step import DeviceBatch, Generation, make_train_step, shuff
 
 CLASSES = 4
 EXAMPLES = 40
-SCHEDULE = train_state.cosine_schedule(0.03, steps=10, level=1)
+SCHEDULE = train_state.learning_rate_schedule(0.03, steps=10, level=1)
 OPTIMIZER = train_state.make_optimizer(SCHEDULE, momentum=0.9, weight_decay=5e-4)
 TARGET = np.array([0.6, 0.2, 0.15, 0.05], np.float32)
 WEIGHTS = np.array([0.5, 1.0, 1.0, 1.5], np.float32)
@@ -341,10 +341,20 @@ def test_optimizer_is_nesterov_sgd_with_an_l2_term():
 
 
 def test_schedule_of_level_1_ends_at_098():
-    schedule = train_state.cosine_schedule(0.03, steps=2**16, level=1)
+    schedule = train_state.learning_rate_schedule(0.03, steps=2**16, level=1)
     assert schedule(0) == pytest.approx(0.03)
     assert schedule(2**16) == pytest.approx(0.03 * np.cos(np.pi / 16))
     assert schedule(2**16) / schedule(0) == pytest.approx(0.98, abs=1e-3)
+
+
+def test_imagenets_schedule_warms_up_and_drops_by_tens():
+    schedule = train_state.learning_rate_schedule(
+        0.4, steps=100, level=0, warm_up=10, drops=(50, 80)
+    )
+    rates = [float(schedule(step)) for step in (0, 4, 9, 10, 49, 50, 79, 80, 99)]
+    expected = [0.04, 0.2, 0.4, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(schedule)(80), 0.004, rtol=1e-5)
 
 
 def test_scoring_selects_the_same_on_any_number_of_devices(one_device):

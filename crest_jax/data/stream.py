@@ -83,7 +83,7 @@ def batches(
             )
             for lane in lanes
         ]
-        return tf.data.Dataset.zip(*of_lanes).map(
+        return tf.data.Dataset.zip(tuple(of_lanes)).map(
             lambda *parts: tuple(tf.concat(leaves, axis=0) for leaves in zip(*parts, strict=True))
         )
 
@@ -137,7 +137,12 @@ def _lane(
         skipped = tf.where(begins, tf.constant(passed_over, tf.int64), 0)
         windows = (
             tf.data.Dataset.from_tensor_slices(tf.gather(files, members))
-            .interleave(tf.data.TFRecordDataset, INTERLEAVED, deterministic=True)
+            .interleave(
+                tf.data.TFRecordDataset,
+                INTERLEAVED,
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
             .batch(window)
             .enumerate()
             .skip(skipped // window)

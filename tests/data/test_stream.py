@@ -1,0 +1,240 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crest_jax.data import records, stream
+from crest_jax.data.sources import Example
+from crest_jax.data.stream import Parts, Streaming
+from crest_jax.errors import DataError
+
+SHARDS = 8
+STREAMING = Streaming(image_size=0, lanes=4, window=16)
+
+
+def example(number):
+    """Its two channels' bytes are its number, and so is its id."""
+    pixels = np.zeros((1, 2, 3), np.uint8)
+    pixels[0, 0] = number // 256
+    pixels[0, 1] = number % 256
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return Example(str(number), file.getvalue(), number % 7)
+
+
+def numbers_of(images):
+    return images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 1, 0]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A labeled set of 50 examples and an unlabeled one of 203, numbered from 0."""
+    folder = tmp_path_factory.mktemp("run")
+    for name, numbers in (("labeled", range(50)), ("unlabeled", range(50, 253))):
+        records.write(
+            folder / name,
+            [example(number) for number in numbers],
+            class_names=list("abcdefg"),
+            shards=SHARDS,
+        )
+    return folder / "labeled", folder / "unlabeled"
+
+
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch):
+    """Of the 2 to 4 shards of a lane, so that an epoch has several groups of them."""
+    monkeypatch.setattr(stream, "INTERLEAVED", 3)
+
+
+def batches(folders, streaming=STREAMING, **changes):
+    labeled, unlabeled = folders
+    options = {"batch_size": 8, "unlabeled_ratio": 2, "seed": 5, "generation": 0, "start": 0}
+    return list(
+        stream.batches([labeled], [labeled, unlabeled], streaming, **{**options, **changes})
+    )
+
+
+def assert_same(ours, others):
+    assert len(ours) == len(others) > 0
+    for one, other in zip(ours, others, strict=True):
+        for field, expected in zip(one, other, strict=True):
+            np.testing.assert_array_equal(field, expected)
+
+
+def lane_streams(found, field, lanes=4):
+    """What each lane has given, in order."""
+    parts = [np.split(numbers_of(getattr(batch, field)), lanes) for batch in found]
+    return [np.concatenate(of_lane) for of_lane in zip(*parts, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def long(folders):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "INTERLEAVED", 3)
+        return batches(folders, stop=60)
+
+
+# What is in a batch
+
+
+def test_a_batch_has_the_shapes_and_labels_of_its_images(long):
+    for batch in long:
+        assert batch.labeled.shape == (8, 1, 2, 3)
+        assert batch.labels.tolist() == (numbers_of(batch.labeled) % 7).tolist()
+        assert batch.labels.dtype == batch.unlabeled_rows.dtype == np.int32
+        assert batch.unlabeled.shape == (16, 1, 2, 3)
+        assert (numbers_of(batch.labeled) < 50).all()
+
+
+@pytest.mark.parametrize(("field", "total"), [("labeled", 50), ("unlabeled", 253)])
+def test_every_lane_has_each_of_its_examples_once_an_epoch(long, field, total):
+    seen = set()
+    for numbers in lane_streams(long, field):
+        mine = set(numbers.tolist())
+        assert not seen & mine, "lanes have examples of their own"
+        seen |= mine
+        assert len(numbers) >= 3 * len(mine)
+        for epoch in range(len(numbers) // len(mine)):
+            of_epoch = numbers[epoch * len(mine) : (epoch + 1) * len(mine)]
+            assert set(of_epoch.tolist()) == mine
+    assert seen == set(range(total))
+
+
+def test_epochs_are_shuffled_and_differ(long):
+    (numbers, *_) = lane_streams(long, "unlabeled")
+    epoch = len(set(numbers.tolist()))
+    first, second = numbers[:epoch], numbers[epoch : 2 * epoch]
+    assert first.tolist() != second.tolist()
+    # Neighbours on disk are not neighbours in the stream.
+    assert (np.diff(first) == 1).mean() < 0.3
+
+
+@pytest.mark.parametrize("change", [{"seed": 6}, {"generation": 1}])
+def test_seeds_and_generations_have_orders_of_their_own(folders, long, change):
+    others = batches(folders, stop=10, **change)
+    for field in ("labeled", "unlabeled"):
+        ours = [numbers_of(getattr(batch, field)).tolist() for batch in long[:10]]
+        theirs = [numbers_of(getattr(batch, field)).tolist() for batch in others]
+        assert ours != theirs
+
+
+def test_there_may_be_nothing_unlabeled(folders, long):
+    found = batches(folders, stop=3, unlabeled_ratio=0)
+    for batch, other in zip(found, long, strict=False):
+        np.testing.assert_array_equal(batch.labeled, other.labeled)
+        assert batch.unlabeled.shape == (0, 1, 2, 3)
+        assert batch.unlabeled_rows.shape == (0,)
+
+
+# Starting anywhere, on any number of hosts
+
+
+@pytest.mark.parametrize("start", [1, 2, 5, 6, 7, 15, 16, 31, 47, 59])
+def test_a_stream_that_starts_later_is_the_rest_of_one_that_started_before(folders, long, start):
+    assert_same(batches(folders, start=start, stop=60), long[start:])
+
+
+def test_a_start_far_away_opens_no_shard_before_it(folders, long, monkeypatch):
+    """Two epochs in: only the shards of the epoch that it lies in are read."""
+    opened = []
+    dataset = stream.tf.data.TFRecordDataset
+    monkeypatch.setattr(
+        stream.tf.data, "TFRecordDataset", lambda files: opened.append(files) or dataset(files)
+    )
+    (batch,) = batches(folders, start=10**9, stop=10**9 + 1)
+    assert batch.labeled.shape == (8, 1, 2, 3)
+    assert 0 < len(opened) <= 8  # traced once for each lane and set
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_the_batches_of_one(folders, long, hosts):
+    of_hosts = [
+        batches(folders, start=3, stop=9, process=host, processes=hosts) for host in range(hosts)
+    ]
+    for parts, whole in zip(zip(*of_hosts, strict=True), long[3:9], strict=True):
+        for field in ("labeled", "labels", "unlabeled"):
+            together = np.concatenate([getattr(part, field) for part in parts])
+            np.testing.assert_array_equal(together, getattr(whole, field))
+
+
+def test_a_host_opens_only_its_own_shards(folders, tmp_path):
+    """With the shards of the other lanes emptied of everything but their size."""
+    mine = tmp_path / "labeled"
+    mine.mkdir()
+    for number, file in enumerate(sorted(folders[0].glob("*.tfrecord"))):
+        content = file.read_bytes()
+        (mine / file.name).write_bytes(content if number % 4 < 2 else bytes(len(content)))
+    (mine / "manifest.json").write_text((folders[0] / "manifest.json").read_text())
+    options = {"stop": 20, "unlabeled_ratio": 0}
+    found = batches((mine, folders[1]), process=0, processes=2, **options)
+    assert_same(found, batches(folders, process=0, processes=2, **options))
+    with pytest.raises(DataError, match="cannot be read"):
+        batches((mine, folders[1]), process=1, processes=2, **options)
+
+
+# What is wrong is said
+
+
+def copied(folder, tmp_path):
+    copy = tmp_path / folder.name
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def test_a_shard_that_is_cut_or_gone_is_found_before_the_first_batch(folders, tmp_path):
+    labeled = copied(folders[0], tmp_path)
+    shard = labeled / "shard-00003-of-00008.tfrecord"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(DataError, match=r"shard-00003-of-00008.tfrecord is truncated at byte"):
+        batches((labeled, folders[1]), stop=1)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"shard-00003-of-00008.tfrecord is missing"):
+        batches((labeled, folders[1]), stop=1)
+
+
+def test_a_flipped_byte_is_found_when_it_is_read(folders, tmp_path):
+    labeled = copied(folders[0], tmp_path)
+    shard = labeled / "shard-00003-of-00008.tfrecord"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match="records cannot be read"):
+        batches((labeled, folders[1]), stop=20)
+    with pytest.raises(DataError, match="records cannot be read"):
+        list(Parts(labeled, image_size=0, size=10))
+
+
+def test_more_lanes_than_shards_with_examples_are_refused(folders, tmp_path):
+    records.write(tmp_path / "few", [example(0)], class_names=list("abcdefg"), shards=SHARDS)
+    with pytest.raises(DataError, match=r"data\.lanes=4 is more than .*few"):
+        batches((tmp_path / "few", folders[1]), stop=1)
+
+
+# Images of different sizes
+
+
+def test_large_images_are_cropped_at_random_and_the_same_way_each_time(tmp_path):
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(12):
+        file = io.BytesIO()
+        shape = (30 + number, 50 - number, 3)
+        pixels = np.kron(rng.integers(0, 256, (2, 2, 3)), np.ones((25, 25, 1)))[
+            : shape[0], : shape[1]
+        ]
+        Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG" if number % 2 else "PNG")
+        made.append(Example(str(number), file.getvalue(), number % 7))
+    records.write(tmp_path / "all", made, class_names=list("abcdefg"), shards=4)
+    streaming = Streaming(image_size=16, lanes=2, window=8)
+    folders = (tmp_path / "all", tmp_path / "all")
+    found = batches(folders, streaming, batch_size=6, unlabeled_ratio=1, stop=8)
+    assert_same(batches(folders, streaming, batch_size=6, unlabeled_ratio=1, stop=8), found)
+    assert found[0].labeled.shape == found[0].unlabeled.shape == (6, 16, 16, 3)
+    images = np.concatenate([batch.labeled for batch in found]).reshape(48, -1)
+    assert len(np.unique(images, axis=0)) > 30, "another crop every time"
+    (part,) = Parts(tmp_path / "all", image_size=16, size=50)
+    assert part.images.shape == (12, 16, 16, 3)
+    assert part.ids == [str(number) for number in range(12)]
