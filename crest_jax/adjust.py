@@ -10,11 +10,12 @@ evaluations is what results.json reports as `accuracy_logit_adjusted` for the ru
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from crest_jax import distributed, evaluate, generations, trained, workdir
 from crest_jax.data import splits
@@ -23,6 +24,7 @@ from crest_jax.errors import ConfigError, CrestError
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.report import text
 from crest_jax.train import reported_steps
+from crest_jax.trained import Trained
 
 TAUS = (0.0, 0.5, 1.0, 1.5, 2.0)
 
@@ -47,29 +49,35 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
     for tau in taus:
         if not 0 <= tau < np.inf:
             raise ConfigError(f"tau={tau} must be at least 0, and finite")
+    config = trained.config_of(folder)
     last = trained.load(folder)
-    test = splits.load_split(workdir.read_config(folder).data, folder / "splits" / "test")
-    adjusted = [
-        {
-            "generation": generation - 1,
-            "adjusted": _adjust_generation(folder, generation, taus, test),
-        }
+    test = splits.load_split(config.data, folder / "splits" / "test")
+    mesh = distributed.data_mesh()
+    logits_of = evaluate.make_logits(last.model, mesh, batch_size=config.eval_batch_size)
+
+    def adjusted(generation: int) -> list[dict[str, Any]]:
+        models = (
+            trained.load(folder, generation=generation, step=step)
+            for step in reported_steps(generations.schedule_of(config))
+        )
+        return _adjusted(models, test, taus, logits_of, mesh)
+
+    of_generations = [
+        {"generation": generation - 1, "adjusted": adjusted(generation)}
         for generation in trained.finished_generations(folder)
     ]
-    return {"class_names": list(last.class_names), "generations": adjusted}
+    return {"class_names": list(last.class_names), "generations": of_generations}
 
 
-def _adjust_generation(
-    folder: Path, generation: int, taus: Sequence[float], test: Split
+def _adjusted(
+    models: Iterable[Trained],
+    test: Split,
+    taus: Sequence[float],
+    logits_of: evaluate.Logits,
+    mesh: Mesh,
 ) -> list[dict[str, Any]]:
-    mesh = distributed.data_mesh()
-    config = workdir.read_config(folder)
-    models = [
-        trained.load(folder, generation=generation, step=step)
-        for step in reported_steps(generations.schedule_of(config))
-    ]
-    logits_of = evaluate.make_logits(models[0].model, mesh, batch_size=config.eval_batch_size)
-    classes = len(models[0].class_names)
+    """What the models of a generation's last evaluations come to together, for each tau."""
+    classes = len(test.per_class)
     confusions = np.zeros((len(taus), classes, classes), np.int64)
     for model in models:
         params, batch_stats = distributed.replicate((model.params, model.batch_stats), mesh)

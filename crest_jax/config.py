@@ -373,6 +373,19 @@ def _check_unlabeled_distribution(checks: _Checks, names: Sequence[str]) -> None
         )
 
 
+def completed(config: ConfigDict) -> ConfigDict:
+    """A config of an earlier version, with the defaults of the fields that there were not yet."""
+    defaults = default_config(ConfigDict({name: config[name] for name in ("method", "rebalance")}))
+    filled = ConfigDict(config.to_dict())
+    for key, value in defaults.items():
+        if key not in filled:
+            filled[key] = value
+        # What a long tail lacks says which kind it is.
+        elif isinstance(value, ConfigDict) and key != "long_tail":
+            filled[key] = ConfigDict({**value.to_dict(), **filled[key].to_dict()})
+    return filled
+
+
 def to_plain(config: ConfigDict) -> dict[str, Any]:
     """Returns the config as JSON sees it, so that one that was read back compares equal."""
     return json.loads(config.to_json())

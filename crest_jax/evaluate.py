@@ -48,7 +48,7 @@ def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
     Args:
       model: its batch norm uses running statistics here.
       mesh: whose devices share each batch.
-      batch_size: images a call; the last batch is padded.
+      batch_size: images a call, rounded up to a multiple of the devices; the last batch is padded.
     """
 
     def on_device(images, params, batch_stats, adjustment):
@@ -93,12 +93,13 @@ def _over_batches(
     Args:
       on_device: of a batch of images and of `inputs` trees that every device has.
       mesh: whose devices share each batch.
-      batch_size: images a call.
+      batch_size: images a call, rounded up to a multiple of the devices.
       inputs: how many arguments follow the images.
 
     Returns:
       The function of one or more images, in NumPy.
     """
+    batch_size = -(-batch_size // mesh.size) * mesh.size
     mapped = distributed.over_devices(
         on_device,
         mesh,

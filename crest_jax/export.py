@@ -15,8 +15,8 @@ The folder then has:
 """
 
 import argparse
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -59,23 +59,23 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
         raise WorkdirError(f"--output={output} exists already: choose another folder")
     workdir.check_writable(output)
     model = trained.load(run, generation=generation)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    (partial / "model.jax").write_bytes(serialise(model))
-    with ocp.StandardCheckpointer() as checkpointer:
-        weights = {"params": model.params, "batch_stats": model.batch_stats}
-        checkpointer.save((partial / "checkpoint").absolute(), weights)
-    description = {
-        "class_names": list(model.class_names),
-        "image_shape": list(model.image_shape),
-        "class_distribution": model.class_distribution.tolist(),
-        "generation": model.generation,
-        "environment": workdir.environment(),
-        "config": to_plain(workdir.read_config(run)),
-    }
-    workdir.write_json(partial / "model.json", description)
-    partial.rename(output)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as beside:
+        made = Path(beside) / output.name
+        made.mkdir()
+        (made / "model.jax").write_bytes(serialise(model))
+        with ocp.StandardCheckpointer() as checkpointer:
+            weights = {"params": model.params, "batch_stats": model.batch_stats}
+            checkpointer.save((made / "checkpoint").absolute(), weights)
+        description = {
+            "class_names": list(model.class_names),
+            "image_shape": list(model.image_shape),
+            "class_distribution": model.class_distribution.tolist(),
+            "generation": model.generation,
+            "environment": workdir.environment(),
+            "config": to_plain(workdir.read_config(run)),
+        }
+        workdir.write_json(made / "model.json", description)
+        made.rename(output)
     return model
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 from ml_collections import ConfigDict
@@ -26,7 +27,7 @@ from crest_jax.data import pipeline, pseudo_labels, records, stream
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.splits import Split, Splits
-from crest_jax.errors import ConfigError, DataError
+from crest_jax.errors import ConfigError, DataError, Preempted
 from crest_jax.models import MODELS
 from crest_jax.rebalancing import (
     class_balanced_loss,
@@ -77,11 +78,21 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
         if not is_finished(folder, generation + 1):  # else it is written with that one
             summary = results.of_run(config, splits.class_names, finished)
             workdir.write_json(folder / results.RESULTS, summary)
-            report.write(folder / report.REPORT, [folder])
+            _write_report(folder)
         print(text.generation_table(result, splits.class_names), flush=True)
     if config.generations > 1:
         print(text.results_table(finished, splits.class_names), flush=True)
     return summary
+
+
+def _write_report(folder: Path) -> None:
+    """A page that cannot be written is no reason to stop training."""
+    try:
+        report.write(folder / report.REPORT, [folder])
+    except Preempted:
+        raise
+    except Exception:
+        logging.exception("%s could not be written", folder / report.REPORT)
 
 
 def build(config: ConfigDict, splits: Splits) -> Program:

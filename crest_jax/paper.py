@@ -17,20 +17,22 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from crest_jax import workdir
-from crest_jax.errors import ConfigError, CrestError
+from crest_jax import config as config_lib
+from crest_jax import results, workdir
+from crest_jax.errors import ConfigError, CrestError, WorkdirError
 from crest_jax.rebalancing import SELF_TRAINING, parts
 from crest_jax.report import paper_table
 from crest_jax.report.paper_figures import FIGURES, PaperFigure, drawn
 from crest_jax.report.paper_table import Comparison
 from crest_jax.report.published import TABLES, Column, Figure, Row, Table
-from crest_jax.results import RESULTS
 
 # Exit statuses of a run that was told to stop, and can go on.
 STOPPED, INTERRUPTED = 75, 130
@@ -41,18 +43,19 @@ FIGURE_FORMATS = (".svg", ".pdf", ".png")
 class Scale(NamedTuple):
     """How much smaller than the paper's a run is."""
 
-    note: str  # what every output says of it
+    note: str  # what every output says of it; nothing of the paper's own
     fields: Mapping[str, str]  # config fields
     steps: int  # of a generation; 0 leaves the experiment's
     generations: int  # of self-training; 0 likewise
     experiment: str | None = None  # in place of all others
     gamma: float = 1  # by what imbalance ratios are divided
+    arguments: Mapping[str, Mapping[str, str]] = {}  # further ones of some experiments
 
 
 SCALES = {
     "full": Scale("", {}, 0, 0),
     "small": Scale(
-        "NOT THE PAPER'S SETTING: WRN-10-1, 3 generations of 4000 steps of 16 + 2 x 32 images",
+        "WRN-10-1, 3 generations of 4000 steps of 16 + 2 x 32 images (ImageNet127: 32 pixels)",
         {
             "model.depth": "10",
             "model.width": "1",
@@ -66,9 +69,10 @@ SCALES = {
         },
         4000,
         3,
+        arguments={"imagenet127": {"resolution": "32"}},
     ),
     "smoke": Scale(
-        "NOT THE PAPER'S SETTING: handwritten digits with γ / 10, 2 generations of 20 steps",
+        "handwritten digits with γ / 10, 2 generations of 20 steps",
         {
             "batch_size": "8",
             "unlabeled_ratio": "2",
@@ -181,6 +185,11 @@ def job_of(
       own: config fields that make it another run than that of its arguments, as arguments do.
     """
     at = SCALES[scale]
+    arguments = {**arguments, **at.arguments.get(experiment, {})}
+    if at.experiment and "gamma" in arguments:
+        arguments = {**arguments, "gamma": f"{float(arguments['gamma']) / at.gamma:g}"}
+    # After what runs, and not after what it stands for.
+    experiment = at.experiment or experiment
     name = "-".join(
         [experiment, *(f"{key}={value}" for key, value in {**arguments, **own}.items())]
     )
@@ -193,76 +202,146 @@ def job_of(
         scaled["steps"] = str(at.steps * (1 if self_trains else at.generations))
     if at.generations and self_trains:
         scaled["generations"] = str(at.generations)
-    if at.experiment and "gamma" in arguments:
-        arguments = {**arguments, "gamma": f"{float(arguments['gamma']) / at.gamma:g}"}
     return Job(
-        at.experiment or experiment,
+        experiment,
         tuple(arguments.items()),
         tuple({**scaled, **fields}.items()),
         runs / scale / name,
     )
 
 
-def figure_of(job: Job, row: Row, column: Column) -> float | None:
+def config_of(job: Job) -> ConfigDict:
+    """The config that a run's command makes.
+
+    Raises:
+      ConfigError: the experiment's file is not there, or a field is not one of it.
+    """
+    values = flags.FlagValues()
+    words = [word for word in job.command[2:] if not word.startswith("--workdir=")]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+    try:
+        values(words)
+        return values["config"].value
+    except (flags.Error, OSError, AttributeError, KeyError) as error:
+        raise ConfigError(f"{shlex.join(job.command)}: {error}") from error
+
+
+class Done(NamedTuple):
+    """What a run has come to."""
+
+    results: Mapping[str, Any]  # results.json
+    planned: int  # generations
+
+    @property
+    def generations(self) -> Sequence[Mapping[str, Any]]:
+        """Results of those that are finished."""
+        return self.results["generations"]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of them are."""
+        return len(self.generations) == self.planned
+
+
+def done(job: Job) -> Done | None:
+    """Reads what a run has come to; None before its first generation is finished.
+
+    Raises:
+      WorkdirError: its files are damaged, or it has another config than the job.
+      ConfigError: as `config_of`.
+    """
+    if not (job.workdir / results.RESULTS).exists():
+        return None
+    config = config_of(job)
+    theirs = workdir.read_config(job.workdir)
+    changed = workdir.differences(config_lib.to_plain(theirs), config)
+    if changed:
+        raise WorkdirError(f"{job.workdir} has another config: {'; '.join(changed)}")
+    return Done(results.read(job.workdir), config.generations)
+
+
+def found_of(jobs: Iterable[Job]) -> dict[Job, Done]:
+    """Reads what there is of these runs; says of those that are not usable why."""
+    found = {}
+    for job in jobs:
+        try:
+            one = done(job)
+        except WorkdirError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if one is not None:
+            found[job] = one
+    return found
+
+
+def figure_of(one: Done, row: Row, column: Column) -> float | None:
     """Ours, from one run; None where it has not come that far.
 
     A generation beyond the run's last, at a smaller scale than the paper's, is its last.
 
     Raises:
-      WorkdirError: the run's files are damaged.
+      WorkdirError: results.json lacks the figure.
     """
-    if not (job.workdir / RESULTS).exists():
+    wanted = min(column.generation or row.generation or one.planned, one.planned)
+    if len(one.generations) < wanted:
         return None
-    generations = workdir.read_config(job.workdir).generations
-    wanted = min(column.generation or row.generation or generations, generations)
-    finished = workdir.read_json(job.workdir / RESULTS)["generations"]
-    if len(finished) < wanted:
-        return None
-    value: Any = finished[wanted - 1]
-    for key in row.reported.split("."):
-        value = value[key]
-    if not isinstance(value, list):
-        return value
-    if column.label is not None:
-        return value[column.label]
+    value: Any = one.generations[wanted - 1]
+    try:
+        for key in row.reported.split("."):
+            value = value[key]
+        if not isinstance(value, list):
+            return value
+        if column.label is not None:
+            return value[column.label]
+    except (KeyError, IndexError, TypeError) as error:
+        raise WorkdirError(f"its {results.RESULTS} lacks {row.reported}") from error
     return float(np.mean([of_class for of_class in value if of_class is not None]))
-
-
-def is_finished(job: Job) -> bool:
-    """Whether all generations of a run are done."""
-    if not (job.workdir / RESULTS).exists():
-        return False
-    done = workdir.read_json(job.workdir / RESULTS)["generations"]
-    return len(done) == workdir.read_config(job.workdir).generations
 
 
 def run(chosen: Sequence[Job]) -> int:
     """Runs, or continues, one after the other what is not finished.
 
-    A run that fails does not keep the others from running; one that was told to stop does.
+    A run that fails does not keep the others from running; being told to stop does, once the run
+    that is going on has saved itself.
 
     Returns:
       The exit status: 0, that of a run that was stopped, or 1 where some have failed.
     """
     failed = []
-    for number, job in enumerate(chosen, 1):
-        print(f"[{number}/{len(chosen)}] {job.workdir}", flush=True)
-        if is_finished(job):
-            continue
-        command = [sys.executable, *job.command[1:]]
-        with subprocess.Popen(command) as process:
-            # Told to stop, wait for the run to save itself.
-            stop = signal.signal(signal.SIGTERM, lambda *_, process=process: process.terminate())
+    process: subprocess.Popen | None = None
+    stopped = 0
+
+    def stop(signum, frame) -> None:
+        nonlocal stopped
+        stopped = STOPPED
+        if process is not None:
+            process.terminate()
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        for number, job in enumerate(chosen, 1):
+            print(f"[{number}/{len(chosen)}] {job.workdir}", flush=True)
             try:
-                status = process.wait()
-            except KeyboardInterrupt:  # which the run gets too, and answers
-                status = process.wait()
-            finally:
-                signal.signal(signal.SIGTERM, stop)
-        if status in (STOPPED, INTERRUPTED):
-            return status
-        if status:
-            failed.append(f"{job.workdir} (exit status {status})")
+                one = done(job)
+            except WorkdirError:  # which the run will report, or mend
+                one = None
+            if one is not None and one.is_finished:
+                continue
+            process = subprocess.Popen([sys.executable, *job.command[1:]])
+            if stopped:  # just before there was a process to tell
+                process.terminate()
+            while True:
+                try:
+                    status = process.wait()
+                    break
+                except KeyboardInterrupt:  # which the run gets too, and answers
+                    stopped = INTERRUPTED
+            if stopped or status in (STOPPED, INTERRUPTED):
+                return stopped or status
+            if status:
+                failed.append(f"{job.workdir} (exit status {status})")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     for line in failed:
         print(f"error: failed: {line}", file=sys.stderr)
     return 1 if failed else 0
@@ -271,8 +350,17 @@ def run(chosen: Sequence[Job]) -> int:
 def collect(found: Sequence[Cell]) -> list[Comparison]:
     """Sets ours beside the published figure in every cell."""
     compared = []
+    there = found_of(jobs(found))
     for cell in found:
-        ours = [figure_of(job, cell.row, cell.column) for job in cell.jobs]
+        ours = []
+        for job in cell.jobs:
+            if job not in there:
+                continue
+            try:
+                ours.append(figure_of(there[job], cell.row, cell.column))
+            except WorkdirError as error:
+                print(f"left out: {job.workdir}: {error}", file=sys.stderr)
+                del there[job]
         compared.append(
             Comparison(
                 cell.row.name,
@@ -305,7 +393,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="folder of all runs")
     parser.add_argument("--output", type=Path, help="with --collect: the file to write")
     arguments, rest = parser.parse_known_args()
+    if arguments.cell is not None and not arguments.run:
+        parser.error("--cell goes with --run")
+    if arguments.output and not arguments.collect:
+        parser.error("--output goes with --collect")
+    if arguments.folds is not None and arguments.figure:
+        parser.error("--folds goes with --table: figures are of fold 0")
     try:
+        if arguments.output:
+            _check_output(arguments.output, TABLE_FORMATS if arguments.table else FIGURE_FORMATS)
         where = {"scale": arguments.scale, "runs": arguments.runs, "fields": _fields(rest)}
         if arguments.table:
             table = TABLES[arguments.table]
@@ -317,17 +413,19 @@ def main() -> None:
         else:
             drawn_from = curves(FIGURES[arguments.figure], **where)
             named = {job: [name] for name, job in drawn_from.items()}
+        note = note_of(arguments.scale, where["fields"])
         if arguments.list:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # read no further than by `head`
             for number, (job, names) in enumerate(named.items(), 1):
-                print(f"{shlex.join(job.command)}  # {number}: {'; '.join(names)}")
+                scale = "" if arguments.scale == "full" else f" ({arguments.scale} scale)"
+                print(f"{shlex.join(job.command)}  # {number}{scale}: {'; '.join(names)}")
         elif arguments.run:
             sys.exit(run(_chosen(list(named), arguments.cell)))
         elif arguments.table:
             title = f"Table {arguments.table}. {table.title}"
-            _write_table(title, collect(found), arguments.scale, arguments.output)
+            _write_table(title, collect(found), note, arguments.output)
         else:
-            _write_figure(FIGURES[arguments.figure], drawn_from, arguments.scale, arguments.output)
+            _write_figure(FIGURES[arguments.figure], drawn_from, note, arguments.output)
     except CrestError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
@@ -358,31 +456,44 @@ def _chosen(jobs: Sequence[Job], cell: int | None) -> Sequence[Job]:
     return [jobs[cell - 1]]
 
 
+def note_of(scale: str, fields: Mapping[str, str]) -> str:
+    """What every output says of runs that are not the paper's; empty for the paper's own."""
+    changed = [
+        f"{field}={value}" for field, value in fields.items() if field not in workdir.LOCATION
+    ]
+    remarks = list(filter(None, [SCALES[scale].note, *changed]))
+    return f"NOT THE PAPER'S SETTING: {', '.join(remarks)}" if remarks else ""
+
+
 def _write_table(
-    title: str, compared: Sequence[Comparison], scale: str, output: Path | None
+    title: str, compared: Sequence[Comparison], note: str, output: Path | None
 ) -> None:
-    note = SCALES[scale].note
     print(paper_table.markdown(title, compared, note=note), end="")
     if output:
-        _check_output(output, TABLE_FORMATS)
         workdir.write_text(output, TABLE_FORMATS[output.suffix](title, compared, note=note))
 
 
 def _write_figure(
-    figure: PaperFigure, drawn_from: Mapping[str, Job], scale: str, output: Path | None
+    figure: PaperFigure, drawn_from: Mapping[str, Job], note: str, output: Path | None
 ) -> None:
     if output is None:
         raise ConfigError("--collect draws a figure into --output=FILE: name one")
-    _check_output(output, FIGURE_FORMATS)
-    there = {
-        name: workdir.read_json(job.workdir / RESULTS)
-        for name, job in drawn_from.items()
-        if (job.workdir / RESULTS).exists()
-    }
-    if not there:
-        raise ConfigError(f"none of the runs of {figure.title!r} is there yet: --run them first")
-    drawn(figure, there, note=SCALES[scale].note).savefig(output, dpi=200)
-    print(f"{output}: from {len(there)} of {len(drawn_from)} runs")
+    there = found_of(drawn_from.values())
+    finished, missing = {}, []
+    for name, job in drawn_from.items():
+        one = there.get(job)
+        if one is not None and one.is_finished:
+            finished[name] = one.results
+        else:
+            progress = f" ({len(one.generations)} of {one.planned} generations)" if one else ""
+            missing.append(f"{name}{progress}")
+    if not finished:
+        raise ConfigError(f"none of the runs of {figure.title!r} is finished yet: --run them first")
+    remarks = [note] if note else []
+    if missing:
+        remarks.append(f"Not finished: {', '.join(missing)}")
+    workdir.write_bytes(output, drawn(figure, finished, remarks, output.suffix.removeprefix(".")))
+    print(f"{output}: from {len(finished)} of {len(drawn_from)} runs")
 
 
 def _check_output(output: Path, formats: Collection[str]) -> None:

@@ -5,7 +5,8 @@ python -m crest_jax.predict --workdir=DIR --images=FOLDER --output=predictions.c
 
 Every image below the folder is one line: its path there, its class, and the model's confidence in
 it; with --logit-adjust also the class and confidence after logit adjustment (Menon et al., 2021).
-Images are made grey or RGB, and resized, as those that the model was trained on.
+Images are made grey or RGB, and resized, as those that the model was trained on; what is
+transparent becomes white. Files that cannot be read are left out, and listed.
 """
 
 import argparse
@@ -15,10 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.special import softmax
 
 from crest_jax import distributed, evaluate, trained, workdir
@@ -27,6 +27,8 @@ from crest_jax.errors import ConfigError, CrestError, DataError
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.trained import Trained
 
+# Raster formats that Pillow decodes by itself; others start further programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 COLUMNS = ("file", "class", "confidence")
 ADJUSTED_COLUMNS = ("adjusted_class", "adjusted_confidence")
 
@@ -39,12 +41,14 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"--images={folder} is not a folder")
-    endings = {
-        ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
-    }
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in endings and path.is_file() and not path.name.startswith(".")
+    )
     if not files:
-        raise DataError(f"--images={folder} holds no image file (.png, .jpg, ...)")
+        raise DataError(f"--images={folder} holds no image file of {', '.join(FORMATS)}")
     return files
 
 
@@ -63,37 +67,58 @@ def read_image(
     """
     height, width, channels = shape
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as stored:
+            image = _opaque(ImageOps.exif_transpose(stored))
             image = image.convert("L" if channels == 1 else "RGB")
             if central:
                 return decode.central_part(np.asarray(image), height).numpy()
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(image).reshape(shape)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these
+    # Pillow raises all of these.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image ({error})") from error
 
 
-def logits_of(model: Trained, files: Sequence[Path]) -> Float[np.ndarray, "files classes"]:
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel, on white where it is transparent."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels have 32 bits (mode {image.mode}): convert it to 8")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA"))
+    return image
+
+
+def logits_of(
+    model: Trained, files: Sequence[Path]
+) -> tuple[list[Path], Float[np.ndarray, "readable classes"], list[DataError]]:
     """Runs the model on image files, a batch in memory at a time.
 
-    Raises:
-      DataError: a file cannot be read.
+    Returns:
+      The files that could be read, their logits, and what is wrong with the others.
     """
     mesh = distributed.data_mesh()
-    devices = jax.device_count()
     # No larger than needed: a handful of images is not padded to a thousand.
-    size = min(model.eval_batch_size, -(-len(files) // devices) * devices)
+    size = min(model.eval_batch_size, len(files))
     logits = evaluate.make_logits(model.model, mesh, batch_size=size)
     params, batch_stats = distributed.replicate((model.params, model.batch_stats), mesh)
-    parts = []
+    readable: list[Path] = []
+    wrong: list[DataError] = []
+    parts = [np.zeros((0, len(model.class_names)), np.float32)]
     for start in range(0, len(files), size):
-        images = [
-            read_image(path, model.image_shape, central=model.central)
-            for path in files[start : start + size]
-        ]
-        parts.append(logits(params, batch_stats, np.stack(images)))
-    return np.concatenate(parts)
+        images = []
+        for path in files[start : start + size]:
+            try:
+                images.append(read_image(path, model.image_shape, central=model.central))
+                readable.append(path)
+            except DataError as error:
+                wrong.append(error)
+        if images:
+            parts.append(logits(params, batch_stats, np.stack(images)))
+    return readable, np.concatenate(parts), wrong
 
 
 def table(
@@ -126,6 +151,11 @@ def table(
     return lines.getvalue()
 
 
+def _name(path: Path) -> str:
+    """As UTF-8 can have it, whatever the file system allows."""
+    return path.as_posix().encode(errors="surrogateescape").decode(errors="replace")
+
+
 def main() -> None:
     """Writes the CSV."""
     parser = argparse.ArgumentParser(
@@ -144,10 +174,15 @@ def main() -> None:
         workdir.check_writable(arguments.output)
         files = image_files(arguments.images)
         model = trained.load(arguments.workdir, generation=arguments.generation)
-        names = [path.relative_to(arguments.images).as_posix() for path in files]
+        readable, logits, wrong = logits_of(model, files)
+        for error in wrong:
+            print(f"left out: {error}", file=sys.stderr)
+        if not readable:
+            raise DataError(f"--images={arguments.images} holds no image that can be read")
+        names = [_name(path.relative_to(arguments.images)) for path in readable]
         tau = arguments.tau if arguments.logit_adjust else None
-        workdir.write_text(arguments.output, table(model, names, logits_of(model, files), tau))
-        print(f"{arguments.output}: {len(files)} images, generation {model.generation}")
+        workdir.write_text(arguments.output, table(model, names, logits, tau))
+        print(f"{arguments.output}: {len(readable)} images, generation {model.generation}")
     except CrestError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

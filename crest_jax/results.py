@@ -27,7 +27,13 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise WorkdirError(f"{folder} has no {RESULTS}: run it to the end of a generation first")
     results = workdir.read_json(path)
-    if not isinstance(results, dict) or not results.keys() >= _SETTING:
+    if (
+        not isinstance(results, dict)
+        or not results.keys() >= _SETTING
+        or not isinstance(results.get("generations"), list)
+        or not all(isinstance(each, dict) for each in results["generations"])
+        or not results["generations"]
+    ):
         raise WorkdirError(f"{path} was written by another version of this program: run it again")
     return results
 

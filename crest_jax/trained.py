@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Float, PyTree
+from ml_collections import ConfigDict
 
 from crest_jax import checkpoints, generations, workdir
-from crest_jax.config import validate
+from crest_jax.config import completed, validate
 from crest_jax.data import records
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.train import reported_steps
@@ -40,18 +41,12 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
       step: of one of the evaluations that the reported figures are of; the last by default.
 
     Raises:
-      ConfigError: there is no such generation, or the run's config does not fit these devices.
+      ConfigError: there is no such generation, or the run's config is not usable.
       WorkdirError: `folder` is not a run of this version, no generation of it is finished, or a
         checkpoint is missing or damaged.
       DataError: a manifest of its splits is missing or damaged.
     """
-    config = workdir.read_config(folder)
-    try:
-        validate(config, devices=jax.device_count())
-    except (AttributeError, KeyError) as error:
-        raise WorkdirError(
-            f"{folder} was made by another version of this program: its config lacks {error}"
-        ) from error
+    config = config_of(folder)
     finished = finished_generations(folder)
     if not finished:
         raise WorkdirError(f"{folder} has no finished generation: run it to the end of one first")
@@ -74,6 +69,8 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
     steps = reported_steps(generations.schedule_of(config))
     step = steps[-1] if step is None else step
     path = generations.folder_of(folder, generation - 1) / "checkpoints"
+    if not path.is_dir():
+        raise WorkdirError(f"{path} is missing: run the generation again in another workdir")
     with checkpoints.open_checkpoints(path, lasting=steps) as manager:
         if step not in manager.all_steps():
             raise WorkdirError(
@@ -99,6 +96,24 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
         generation,
         config.eval_batch_size,
     )
+
+
+def config_of(folder: Path) -> ConfigDict:
+    """Reads a run's config, which an earlier version may have written.
+
+    Raises:
+      WorkdirError: `folder` is not a run, or its config is none of this program's.
+      ConfigError: a field is not usable.
+    """
+    config = workdir.read_config(folder)
+    try:
+        config = completed(config)
+        validate(config)
+    except (AttributeError, KeyError) as error:
+        raise WorkdirError(
+            f"{folder} was made by another version of this program: its config lacks {error}"
+        ) from error
+    return config
 
 
 def finished_generations(folder: Path) -> list[int]:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,33 +13,48 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from crest_jax import config as config_lib
-from crest_jax.errors import WorkdirError
+from crest_jax.errors import ConfigError, WorkdirError
 
 CONFIG = "config.json"
 # Where data comes from may change within a run: its splits are its own.
-_LOCATION = ("data.data_dir:", "data.download:")
+LOCATION = ("data.data_dir", "data.download")
 
 
 def check_writable(output: Path) -> None:
     """Finds out before any work whether a file or folder can be made.
 
     Raises:
-      WorkdirError: its folder is not there, or cannot be written.
+      WorkdirError: it is a folder itself, or its folder is not there or cannot be written.
     """
+    if output.is_dir():
+        raise WorkdirError(f"--output={output} is a folder: name a file")
     if not output.parent.is_dir():
         raise WorkdirError(f"--output={output} is in no folder that exists: make it first")
     if not os.access(output.parent, os.W_OK):
         raise WorkdirError(f"--output={output} is in a folder that cannot be written")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes `text` beside `path`, then renames: `path` is never seen half-written."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes beside `path`, then renames: `path` is never seen half-written.
+
+    Raises:
+      WorkdirError: it cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise WorkdirError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,6 +89,26 @@ def read_config(workdir: Path) -> ConfigDict:
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise WorkdirError(f"{path} was not written by this program")
     return ConfigDict(content["config"])
+
+
+def differences(theirs: Mapping[str, Any], config: ConfigDict) -> list[str]:
+    """Lists the fields in which a run's config is not this one, but for where its data is from.
+
+    Fields that there were not yet when the run began have had what is their default now.
+
+    Args:
+      theirs: as the run's config.json has it.
+      config: to compare with.
+
+    Raises:
+      WorkdirError: `theirs` is no config of this program.
+    """
+    try:
+        completed = config_lib.completed(ConfigDict(theirs))
+    except (KeyError, AttributeError, TypeError, ConfigError) as error:
+        raise WorkdirError(f"a config was not written by this program: {error}") from error
+    lines = config_lib.differences(config_lib.to_plain(completed), config_lib.to_plain(config))
+    return [line for line in lines if not line.startswith(LOCATION)]
 
 
 def environment() -> dict[str, Any]:
@@ -134,11 +170,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         raise WorkdirError(
             f"{path} was not written by this program: choose another folder with --workdir"
         )
-    changed = [
-        line
-        for line in config_lib.differences(theirs["config"], ours["config"])
-        if not line.startswith(_LOCATION)
-    ]
+    changed = differences(theirs["config"], config)
     if changed and untouched:
         write_json(path, ours)
     elif changed:

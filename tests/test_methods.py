@@ -202,9 +202,9 @@ def test_what_cannot_be_adjusted_is_named(crest_plus, tmp_path):
     old = tmp_path / "old"
     old.mkdir()
     stored = json.loads((workdir / "config.json").read_text())
-    del stored["config"]["unlabeled_distribution"]
+    del stored["config"]["method"]
     (old / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(WorkdirError, match=r"another version .* lacks .*unlabeled_distribution"):
+    with pytest.raises(WorkdirError, match=r"another version .* lacks .*method"):
         adjust.adjust(old, [1.0])
     checkpoint = workdir / "generation_00" / "checkpoints" / "40"
     moved = checkpoint.rename(tmp_path / "40")

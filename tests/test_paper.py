@@ -1,6 +1,7 @@
 import csv
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from crest_jax import paper
+from crest_jax.config import to_plain
 from crest_jax.report import paper_table
 from crest_jax.report.paper_figures import FIGURES
 from crest_jax.report.paper_table import Comparison
@@ -35,12 +37,24 @@ def cells(number, tmp_path, scale="full", folds=2):
     return paper.cells(TABLES[number], scale=scale, folds=folds, runs=tmp_path, fields={})
 
 
-def finish(job, *generations, planned=None):
+SETTING = {
+    name: None for name in ("method", "rebalance", "class_names", "long_tail", "alignment", "fold")
+}
+
+
+def finish(job, *generations, **changes):
     """Leaves what a run with these generations' results leaves."""
     job.workdir.mkdir(parents=True, exist_ok=True)
-    config = {"generations": planned or len(generations)}
+    config = to_plain(paper.config_of(job)) | changes
     (job.workdir / "config.json").write_text(json.dumps({"config": config}))
-    (job.workdir / "results.json").write_text(json.dumps({"generations": list(generations)}))
+    results = {**SETTING, "data": "digits", "generations": list(generations)}
+    (job.workdir / "results.json").write_text(json.dumps(results))
+
+
+def figure_of(job, cell):
+    """Ours, as `collect` has it."""
+    one = paper.done(job)
+    return None if one is None else paper.figure_of(one, cell.row, cell.column)
 
 
 # What to run
@@ -118,41 +132,74 @@ def test_figures_share_runs_with_tables_but_for_what_they_vary(tmp_path):
 
 
 def test_a_figure_is_that_of_its_generation(tmp_path):
-    plain, crest, plus = (cells(1, tmp_path, folds=1)[at] for at in (0, 10, 20))
+    plain, crest, plus = (cells(1, tmp_path, "small", folds=1)[at] for at in (0, 10, 20))
     (job,) = crest.jobs
     assert plain.jobs == crest.jobs != plus.jobs
-    assert paper.figure_of(job, crest.row, crest.column) is None
-    finish(job, {"accuracy": 70.0}, {"accuracy": 75.0}, planned=3)
-    assert paper.figure_of(job, plain.row, plain.column) == 70.0
-    assert paper.figure_of(job, crest.row, crest.column) is None  # the last is not done
-    assert not paper.is_finished(job)
+    assert figure_of(job, crest) is None
+    finish(job, {"accuracy": 70.0}, {"accuracy": 75.0})
+    assert figure_of(job, plain) == 70.0
+    assert figure_of(job, crest) is None  # the last of 3 is not done
+    assert not paper.done(job).is_finished
     finish(job, {"accuracy": 70.0}, {"accuracy": 75.0}, {"accuracy": 77.0})
-    assert paper.figure_of(job, crest.row, crest.column) == 77.0
-    assert paper.is_finished(job)
+    assert figure_of(job, crest) == 77.0
+    assert paper.done(job).is_finished
 
 
 def test_a_generation_beyond_the_last_is_the_last(tmp_path):
-    (cell,) = [
-        cell for cell in cells(2, tmp_path, folds=1)
-        if cell.row.name == "FixMatch w/ CReST" and "γ=100" in cell.column.name
-    ]  # fmt: skip
     accuracies = [{"accuracy": float(number)} for number in range(1, 16)]
-    finish(cell.jobs[0], *accuracies)
-    assert paper.figure_of(cell.jobs[0], cell.row, cell.column) == 6.0
-    finish(cell.jobs[0], *accuracies[:2])
-    assert paper.figure_of(cell.jobs[0], cell.row, cell.column) == 2.0
+    for scale, generations, expected in (("full", 15, 6.0), ("small", 3, 3.0), ("full", 5, None)):
+        (cell,) = [
+            cell for cell in cells(2, tmp_path, scale, folds=1)
+            if cell.row.name == "FixMatch w/ CReST" and "γ=100" in cell.column.name
+        ]  # fmt: skip
+        finish(cell.jobs[0], *accuracies[:generations])
+        assert figure_of(cell.jobs[0], cell) == expected
+
+
+def test_a_run_with_another_config_is_no_run_of_the_papers(command, tmp_path):
+    """One with fewer steps, say, whose folder is the same."""
+    (cell,) = cells(5, tmp_path, folds=1)[:1]
+    finish(cell.jobs[0], *[{"per_class_recall": [50.0] * 10}] * 15, steps=100)
+    arguments = ["--table=5", "--collect", f"--runs={tmp_path}"]
+    status, printed = command(*arguments)
+    assert status == 0
+    assert "(1 of 1)" not in printed.out
+    assert "has another config: steps: 100 -> 65536" in printed.err
+    # Asked for, it is collected, and said to be what it is.
+    _, printed = command(*arguments, "--config.steps=100")
+    assert "(1 of 1)" in printed.out
+    assert "**NOT THE PAPER'S SETTING: steps=100**" in printed.out
+    # Where data is from makes no other run.
+    finish(cell.jobs[0], *[{"per_class_recall": [50.0] * 10}] * 15)
+    _, printed = command(*arguments, "--config.data.data_dir=/data")
+    assert "(1 of 1)" in printed.out
+    assert "NOT THE PAPER" not in printed.out
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON", '{"generations": []}'])
+def test_a_damaged_run_is_named_and_the_others_are_collected(command, tmp_path, content):
+    found = cells(5, tmp_path, folds=1)
+    damaged, whole = paper.jobs(found)
+    for job in (damaged, whole):
+        generation = {"per_class_recall": [50.0] * 10, "pseudo_labels": {"recall": [40.0] * 10}}
+        finish(job, *[generation] * paper.config_of(job).generations)
+    (damaged.workdir / "results.json").write_text(content)
+    status, printed = command("--table=5", "--collect", f"--runs={tmp_path}")
+    assert status == 0
+    assert printed.out.count("(1 of 1)") == 22  # two rows of CReST+
+    assert printed.err.count(f"left out: {damaged.workdir}") == 1
 
 
 def test_figures_by_class_and_their_mean(tmp_path):
     found = cells(5, tmp_path, folds=1)
     recall = [float(10 * label) for label in range(9)]
     result = {"per_class_recall": [*recall, 5.0], "pseudo_labels": {"recall": [*recall, None]}}
-    finish(found[0].jobs[0], result)
+    finish(found[0].jobs[0], *[result] * 15)
     by_name = {(cell.row.name, cell.column.name): cell for cell in found}
 
     def ours(row, column):
         cell = by_name[row, column]
-        return paper.figure_of(cell.jobs[0], cell.row, cell.column)
+        return figure_of(cell.jobs[0], cell)
 
     assert ours("FixMatch, test", "3") == 20.0
     assert ours("FixMatch, test", "Avg.") == pytest.approx((360 + 5) / 10)
@@ -175,8 +222,8 @@ def test_markdown_has_ours_the_papers_and_the_difference():
     assert lines[-4:] == [
         "| | γ=50 | γ=100 |",
         "|---|---|---|",
-        "| FixMatch | 79.0 ± 1.0 (2 of 2) / 80.0 ± 0.5 / -1.0 "
-        "| 71.3 (1 of 2) / 70.0 ± 1.2 / +1.3 |",
+        "| FixMatch | 79.0 ± 1.00 (2 of 2) / 80.0 ± 0.50 / -1.0 "
+        "| 71.3 (1 of 2) / 70.0 ± 1.25 / +1.3 |",
         "| CReST | - (0 of 2) / 84.0 / - |  |",
     ]
 
@@ -200,10 +247,15 @@ def test_a_figure_is_drawn_from_the_runs_there_are(command, tmp_path):
     assert status == 64
     assert "--run them first" in printed.err
     job = paper.curves(FIGURES[4], scale="smoke", runs=tmp_path, fields={})["α=0"]
-    finish(job, {"accuracy": 70.0, "labeled_per_class": [9, 3, 1]})
+    generation = {"accuracy": 70.0, "labeled_per_class": [9, 3, 1]}
+    finish(job, generation)
+    status, printed = command(*arguments, f"--output={output}")
+    assert status == 64  # one of two generations
+    finish(job, generation, generation)
     status, printed = command(*arguments, f"--output={output}")
     assert (status, printed.out) == (0, f"{output}: from 1 of 5 runs\n")
     assert "NOT THE PAPER" in output.read_text()
+    assert "Not finished: α=1, α=1/2, α=1/3, α=1/4" in output.read_text()
     for mistake, expected, message in (
         ([], 64, "--output=FILE"),
         (["--output=figure.txt"], 64, "must end in .svg or .pdf or .png"),
@@ -225,7 +277,9 @@ def test_what_is_not_full_says_so(command, tmp_path, scale):
         assert "NOT THE PAPER'S SETTING" in output.read_text()
     _, printed = command("--table=3", "--collect", f"--runs={tmp_path}")
     assert "NOT THE PAPER'S" not in printed.out
-    assert "- (0 of 5) / 65.2 ± 0.1 / -" in printed.out
+    assert "- (0 of 5) / 65.2 ± 0.05 / -" in printed.out
+    _, printed = command("--table=3", "--list", f"--scale={scale}")
+    assert f"({scale} scale)" in printed.out.splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -244,6 +298,20 @@ def test_a_mistake_is_one_readable_error(command, arguments, message):
     assert f"error: {message}" in printed.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table=3", "--list", "--cell=1"], "--cell goes with --run"),
+        (["--table=3", "--run", "--output=a.md"], "--output goes with --collect"),
+        (["--figure=4", "--list", "--folds=2"], "--folds goes with --table"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(command, arguments, message):
+    status, printed = command(*arguments)
+    assert status == 2
+    assert message in printed.err
+
+
 def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     started = []
 
@@ -251,18 +319,15 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, monkeypatch, caps
         def __init__(self, command):
             started.append(command[4])
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
         def wait(self):
             return 1 if len(started) == 1 else 0
 
+        def terminate(self):
+            started.append("terminated")
+
     monkeypatch.setattr(subprocess, "Popen", Process)
     chosen = list(paper.jobs(cells(5, tmp_path, folds=2)))[:3]
-    finish(chosen[1], {"accuracy": 1.0})
+    finish(chosen[1], *[{"accuracy": 1.0}] * paper.config_of(chosen[1]).generations)
     assert paper.run(chosen) == 1
     assert len(started) == 2  # the finished one is skipped
     assert f"failed: {chosen[0].workdir} (exit status 1)" in capsys.readouterr().err
@@ -271,6 +336,14 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, monkeypatch, caps
     monkeypatch.setattr(Process, "wait", lambda self: 75)
     assert paper.run(chosen) == 75  # told to stop
     assert len(started) == 1
+
+    # Told to stop while a run is starting, which may then end in any way.
+    for told, expected in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+        started.clear()
+        answers = [lambda told=told: signal.raise_signal(told) or 1, lambda: -15]
+        monkeypatch.setattr(Process, "wait", lambda self, answers=answers: answers.pop(0)())
+        assert paper.run(chosen) == expected
+        assert started[1:] == (["terminated"] if told == signal.SIGTERM else [])
 
 
 def test_a_table_in_miniature_from_the_command_to_its_cells(tmp_path):

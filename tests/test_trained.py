@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -142,6 +143,7 @@ def test_images_of_any_kind_become_as_those_trained_on(tmp_path):
     [
         ({"--images": "nowhere"}, "--images=nowhere is not a folder"),
         ({"--output": "nowhere/out.csv"}, "--output=nowhere/out.csv is in no folder that exists"),
+        ({"--output": "."}, "--output=. is a folder: name a file"),
         ({"--generation": "9"}, "generation 9 is not one of those that are finished: 1, 2"),
         ({"--tau": "-1"}, "--tau=-1.0 must be at least 0"),
     ],
@@ -155,6 +157,51 @@ def test_a_mistake_is_one_readable_error(
     assert status in (1, 64)
     assert f"error: {message}" in printed.err
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_how_an_image_was_stored_does_not_show(tmp_path):
+    """Turned by EXIF, 16 bits deep, transparent."""
+    pixels = np.zeros((4, 6), np.uint8)
+    pixels[0, 0] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(pixels[::-1, ::-1]).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    for name in ("turned", "deep"):
+        image = predict.read_image(tmp_path / f"{name}.png", (4, 6, 1), central=False)
+        np.testing.assert_array_equal(image[..., 0], pixels)
+    Image.new("RGBA", (6, 4), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    clear = predict.read_image(tmp_path / "clear.png", (4, 6, 3), central=False)
+    assert (clear == 255).all()
+
+
+def test_the_central_square_is_what_evaluation_sees(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    image = predict.read_image(tmp_path / "wide.png", (14, 14, 3), central=True)
+    np.testing.assert_array_equal(image, pixels[1:15, 13:27])  # 7/8 of 16
+
+
+def test_files_that_cannot_be_read_are_left_out_and_listed(
+    run, pictures, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "some"
+    shutil.copytree(pictures, folder)
+    (folder / "0.png").write_bytes(b"no image")
+    (folder / "._1.png").write_bytes(b"what macOS leaves")
+    (folder / "folder.png").mkdir()
+    output = tmp_path / "out.csv"
+    arguments = [f"--workdir={run}", f"--images={folder}", f"--output={output}"]
+    status, printed = run_command(predict, monkeypatch, capsys, *arguments)
+    assert (status, printed.out) == (0, f"{output}: 6 images, generation 2\n")
+    assert printed.err.startswith(f"left out: {folder}/0.png cannot be read as an image")
+    assert output.read_text().splitlines()[1].startswith("1.png,")
+    for file in folder.rglob("*.png"):
+        if file.is_file():
+            file.write_bytes(b"no image")
+    status, printed = run_command(predict, monkeypatch, capsys, *arguments)
+    assert status == 1
+    assert "holds no image that can be read" in printed.err
 
 
 def test_what_is_no_image_is_named(tmp_path):
@@ -216,6 +263,22 @@ def test_the_description_says_what_the_logits_are(run, exported):
     assert described["generation"] == 2
     np.testing.assert_allclose(described["class_distribution"], model.class_distribution)
     assert described["config"]["rebalance"] == "darp+crest"
+
+
+def test_a_run_of_an_earlier_version_can_still_be_used(run, tmp_path):
+    """One whose config had fewer fields."""
+    earlier = tmp_path / "run"
+    shutil.copytree(run, earlier)
+    content = json.loads((earlier / "config.json").read_text())
+    for field in ("lanes", "image_size"):
+        del content["config"]["data"][field]
+    del content["config"]["optimizer"]["warm_up"]
+    (earlier / "config.json").write_text(json.dumps(content))
+    trained.load(earlier)
+    shutil.rmtree(earlier / "generation_01" / "checkpoints")
+    with pytest.raises(WorkdirError, match="checkpoints is missing"):
+        trained.load(earlier)
+    assert not (earlier / "generation_01" / "checkpoints").exists()
 
 
 def test_what_is_there_is_not_overwritten(run, exported, tmp_path, monkeypatch, capsys):

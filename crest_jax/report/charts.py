@@ -87,7 +87,8 @@ def line_chart(
         for stretch in _stretches(each.values):
             path = " ".join(f"{x(place):.1f},{y(value):.1f}" for place, value in stretch)
             parts.append(f'<polyline {_stroke(each)} points="{path}"/>')
-            if len(labels) > _MOST_MARKED:
+            # A lone value would be no line.
+            if len(labels) > _MOST_MARKED and len(stretch) > 1:
                 continue
             for place, value in stretch:
                 tip = escape(f"{each.name}, {labels[place]}: {_number(value)}")

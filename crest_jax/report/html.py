@@ -57,6 +57,7 @@ def _comparison(runs: Sequence[Run]) -> str:
         [
             run.name,
             _name(run),
+            _data(run),
             str(len(run.results["generations"])),
             f"{run.last['accuracy']:.1f}",
             f"{run.last['accuracy_logit_adjusted']:.1f}",
@@ -79,7 +80,7 @@ def _comparison(runs: Sequence[Run]) -> str:
         ]
         title = "Recall on the test set (%)"
         charts.append(line_chart(title, recall, names, "class", within=(0, 100)))
-    header = ["run", "method", "generations", "accuracy (%)", "logit-adjusted (%)"]
+    header = ["run", "method", "data", "generations", "accuracy (%)", "logit-adjusted (%)"]
     return (
         f"<section><h1>{len(runs)} runs</h1>{_table(header, rows)}"
         f'<div class="charts">{"".join(charts)}</div></section>'
@@ -91,10 +92,11 @@ def _section(run: Run) -> str:
     names = run.results["class_names"]
     of = run.config["generations"]
     progress = f"{len(generations)} of {of} generations" if of > 1 else "1 generation"
-    long_tail = [f"{name} = {value:g}" if isinstance(value, int | float) else f"{name} = {value}"
-                 for name, value in run.results["long_tail"].items()]  # fmt: skip
-    setting = ", ".join(
-        [_name(run), run.results["data"], *long_tail, f"fold {run.results['fold']}"]
+    model = run.config["model"]
+    setting = (
+        f"{_name(run)}; {_data(run)}; {model['name']} of depth {model['depth']}, width "
+        f"{model['width']}; batches of {run.config['batch_size']} labeled and "
+        f"{run.config['batch_size'] * run.config['unlabeled_ratio']} unlabeled images"
     )
     figures = [
         ("accuracy", f"{run.last['accuracy']:.1f} %"),
@@ -274,6 +276,14 @@ def _name(run: Run) -> str:
     return f"{run.results['method']}, rebalance={run.results['rebalance']}"
 
 
+def _data(run: Run) -> str:
+    long_tail = [
+        f"{name} = {value:g}" if isinstance(value, int | float) else f"{name} = {value}"
+        for name, value in run.results["long_tail"].items()
+    ]
+    return ", ".join([run.results["data"], *long_tail, f"fold {run.results['fold']}"])
+
+
 def _counted(number: int) -> list[str]:
     return [str(place) for place in range(1, number + 1)]
 
@@ -310,6 +320,7 @@ dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 figure { margin: 0.6rem 0; min-width: 0; }
 figure > svg { width: 100%; height: auto; font-size: 12px; fill: var(--soft); overflow: visible; }
 .grid { stroke: var(--rule); }
+@media (max-width: 40rem) { figure > svg { font-size: 16px; } }
 .line { fill: none; stroke: var(--colour); stroke-width: 2; }
 .mark { fill: var(--colour); }
 .s0 { --colour: var(--s0); } .s1 { --colour: var(--s1); } .s2 { --colour: var(--s2); }

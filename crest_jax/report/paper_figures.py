@@ -3,6 +3,8 @@
 Colours are told apart by the colour-blind, and markers and lines by those who print in grey.
 """
 
+import io
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,24 +40,30 @@ class PaperFigure(NamedTuple):
     size: tuple[float, float]
 
 
-def drawn(figure: PaperFigure, runs: Mapping[str, Results], *, note: str) -> Figure:
-    """Draws a figure.
+def drawn(
+    figure: PaperFigure, runs: Mapping[str, Results], remarks: Sequence[str], kind: str
+) -> bytes:
+    """Draws a figure as a file's content.
 
     Args:
       figure: which.
-      runs: contents of results.json files by the names of the figure's curves; at least one. Those
-        that are missing are named in the picture.
-      note: what is to be said of the runs' scale; may be empty.
+      runs: contents of results.json files by the names of the figure's curves; at least one.
+      remarks: what is to be said below the title, of the runs' scale and of those that are missing.
+      kind: "svg", "pdf" or "png".
     """
     with mpl.rc_context(STYLE):
-        canvas = Figure(figsize=figure.size, layout="constrained")
-        figure.draw(canvas, runs)
-        missing = [curve.name for curve in figure.curves if curve.name not in runs]
-        remarks = [note] if note else []
-        if missing:
-            remarks.append(f"Not run yet: {', '.join(missing)}")
-        canvas.suptitle("\n".join([figure.title, *remarks]), fontsize=10)
-        return canvas
+        content = io.BytesIO()
+        canvas(figure, runs, remarks).savefig(content, format=kind, dpi=200)
+        return content.getvalue()
+
+
+def canvas(figure: PaperFigure, runs: Mapping[str, Results], remarks: Sequence[str]) -> Figure:
+    """Draws a figure. Arguments as for `drawn`."""
+    made = Figure(figsize=figure.size, layout="constrained")
+    figure.draw(made, runs)
+    lines = [textwrap.fill(line, int(15 * figure.size[0])) for line in (figure.title, *remarks)]
+    made.suptitle("\n".join(lines), fontsize=10)
+    return made
 
 
 # Okabe and Ito's colours, each with a marker and a line of its own.
@@ -98,8 +106,15 @@ def _plot_by_class(axes: Axes, values: np.ndarray, label: str, number: int, **ch
     if len(values) > _MOST_MARKED:
         look["marker"] = ""
     # Markers at 0 and 100 % stay whole, and classes without a value keep their place.
-    axes.plot(1 + np.arange(len(values)), values, label=label, clip_on=False, **look)
-    axes.set_xlim(0.5, len(values) + 0.5)
+    places = 1 + np.arange(len(values))
+    (line,) = axes.plot(places, values, label=label, clip_on=False, **look)
+    right = max(len(values) + 0.5, axes.get_xlim()[1] if len(axes.lines) > 1 else 0)
+    axes.set_xlim(0.5, right)
+    # A value whose neighbours have none is no line.
+    there = np.pad(np.isfinite(values), 1)
+    lone = there[1:-1] & ~there[:-2] & ~there[2:]
+    if not look["marker"] and lone.any():
+        axes.plot(places[lone], values[lone], ".", color=line.get_color(), label="_lone")
 
 
 def _plot_by_generation(axes: Axes, runs: Mapping[str, Results], names: Sequence[str]) -> None:
@@ -142,23 +157,27 @@ def _recall_and_precision(
 
 def _draw_1(canvas: Figure, runs: Mapping[str, Results]) -> None:
     sizes, bias, pseudo, test = canvas.subplots(1, 4)
-    crest_run = runs.get("CReST", next(iter(runs.values())))
-    _bars(sizes, _sizes(crest_run))
+    any_run = next(iter(runs.values()))
+    _bars(sizes, _sizes(any_run))
     sizes.legend(fontsize=8)
-    for number, figure in enumerate(("recall", "precision")):
-        values = _by_class(_first(crest_run)[f"per_class_{figure}"], crest_run)
-        _plot_by_class(bias, values, figure, number)
+    shown = {name: results["generations"][-1] for name, results in runs.items()}
+    # CReST's first generation is FixMatch; that of CReST+ already aligns its pseudo-labels.
+    if "CReST" in runs:
+        first = _first(runs["CReST"])
+        shown = {"FixMatch": first} | shown
+        for number, figure in enumerate(("recall", "precision")):
+            values = _by_class(first[f"per_class_{figure}"], any_run)
+            _plot_by_class(bias, values, figure, number)
+        bias.legend(fontsize=8)
     bias.set(title="FixMatch on the test set (%)", xlabel="class index", ylim=(0, 104))
-    bias.legend(fontsize=8)
-    shown = {"FixMatch": _first(crest_run)}
-    shown |= {name: results["generations"][-1] for name, results in runs.items()}
-    for number, (name, result) in enumerate(shown.items()):
+    for name, result in shown.items():
+        number = ("FixMatch", "CReST", "CReST+").index(name)
         for axes, values in (
             (pseudo, result["pseudo_labels"]["recall"]),
             (test, result["per_class_recall"]),
         ):
-            _plot_by_class(axes, _by_class(values, crest_run), name, number)
-        if crest_run["data"] == "cifar10":
+            _plot_by_class(axes, _by_class(values, any_run), name, number)
+        if any_run["data"] == "cifar10":
             _plot_published(pseudo, f"{name}, unlabeled", number)
             _plot_published(test, f"{name}, test", number)
     pseudo.set(title="recall of pseudo-labels (%)", xlabel="class index", ylim=(0, 104))
@@ -170,7 +189,11 @@ def _plot_published(axes: Axes, name: str, number: int) -> None:
     """The same from Table 5, thin and pale."""
     (row,) = [row for row in TABLES[5].rows if row.name.removeprefix("w/ ") == name]
     values = np.array([figure.mean for figure in row.figures[:10] if figure is not None])
-    label = "the paper's" if number == 0 else "_published"
+    label = (
+        "_published"
+        if any(each.get_label() == "the paper's" for each in axes.lines)
+        else ("the paper's")
+    )
     _plot_by_class(axes, values, label, number, linewidth=0.8, alpha=0.5, marker="")
 
 

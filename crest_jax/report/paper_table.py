@@ -81,4 +81,4 @@ def _cell(cell: Comparison) -> str:
 
 
 def _figure(mean: float, deviation: float | None) -> str:
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.2f}"

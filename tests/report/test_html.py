@@ -52,7 +52,16 @@ def run():
         "alignment": {},
         "generations": [generation(0, [98.7, 85.0, 8.9]), generation(1, [93.8, 84.0, 60.3])],
     }
-    return html.Run("pets-run", results, {"generations": 2, "steps": 600})
+    return html.Run("pets-run", results, CONFIG)
+
+
+CONFIG = {
+    "generations": 2,
+    "steps": 600,
+    "batch_size": 16,
+    "unlabeled_ratio": 7,
+    "model": {"name": "wide_resnet", "depth": 10, "width": 1},
+}
 
 
 class Text(HTMLParser):
@@ -119,7 +128,8 @@ def test_each_generation_has_its_figures(run):
 def test_the_headline_and_the_config_are_there(run):
     words = " ".join(Text(html.page([run])).words)
     for part in ("pets-run", "79.4 %", "80.4 %", "2 of 2 generations", "1,918 images/s",
-                 "fixmatch, rebalance=crest_plus, pets, gamma = 90, beta = 0.1, fold 3",
+                 "fixmatch, rebalance=crest_plus; pets, gamma = 90, beta = 0.1, fold 3; ",
+                 "wide_resnet of depth 10, width 1; batches of 16 labeled and 112 unlabeled",
                  '"jax": "0.10.2"'):  # fmt: skip
         assert part in words
 
@@ -148,7 +158,7 @@ def test_many_classes_have_a_picture_of_it(run):
 def test_a_run_of_one_generation_has_no_before(run):
     single = copy.deepcopy(run.results)
     single["generations"] = single["generations"][:1]
-    page = html.page([run._replace(results=single, config={"generations": 1})])
+    page = html.page([run._replace(results=single, config=CONFIG | {"generations": 1})])
     assert "→" not in page
     assert ["dog", "9", "85.0", "66.7", "30", "50.0"] in Text(page).rows
 
@@ -156,10 +166,11 @@ def test_a_run_of_one_generation_has_no_before(run):
 def test_several_runs_are_compared(run):
     other = copy.deepcopy(run.results)
     other["rebalance"] = "none"
-    page = html.page([run, html.Run("baseline", other, {"generations": 2})])
+    page = html.page([run, html.Run("baseline", other, CONFIG)])
     text = Text(page)
-    assert ["pets-run", "fixmatch, rebalance=crest_plus", "2", "79.4", "80.4"] in text.rows
-    assert ["baseline", "fixmatch, rebalance=none", "2", "79.4", "80.4"] in text.rows
+    data = "pets, gamma = 90, beta = 0.1, fold 3"
+    assert ["pets-run", "fixmatch, rebalance=crest_plus", data, "2", "79.4", "80.4"] in text.rows
+    assert ["baseline", "fixmatch, rebalance=none", data, "2", "79.4", "80.4"] in text.rows
     assert text.words.count("baseline") >= 3
 
 
@@ -211,24 +222,50 @@ def test_the_command_writes_the_page_of_a_workdir(run, workdir, monkeypatch, cap
     assert (workdir / "report.html").read_text() == html.page([run])
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(workdir, tmp_path):
+    other = tmp_path / "older" / "pets-run"
+    shutil.copytree(workdir, other)
+    report.write(tmp_path / "both.html", [workdir, other])
+    page = (tmp_path / "both.html").read_text()
+    assert "<h1>pets-run</h1>" in page
+    assert "<h1>older/pets-run</h1>" in page
+
+
+@pytest.mark.parametrize("content", ["[]", '{"generations": []}', "{}"])
+def test_damaged_results_are_named(workdir, content):
+    (workdir / "results.json").write_text(content)
+    with pytest.raises(WorkdirError, match=r"results\.json was written by another version"):
+        report.write(workdir / "report.html", [workdir])
+
+
 def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(WorkdirError, match="run it to the end of a generation first"):
         report.write(tmp_path / "report.html", [tmp_path])
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")
-@pytest.mark.parametrize("width", [500, 1280])
-def test_a_browser_shows_it_without_a_sideways_scroll(run, tmp_path, width):
-    """With a word put into the title by a script, which only a page that was laid out can run."""
-    probe = (
-        "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth + ', '"
-        " + document.querySelectorAll('figure > svg').length</script></body>"
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_it_without_a_sideways_scroll(run, tmp_path, width, dark):
+    """In a frame, which may be narrower than a window, and asked what it looks like there."""
+    (tmp_path / "page.html").write_text(html.page([run]))
+    probe = """
+      const page = document.querySelector("iframe").contentDocument;
+      const paper = getComputedStyle(page.body).backgroundColor;
+      document.title = [page.documentElement.scrollWidth, paper,
+                        page.querySelectorAll("figure > svg").length].join("; ");
+    """
+    frame = f'<iframe src="page.html" style="border:0; width:{width}px; height:900px"></iframe>'
+    (tmp_path / "frame.html").write_text(
+        f"<!doctype html>{frame}<script>window.onload = () => {{{probe}}}</script>"
     )
-    page = tmp_path / "page.html"
-    page.write_text(html.page([run]).replace("</body>", probe))
     shown = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
-         "--hide-scrollbars", "--dump-dom", page.as_uri()],
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000",
+         "--hide-scrollbars", "--allow-file-access-from-files", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}",
+         f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+         (tmp_path / "frame.html").as_uri()],
         capture_output=True, text=True, check=True, timeout=60,
     ).stdout  # fmt: skip
-    assert f"<title>{width} of {width}, 6</title>" in shown
+    paper = "rgb(22, 24, 27)" if dark else "rgb(255, 255, 255)"
+    assert f"<title>{width}; {paper}; 6</title>" in shown

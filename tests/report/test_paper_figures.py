@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from crest_jax.report.paper_figures import FIGURES, drawn
+from crest_jax.report.paper_figures import FIGURES, canvas, drawn
 
 # Classes in no order: 1 is the largest, then 2, then 0.
 LABELED = [5, 40, 20]
@@ -34,7 +34,7 @@ def lines(axes):
 
 def draw(number, **changes):
     runs = {curve.name: {**RESULTS, **changes} for curve in FIGURES[number].curves}
-    return drawn(FIGURES[number], runs, note="Small")
+    return canvas(FIGURES[number], runs, ["Small"])
 
 
 @pytest.mark.parametrize("number", FIGURES)
@@ -105,11 +105,48 @@ def test_figure_6_is_of_all_training_images_on_a_logarithmic_axis():
     assert axes.get_yscale() == "log"
 
 
-def test_runs_that_are_missing_are_named():
-    figure = drawn(FIGURES[4], {"α=0": RESULTS}, note="")
-    assert figure.get_suptitle().endswith("Not run yet: α=1, α=1/2, α=1/3, α=1/4")
+def test_only_runs_that_are_there_have_a_curve():
+    figure = canvas(FIGURES[4], {"α=0": RESULTS}, [])
     _, accuracy = figure.axes
     assert list(lines(accuracy)) == ["α=0"]
+
+
+def test_an_axis_is_as_long_as_its_longest_curve():
+    shorter = {**RESULTS, "generations": RESULTS["generations"][:1]}
+    runs = {"α=1": RESULTS, "α=0": shorter}
+    _, accuracy = canvas(FIGURES[4], runs, []).axes
+    assert accuracy.get_xlim() == (0.5, 3.5)
+
+
+def test_crest_plus_does_not_pass_for_fixmatch():
+    """Its first generation aligns pseudo-labels already."""
+    _, bias, pseudo, _ = canvas(FIGURES[1], {"CReST+": RESULTS}, []).axes
+    assert not bias.lines
+    assert list(lines(pseudo)) == ["CReST+"]
+
+
+def test_a_value_between_classes_without_one_is_still_seen():
+    recall = [100.0 - label for label in range(30)]
+    precision = [float(label) if label % 2 else None for label in range(30)]
+    generation = {
+        "labeled_per_class": list(range(30, 0, -1)),
+        "per_class_recall": recall,
+        "per_class_precision": precision,
+    }
+    runs = {"CIFAR100-LT": {"data": "cifar100", "generations": [generation]}}
+    drawn_recall, drawn_precision = canvas(FIGURES[2], runs, []).axes
+    assert len(drawn_recall.lines) == 1
+    _, lone = drawn_precision.lines
+    assert list(lone.get_ydata()) == list(range(1, 30, 2))
+
+
+@pytest.mark.parametrize("kind", ["svg", "pdf", "png"])
+def test_figures_are_files_of_each_kind(kind):
+    runs = {curve.name: RESULTS for curve in FIGURES[4].curves}
+    content = drawn(FIGURES[4], runs, ["Small"], kind)
+    assert {"svg": b"<svg", "pdf": b"%PDF", "png": b"\x89PNG"}[kind] in content[:1000]
+    if kind == "svg":
+        assert b">sampling rate</text>" in content  # words, not outlines
 
 
 def test_curves_differ_in_colour_and_in_what_is_left_of_it_in_grey():

@@ -1,10 +1,13 @@
 """The published figures were typed: what the paper says about them in its text must hold."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from crest_jax.config import parse_arguments
 from crest_jax.report.published import TABLES
+
+EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 
 
 def means(number, row):
@@ -33,6 +36,20 @@ def test_every_row_has_a_figure_or_none_for_every_column(number):
 def test_tables_of_several_folds_have_deviations(number):
     figures = [figure for row in TABLES[number].rows for figure in row.figures]
     assert all(figure is not None and figure.deviation for figure in figures)
+
+
+@pytest.mark.parametrize(
+    ("number", "sum_of_means", "sum_of_deviations"),
+    [(1, 1804.1, 18.83), (2, 2825.3, 46.59), (3, 1931.7, 9.70), (4, 670.5, 0), (5, 4919.5, 0)],
+)
+def test_figures_add_up_to_what_those_in_the_papers_text_do(
+    number, sum_of_means, sum_of_deviations
+):
+    """Added up by a script over the PDF's text, of which these figures are no copy."""
+    figures = [figure for row in TABLES[number].rows for figure in row.figures if figure]
+    assert sum(figure.mean for figure in figures) == pytest.approx(sum_of_means)
+    deviations = sum(figure.deviation or 0 for figure in figures)
+    assert deviations == pytest.approx(sum_of_deviations)
 
 
 def test_gains_in_table_1_are_those_of_the_text():
@@ -81,10 +98,57 @@ def test_averages_in_table_5_are_those_of_its_classes():
         assert by_class[-1] == pytest.approx(by_class[:10].mean(), abs=0.051)
 
 
+# What each row of Table 2 and of Table 3 runs, besides FixMatch alone.
+RUNS = {
+    2: {
+        "Pseudo-Labeling": "pseudo_label none",
+        "Mean Teacher": "mean_teacher none",
+        "MixMatch": "mixmatch none",
+        "MixMatch w/ CReST": "mixmatch crest",
+        "MixMatch w/ CReST+": "mixmatch crest_plus",
+        "FixMatch": "fixmatch none",
+        "FixMatch w/ CB": "fixmatch cb",
+        "FixMatch w/ RS": "fixmatch rs",
+        "FixMatch w/ DA (t=1.0)": "fixmatch da",
+        "FixMatch w/ DA (t=0.5)": "fixmatch da 0.5",
+        "FixMatch w/ LA": "fixmatch none",
+        "FixMatch w/ CReST": "fixmatch crest",
+        "FixMatch w/ CReST+": "fixmatch crest_plus",
+        "FixMatch w/ CReST+ & LA": "fixmatch crest_plus",
+    },
+    3: {
+        "Supervised": "supervised none",
+        "MixMatch": "mixmatch none",
+        "MixMatch w/ DARP": "mixmatch darp",
+        "MixMatch w/ CReST": "mixmatch crest",
+        "MixMatch w/ CReST+": "mixmatch crest_plus",
+        "FixMatch": "fixmatch none",
+        "FixMatch w/ DARP": "fixmatch darp",
+        "FixMatch w/ CReST": "fixmatch crest",
+        "FixMatch w/ CReST+": "fixmatch crest_plus",
+    },
+}
+
+
+@pytest.mark.parametrize("number", RUNS)
+def test_a_row_runs_what_it_is_called(number):
+    rows = {row.name: " ".join(row.arguments.values()) for row in TABLES[number].rows}
+    assert rows == RUNS[number]
+    adjusted = {row.name for row in TABLES[number].rows if "logit_adjusted" in row.reported}
+    assert adjusted == {name for name in rows if name.endswith("LA")}
+
+
 def test_every_cell_names_arguments_that_its_experiment_takes():
     for table in TABLES.values():
         for column in table.columns:
+            namespace = {}
+            exec((EXPERIMENTS / f"{column.experiment}.py").read_text(), namespace)
             for row in table.rows:
                 arguments = column.arguments | row.arguments
-                parse_arguments(",".join(f"{key}={value}" for key, value in arguments.items()))
+                text = ",".join(f"{key}={value}" for key, value in arguments.items())
+                config = namespace["get_config"](text)
+                assert (config.method, config.rebalance) == (
+                    row.arguments["method"],
+                    row.arguments["rebalance"],
+                )
                 assert not set(column.arguments) & set(row.arguments) - {"beta"}
