@@ -37,7 +37,7 @@ def central_part(
 
 
 def random_resized_crop(
-    image: tf.Tensor, size: int, seed: Int[tf.Tensor, "2"]
+    image: tf.Tensor | bytes, size: int, seed: Int[tf.Tensor, "2"]
 ) -> UInt8[tf.Tensor, "{size} {size} 3"]:
     """Decodes a random part of an image, in colour, resized: what training sees.
 

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
+from tfds_miniature import store
 
 from crest_jax.data import sources
 from crest_jax.errors import DataError
@@ -78,32 +80,6 @@ def features_of(encoding="png", names=("image", "label")):
     return tfds.features.FeaturesDict({name: kinds[name] for name in names})
 
 
-def prepare(data_dir, name, splits, features):
-    """Lays a data set down as TFDS does when it prepares one: two shards a split, and metadata."""
-    folder = data_dir / name / "1.0.0"
-    folder.mkdir(parents=True)
-    for split, arrays in splits.items():
-        rows = [
-            {key: {"image": image, "label": int(label)}[key] for key in features}
-            for image, label in zip(*arrays, strict=True)
-        ]
-        for shard, part in enumerate(np.array_split(np.arange(len(rows)), 2)):
-            path = folder / f"{name}-{split}.tfrecord-{shard:05d}-of-00002"
-            with tf.io.TFRecordWriter(str(path)) as writer:
-                for row in part:
-                    example = features.encode_example(rows[row])
-                    writer.write(features.serialize_example(example))
-    tfds.folder_dataset.write_metadata(
-        data_dir=str(folder),
-        features=features,
-        split_infos=tfds.folder_dataset.compute_split_info(
-            filename_template=tfds.core.ShardedFileTemplate(
-                data_dir=folder, dataset_name=name, filetype_suffix="tfrecord"
-            )
-        ),
-    )
-
-
 def random_split(count, seed):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
@@ -115,7 +91,7 @@ def stored(tmp_path_factory):
     """A folder of TFDS data with `tiny` (PNG), and its images and labels by split."""
     data_dir = tmp_path_factory.mktemp("tfds")
     splits = {"train": random_split(23, 0), "test": random_split(9, 1)}
-    prepare(data_dir, "tiny", splits, features_of())
+    store(data_dir, "tiny", splits, features_of())
     return data_dir, splits
 
 
@@ -174,7 +150,7 @@ def test_tfds_ids_are_stable_and_tell_all_examples_apart(stored):
 def test_tfds_bytes_are_copied_as_stored(tmp_path, encoding):
     # Encoding a decoded JPEG anew would not give the same bytes.
     splits = {"train": random_split(7, 2), "test": random_split(5, 3)}
-    prepare(tmp_path, "copied", splits, features_of(encoding))
+    store(tmp_path, "copied", splits, features_of(encoding))
     source = sources.load("copied", data_dir=str(tmp_path))
     for split in splits:
         ours = [(example.image, example.label) for example in source.examples(split)]
@@ -259,6 +235,72 @@ def test_a_data_set_without_what_training_needs_says_what_is_missing(
     tmp_path, splits, features, missing
 ):
     data = {split: random_split(4, 0) for split in splits}
-    prepare(tmp_path, "partial", data, features_of(names=features))
+    store(tmp_path, "partial", data, features_of(names=features))
     with pytest.raises(DataError, match=f"'partial' has no {missing}$"):
         sources.load("partial", data_dir=str(tmp_path))
+
+
+def test_a_split_to_test_on_can_be_named(tmp_path):
+    splits = {"train": random_split(9, 0), "validation": random_split(6, 1)}
+    store(tmp_path, "tiny", splits, features_of())
+    with pytest.raises(
+        DataError, match=r"has no test; data\.test_split names the split .*validation"
+    ):
+        sources.load("tiny", data_dir=str(tmp_path))
+    source = sources.load("tiny", data_dir=str(tmp_path), test_split="validation")
+    assert source.labels("test").tolist() == splits["validation"][1].tolist()
+    assert len(list(source.examples("test"))) == 6
+
+
+# Coarser classes
+
+HEADER = "wnid\tname\tsuperclass\tsuperclass_name\n"
+TABLE = f"{HEADER}ant\tant\tn2\tinsect\nmoth\tmoth\tn2\tinsect\nzebra\tzebra\tn1\tmammal\n"
+
+
+def test_classes_are_grouped_by_name_and_not_by_index(stored, tmp_path):
+    (tmp_path / "table.tsv").write_text(TABLE)
+    fine = sources.load("tiny", data_dir=str(stored[0]))
+    coarse = sources.load("tiny", data_dir=str(stored[0]), class_table=str(tmp_path / "table.tsv"))
+    assert coarse.class_names == ("mammal", "insect")  # in the order of n1, n2
+    group_of = {"zebra": 0, "ant": 1, "moth": 1}
+    for split in ("train", "test"):
+        expected = [group_of[NAMES[label]] for label in fine.labels(split)]
+        assert coarse.labels(split).tolist() == expected
+        pairs = zip(fine.examples(split), coarse.examples(split), strict=True)
+        for number, (one, other) in enumerate(pairs):
+            assert one._replace(label=expected[number]) == other
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (None, r"table.tsv' is not there"),
+        (f"{HEADER}ant\tant\tn2\tinsect\n", r"lacks 2 classes of tiny, zebra, moth among them"),
+        ("class,group\nant,insect\n", r"is not a table with the tab-separated columns wnid"),
+        (b"\xff\xfe\x00", r"is not a table with the tab-separated columns wnid"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_an_error_that_says_how(stored, tmp_path, table, message):
+    path = tmp_path / "table.tsv"
+    if table is not None:
+        path.write_bytes(table if isinstance(table, bytes) else table.encode())
+    with pytest.raises(DataError, match=message):
+        sources.load("tiny", data_dir=str(stored[0]), class_table=str(path))
+
+
+def test_imagenets_classes_in_either_order_become_the_same_127():
+    """TFDS has the classes of its resized ImageNet in another order than those of ImageNet."""
+    table = Path(__file__).parents[2] / "third_party" / "imagenet127" / "classes.tsv"
+    found = {}
+    for name in ("imagenet2012", "imagenet_resized/32x32"):
+        names = tuple(tfds.builder(name).info.features["label"].names)
+        source = sources.Source(name, names, lambda split: np.arange(1000), lambda split: iter(()))
+        coarse = sources.grouped(source, table)
+        assert len(coarse.class_names) == len(set(coarse.class_names)) == 127
+        labels = coarse.labels("train")
+        found[name] = {
+            wnid: coarse.class_names[label] for wnid, label in zip(names, labels, strict=True)
+        }
+    assert found["imagenet2012"] == found["imagenet_resized/32x32"]
+    assert found["imagenet2012"]["n02085620"] == "mammal"
