@@ -105,6 +105,7 @@ def default_config(
             "batch_size": 64,
             "unlabeled_ratio": 7,
             "eval_batch_size": 1024,
+            "accumulation": 1,
             "dtype": "float32",
             "sync_batch_norm": True,
             "ema_decay": 0.999,
@@ -253,6 +254,12 @@ def _check_training(checks: _Checks, devices: int) -> None:
     for field in ("batch_size", "eval_batch_size"):
         size = checks.value(field)
         checks.require(field, size % devices == 0, f"divisible by the {devices} devices")
+    if config.batch_size % devices == 0:
+        checks.require(
+            "accumulation",
+            config.accumulation >= 1 and config.batch_size // devices % config.accumulation == 0,
+            f"a divisor of the {config.batch_size // devices} labeled images of a device",
+        )
 
 
 def _check_streaming(checks: _Checks) -> None:

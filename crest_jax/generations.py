@@ -125,6 +125,7 @@ def build(config: ConfigDict, splits: Splits) -> Program:
         ema_decay=config.ema_decay,
         flip=config.augment.flip,
         operations=tuple(config.augment.operations),
+        accumulation=config.accumulation,
     )
     examples = splits.labeled.examples + splits.unlabeled.examples
     create = jax.jit(creator(config, model, splits.image_shape, classes, examples))

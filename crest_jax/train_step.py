@@ -39,6 +39,17 @@ class Generation(NamedTuple):
     class_weights: Float[Array, " classes"]  # of the labeled loss, with a mean of 1
 
 
+class _Part(NamedTuple):
+    """What one device computes a gradient from in one go."""
+
+    labeled: UInt8[Array, "labeled height width channels"]
+    labels: Int[Array, " labeled"]
+    unlabeled: UInt8[Array, "unlabeled height width channels"]
+    unlabeled_rows: Int[Array, " unlabeled"]
+    labeled_keys: Key[Array, " labeled"]
+    unlabeled_keys: Key[Array, " unlabeled"]
+
+
 class DeviceBatch(NamedTuple):
     """`crest_jax.data.pipeline.Batch` on the devices."""
 
@@ -65,6 +76,7 @@ def make_train_step(
     ema_decay: float,
     flip: bool,
     operations: Sequence[str],
+    accumulation: int = 1,
 ) -> TrainStep:
     """Compiles the step for all devices of the mesh; the state is donated.
 
@@ -79,6 +91,9 @@ def make_train_step(
       ema_decay: of the weights' moving average, in [0, 1].
       flip: whether weak augmentation may mirror images.
       operations: what RandAugment draws from.
+      accumulation: how many parts of a batch to compute one after the other, in so much less
+        memory. Batch norm normalises each part by itself; its running statistics and the gradient
+        are means over the parts, as they are over devices without synchronised batch norm.
     """
 
     def step(
@@ -99,25 +114,25 @@ def make_train_step(
                     )
             return align(probs, target, state.model_distribution)
 
-        def refine(guesses: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
-            if refinement is None:
-                return guesses
-            refined = state.darp.refined[batch.unlabeled_rows]
-            return jnp.where(state.step >= refinement.start, refined, guesses)
-
         def forward_with(params, images):
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
             return logits, updates["batch_stats"]
 
-        def loss_of(params):
+        def loss_of(params, part: _Part, shuffle_key: Key[Array, ""]):
+            def refine(guesses: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
+                if refinement is None:
+                    return guesses
+                refined = state.darp.refined[part.unlabeled_rows]
+                return jnp.where(state.step >= refinement.start, refined, guesses)
+
             result = loss(
                 StepInputs(
-                    labeled=batch.labeled,
-                    labels=batch.labels,
-                    unlabeled=batch.unlabeled,
-                    labeled_keys=_example_keys(labeled_key, len(batch.labeled)),
-                    unlabeled_keys=_example_keys(unlabeled_key, len(batch.unlabeled)),
+                    labeled=part.labeled,
+                    labels=part.labels,
+                    unlabeled=part.unlabeled,
+                    labeled_keys=part.labeled_keys,
+                    unlabeled_keys=part.unlabeled_keys,
                     progress=state.step / steps,
                     class_weights=generation.class_weights,
                     weak=lambda images, keys: augment.rescale(
@@ -136,7 +151,14 @@ def make_train_step(
             # The mean over devices here makes the gradient that of the global batch.
             return lax.pmean(result.total, AXIS), result
 
-        gradients, result = jax.grad(loss_of, has_aux=True)(state.params)
+        whole = _Part(
+            *batch,
+            labeled_keys=_example_keys(labeled_key, len(batch.labeled)),
+            unlabeled_keys=_example_keys(unlabeled_key, len(batch.unlabeled)),
+        )
+        gradients, result = _accumulated(
+            jax.grad(loss_of, has_aux=True), state.params, whole, shuffle_key, accumulation
+        )
         # Without synchronised batch norm each device has statistics of its own to contribute.
         batch_stats, prediction, metrics = jax.tree.map(
             lambda leaf: lax.pmean(leaf, AXIS),
@@ -178,6 +200,34 @@ def make_train_step(
         out_specs=(REPLICATED, REPLICATED),
         donate_argnums=0,
     )
+
+
+def _accumulated(
+    gradient: Callable[[PyTree, _Part, Key[Array, ""]], tuple[PyTree, Loss]],
+    params: PyTree,
+    whole: _Part,
+    key: Key[Array, ""],
+    parts: int,
+) -> tuple[PyTree, Loss]:
+    """The mean gradient and result of a batch's parts, each with a key of its own."""
+    if parts == 1:
+        return gradient(params, whole, key)
+    split = jax.tree.map(
+        lambda leaf: leaf.reshape(parts, len(leaf) // parts, *leaf.shape[1:]), whole
+    )
+    keys = jax.random.split(key, parts)
+
+    def add(total: PyTree, part: tuple[_Part, Key[Array, ""]]) -> tuple[PyTree, Loss]:
+        gradients, result = gradient(params, *part)
+        return jax.tree.map(jnp.add, total, gradients), result
+
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    total, results = lax.scan(add, nothing, (split, keys))
+    guesses = results.guesses
+    if guesses is not None:
+        guesses = guesses.reshape(-1, guesses.shape[-1])
+    mean = jax.tree.map(lambda leaf: leaf.mean(axis=0), results._replace(guesses=None))
+    return jax.tree.map(lambda leaf: leaf / parts, total), mean._replace(guesses=guesses)
 
 
 def _example_keys(key: Key[Array, ""], examples: int) -> Key[Array, " examples"]:

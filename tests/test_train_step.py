@@ -40,7 +40,15 @@ def loss_of(method, **changes):
 FIXMATCH = loss_of("fixmatch", threshold=0.5)
 
 
-def build(devices, *, sync=True, alignment_target="progressive", loss=FIXMATCH, refinement=None):
+def build(
+    devices,
+    *,
+    sync=True,
+    alignment_target="progressive",
+    loss=FIXMATCH,
+    refinement=None,
+    accumulation=1,
+):
     model = TinyNet(CLASSES, axis_name=distributed.AXIS if sync else None)
     mesh = mesh_of(devices)
     step = make_train_step(
@@ -54,6 +62,7 @@ def build(devices, *, sync=True, alignment_target="progressive", loss=FIXMATCH, 
         ema_decay=0.9,
         flip=False,
         operations=("Rotate", "Brightness", "Sharpness"),
+        accumulation=accumulation,
     )
     return mesh, model, step
 
@@ -130,6 +139,28 @@ def test_devices_change_nothing_whatever_the_algorithm(fresh, method):
     assert ("unlabeled_loss" in metrics) == (method != "supervised")
     if method != "supervised":
         assert metrics["unlabeled_loss"] > 0
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "supervised"])
+def test_a_batch_in_two_parts_is_one_on_two_devices(fresh, method):
+    """Each with batch norm of its own, which is what two devices have that do not synchronise."""
+    loss = FIXMATCH if method == "fixmatch" else loss_of(method)
+    parts = run(build(1, loss=loss, accumulation=2), fresh)
+    assert_same_history(parts, run(build(2, loss=loss, sync=False), fresh))
+    kernels = [history[0][0].params["Conv_0"]["kernel"] for history in
+               (parts, run(build(1, loss=loss), fresh))]  # fmt: skip
+    assert not np.allclose(*kernels, rtol=1e-4), "which is not what the whole batch gives"
+
+
+def test_parts_of_a_batch_are_refined_and_mixed_like_the_whole():
+    """DARP keeps the guesses of every example; MixMatch mixes within each part."""
+    state = fresh_state(EXAMPLES)
+    refinement = darp.Schedule(start=1, every=1, delta=2.0)
+    parts = run(build(1, refinement=refinement, accumulation=4), state)
+    whole = run(build(4, sync=False, refinement=refinement), state)
+    assert_same_history(parts, whole)
+    mixed = run(build(2, loss=loss_of("mixmatch"), accumulation=2), fresh_state())
+    assert np.isfinite(mixed[-1][1]["loss"])
 
 
 def test_shuffling_permutes_all_parts_of_all_devices_together():
