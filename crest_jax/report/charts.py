@@ -1,5 +1,6 @@
 """Line charts as inline SVG, whose colours follow the page's light or dark scheme."""
 
+import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
@@ -34,6 +35,7 @@ def line_chart(
     x_title: str,
     *,
     within: Sequence[int | float] = (),
+    counts: bool = False,
 ) -> str:
     """A figure with a legend, as HTML.
 
@@ -43,13 +45,18 @@ def line_chart(
       labels: of the places along the horizontal axis.
       x_title: what these are.
       within: values that the vertical axis has at least.
+      counts: whether the axis goes by tens, so that small ones are told apart beside large ones.
     """
     values = [value for each in series for value in each.values if value is not None]
     values += within
-    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(
-        min(values, default=0.0), max(values, default=1.0)
-    )
-    low, high = float(ticks[0]), float(ticks[-1])
+    scale = math.log1p if counts else float
+    if counts:
+        ticks = [0.0, *(10.0**power for power in range(len(str(int(max(values, default=1)))) + 1))]
+    else:
+        ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(
+            min(values, default=0.0), max(values, default=1.0)
+        )
+    low, high = scale(ticks[0]), scale(ticks[-1])
     every = -(-len(labels) // _MOST_LABELS)
     shown = {place: _short(labels[place]) for place in range(0, len(labels), every)}
     room = (WIDTH - LEFT - RIGHT) / max(len(shown), 1)
@@ -63,14 +70,14 @@ def line_chart(
         return LEFT + usable * place / (len(labels) - 1)
 
     def y(value: int | float) -> float:
-        return TOP + (HEIGHT - TOP - bottom) * (high - value) / ((high - low) or 1)
+        return TOP + (HEIGHT - TOP - bottom) * (high - scale(value)) / ((high - low) or 1)
 
     parts = []
     for tick in ticks:
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" '
             f'y2="{y(tick):.1f}"/><text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" '
-            f'text-anchor="end">{tick:g}</text>'
+            f'text-anchor="end">{_number(tick)}</text>'
         )
     for place, label in shown.items():
         at = f"{x(place):.1f} {HEIGHT - bottom + 16}"
@@ -91,7 +98,8 @@ def line_chart(
             if len(labels) > _MOST_MARKED and len(stretch) > 1:
                 continue
             for place, value in stretch:
-                tip = escape(f"{each.name}, {labels[place]}: {_number(value)}")
+                shown_value = _number(value) if counts else f"{value:.1f}"
+                tip = escape(f"{each.name}, {labels[place]}: {shown_value}")
                 marker = _marker(each, x(place), y(value))
                 parts.append(f"<g {_fill(each)}><title>{tip}</title>{marker}</g>")
     legend = "".join(
@@ -115,7 +123,7 @@ def _stretches(values: Sequence[int | float | None]) -> Iterator[list[tuple[int,
 
 
 def _number(value: int | float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}"
+    return f"{value:,.0f}" if value == round(value) else f"{value:.1f}"
 
 
 def _stroke(series: Series) -> str:

@@ -56,11 +56,11 @@ def _comparison(runs: Sequence[Run]) -> str:
     rows = [
         [
             run.name,
-            _name(run),
-            _data(run),
-            str(len(run.results["generations"])),
             f"{run.last['accuracy']:.1f}",
             f"{run.last['accuracy_logit_adjusted']:.1f}",
+            str(len(run.results["generations"])),
+            _name(run),
+            _data(run),
         ]
         for run in runs
     ]
@@ -80,7 +80,7 @@ def _comparison(runs: Sequence[Run]) -> str:
         ]
         title = "Recall on the test set (%)"
         charts.append(line_chart(title, recall, names, "class", within=(0, 100)))
-    header = ["run", "method", "data", "generations", "accuracy (%)", "logit-adjusted (%)"]
+    header = ["run", "accuracy (%)", "logit-adjusted (%)", "generations", "method", "data"]
     return (
         f"<section><h1>{len(runs)} runs</h1>{_table(header, rows)}"
         f'<div class="charts">{"".join(charts)}</div></section>'
@@ -153,7 +153,8 @@ def _charts(run: Run) -> str:
             for number, each in enumerate(generations, 1)
             if number in {1, 2, len(generations)}
         ]
-        charts.append(line_chart("Labeled set: images of each class", grown, names, "class"))
+        title = "Labeled set: images of each class"
+        charts.append(line_chart(title, grown, names, "class", counts=True))
     return "".join(charts)
 
 
@@ -169,7 +170,7 @@ def _pseudo_labels_chart(run: Run) -> str:
         lines["right"] = _right(pseudo["predicted"], pseudo["precision"])
     series = [Series(name, values, look) for look, (name, values) in enumerate(lines.items())]
     title = f"Pseudo-labels of each class{' for the last generation' if before else ''}"
-    return line_chart(title, series, run.results["class_names"], "class", within=(0,))
+    return line_chart(title, series, run.results["class_names"], "class", counts=True)
 
 
 def _right(counts: Sequence[int], precision: Sequence[float | None]) -> list[int]:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from crest_jax import report
@@ -169,8 +170,8 @@ def test_several_runs_are_compared(run):
     page = html.page([run, html.Run("baseline", other, CONFIG)])
     text = Text(page)
     data = "pets, gamma = 90, beta = 0.1, fold 3"
-    assert ["pets-run", "fixmatch, rebalance=crest_plus", data, "2", "79.4", "80.4"] in text.rows
-    assert ["baseline", "fixmatch, rebalance=none", data, "2", "79.4", "80.4"] in text.rows
+    assert ["pets-run", "79.4", "80.4", "2", "fixmatch, rebalance=crest_plus", data] in text.rows
+    assert ["baseline", "79.4", "80.4", "2", "fixmatch, rebalance=none", data] in text.rows
     assert text.words.count("baseline") >= 3
 
 
@@ -187,6 +188,18 @@ def test_a_chart_puts_values_where_they_belong():
     grid = [float(y) for y in re.findall(r'class="grid"[^>]*y1="([\d.]+)"', svg)]
     assert (y0, y1) == (max(grid), min(grid))
     assert "<title>a, z: 10.0</title>" in svg
+
+
+def test_counts_go_by_tens():
+    values = [Series("a", [0, 9, 99, 999], 0)]
+    svg = line_chart("Things", values, list("wxyz"), "class", counts=True)
+    (points,) = re.findall(r'<polyline [^>]*points="([^"]*)"', svg)
+    heights = [float(pair.split(",")[1]) for pair in points.split()]
+    steps = np.diff(heights)  # log(1 + 0), log(10), log(100), log(1000)
+    assert steps[0] < 0  # upwards
+    np.testing.assert_allclose(steps, steps[0], atol=0.11)
+    for tick in ("0", "1", "10", "100", "1,000"):
+        assert f">{tick}</text>" in svg
 
 
 def test_long_names_are_slanted_and_an_axis_goes_as_far_as_asked():
