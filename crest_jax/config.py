@@ -106,6 +106,7 @@ def default_config(
             "unlabeled_ratio": 7,
             "eval_batch_size": 1024,
             "accumulation": 1,
+            "heartbeat_timeout": 60,
             "dtype": "float32",
             "sync_batch_norm": True,
             "ema_decay": 0.999,
@@ -163,15 +164,20 @@ def alignment_targets(rebalance: str) -> tuple[str, ...]:
     return ("constant", "labeled_average") if "da" in names else ("none",)
 
 
-def validate(config: ConfigDict, *, devices: int = 1) -> None:
+def validate(config: ConfigDict, *, devices: int = 1, hosts: int = 1) -> None:
     """Checks every field before any work starts.
+
+    Args:
+      config: to check.
+      devices: of all hosts.
+      hosts: how many.
 
     Raises:
       ConfigError: one line for each field that is not usable, with its value and what is.
     """
     checks = _Checks(config)
     _check_training(checks, devices)
-    _check_streaming(checks)
+    _check_streaming(checks, hosts)
     _check_long_tail(checks)
     checks.one_of("method", tuple(ALGORITHMS))
     if config.method in ALGORITHMS:
@@ -218,8 +224,8 @@ def _check_training(checks: _Checks, devices: int) -> None:
     checks.one_of("dtype", DTYPES)
     checks.within(
         1, math.inf, "generations", "steps", "eval_every", "checkpoint_every", "batch_size",
-        "eval_batch_size", "model.width", "data.shards", "data.lanes", "data.window",
-        "darp.every", "darp.delta",
+        "eval_batch_size", "heartbeat_timeout", "model.width", "data.shards", "data.lanes",
+        "data.window", "darp.every", "darp.delta",
     )  # fmt: skip
     checks.within(
         0, math.inf, "fold", "seed", "crest.alpha", "logit_adjustment_tau",
@@ -262,11 +268,12 @@ def _check_training(checks: _Checks, devices: int) -> None:
         )
 
 
-def _check_streaming(checks: _Checks) -> None:
+def _check_streaming(checks: _Checks, hosts: int) -> None:
     data = checks.config.data
     if not data.stream:
         checks.require("data.lanes", data.lanes == 1, "1 unless data.stream=True")
         return
+    checks.require("data.lanes", data.lanes % hosts == 0, f"divisible by the {hosts} hosts")
     for field in ("batch_size", "data.shards"):
         size = checks.value(field)
         checks.require(field, size % data.lanes == 0, f"divisible by data.lanes={data.lanes}")

@@ -1,16 +1,28 @@
-"""Mapping a function over devices: one mesh axis, along which batches are split.
+"""Several devices and several hosts: what they share, and how they agree.
 
-`jax.jit(jax.shard_map(...))` is what `jax.pmap` has been made of since JAX 0.8.
+Devices: one mesh axis, along which batches are split. `jax.jit(jax.shard_map(...))` is what
+`jax.pmap` has been made of since JAX 0.8.
+
+Hosts all run the same program, on a file system that they share. What each does for itself, it does
+with its own devices; what is single, the first does; and an error on one is an error on all.
 """
 
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, Shaped
+
+from crest_jax import errors
+from crest_jax.config import differences
+from crest_jax.errors import ConfigError, CrestError, HostError
 
 AXIS = "batch"
 REPLICATED = P()
@@ -20,6 +32,12 @@ SPLIT = P(AXIS)
 def data_mesh() -> Mesh:
     """Returns a mesh of all devices of all hosts along one axis."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def local_mesh() -> Mesh:
+    """Returns a mesh of this host's devices alone."""
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def over_devices(
@@ -38,8 +56,19 @@ def gather(tree: PyTree) -> PyTree:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copies every leaf to every device."""
-    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+    """Copies every leaf to every device of the mesh; hosts all give the same."""
+    sharding = NamedSharding(mesh, REPLICATED)
+    if mesh.is_multi_process:
+        # JAX copies keys to devices of other hosts as the numbers that they are made of only.
+        return jax.tree.map(partial(_replicate_over_hosts, sharding=sharding), tree)
+    return jax.device_put(tree, sharding)
+
+
+def _replicate_over_hosts(leaf: Array, sharding: NamedSharding) -> Array:
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.device_put(np.asarray(leaf), sharding)
+    numbers = jax.device_put(np.asarray(jax.random.key_data(leaf)), sharding)
+    return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
 
 
 def split(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -48,3 +77,143 @@ def split(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
     )
+
+
+def to_local(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copies what every device of every host has to the devices of a local mesh."""
+    return replicate(jax.tree.map(lambda leaf: leaf.addressable_data(0), tree), mesh)
+
+
+# Hosts
+
+
+def initialize(
+    coordinator: str | None, hosts: int | None, host: int | None, *, heartbeat_timeout: int
+) -> None:
+    """Joins the other hosts, if there are any.
+
+    On Slurm, Open MPI and Cloud TPU they are found; elsewhere they are given.
+
+    Args:
+      coordinator: address and port of the first host, the same on all of them.
+      hosts: how many.
+      host: which this is, from 0.
+      heartbeat_timeout: seconds after which a host that has died ends the others.
+
+    Raises:
+      ConfigError: only some of these are given, or they are out of range.
+      HostError: the others cannot be reached.
+    """
+    given = [value is not None for value in (coordinator, hosts, host)]
+    if any(given) and not all(given):
+        raise ConfigError("--coordinator, --hosts and --host go together")
+    if not any(given) and not _in_a_cluster(os.environ):
+        return
+    if hosts is not None and host is not None and not 0 <= host < hosts:
+        raise ConfigError(f"--host={host} must be between 0 and {hosts - 1}, with --hosts={hosts}")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            hosts,
+            host,
+            initialization_timeout=heartbeat_timeout,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+        )
+    except RuntimeError as error:  # which is what an unreachable coordinator is
+        raise HostError(
+            f"the other hosts could not be reached within {heartbeat_timeout} s: is "
+            f"{coordinator or 'the first host'} up, and do all hosts run the same command? "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _in_a_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether Slurm, Open MPI or Cloud TPU has started several of us."""
+    sizes = (environment.get("SLURM_NTASKS"), environment.get("OMPI_COMM_WORLD_SIZE"))
+    workers = environment.get("TPU_WORKER_HOSTNAMES", "")
+    return "," in workers or any(size is not None and int(size) > 1 for size in sizes)
+
+
+def is_first() -> bool:
+    """Whether this host does what is single."""
+    return jax.process_index() == 0
+
+
+def all_gather(
+    array: Shaped[np.ndarray, "..."],
+) -> Shaped[np.ndarray, "hosts ..."]:
+    """Puts the hosts' arrays together, in their order. They have one shape, and any dtype."""
+    if jax.process_count() == 1:
+        return array[None]
+    # As bytes: JAX would make 64-bit integers 32-bit ones.
+    sent = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+    received = np.asarray(multihost_utils.process_allgather(sent))
+    return np.frombuffer(received.tobytes(), array.dtype).reshape(-1, *array.shape)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Puts the hosts' values together, in their order."""
+    content = json.dumps(value).encode()
+    longest = int(all_gather(np.array(len(content))).max())
+    gathered = all_gather(np.frombuffer(content.ljust(longest), np.uint8))
+    return [json.loads(row.tobytes()) for row in gathered]
+
+
+def together(do: Callable[[], Any], *, first_only: bool = False) -> None:
+    """Does something on all hosts, or on the first, and waits until it is done.
+
+    Args:
+      do: what.
+      first_only: whether the other hosts only wait.
+
+    Raises:
+      CrestError: on every host, where it was raised on one.
+    """
+    caught: CrestError | None = None
+    if not first_only or is_first():
+        try:
+            do()
+        except CrestError as error:
+            caught = error
+    if jax.process_count() > 1:
+        mine = None if caught is None else [type(caught).__name__, str(caught)]
+        for host, theirs in enumerate(gather_json(mine)):
+            if theirs is not None and caught is None:
+                name, message = theirs
+                caught = getattr(errors, name)(f"on host {host}: {message}")
+    if caught is not None:
+        raise caught
+
+
+def check_agreement(value: Mapping[str, Any]) -> None:
+    """Makes sure that all hosts say the same.
+
+    Raises:
+      HostError: on every host, where one says something else.
+    """
+    first, *others = gather_json(value)
+    for host, theirs in enumerate(others, start=1):
+        lines = differences(first, theirs)
+        if lines:
+            raise HostError(
+                f"host {host} disagrees with host 0: {'; '.join(lines)}. Start all hosts with the "
+                "same command and version"
+            )
+
+
+def say(text: str) -> None:
+    """Prints a line, on the first host."""
+    if is_first():
+        print(text, flush=True)
+
+
+def total(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+    """The sum of the hosts' arrays."""
+    return all_gather(array).sum(axis=0)
+
+
+def share(examples: int) -> slice:
+    """Which of so many examples are this host's: a contiguous part, nearly as large as any."""
+    host, hosts = jax.process_index(), jax.process_count()
+    return slice(examples * host // hosts, examples * (host + 1) // hosts)

@@ -34,6 +34,10 @@ class NonFiniteError(CrestError):
     """Training produced NaN or infinity."""
 
 
+class HostError(CrestError):
+    """Another host cannot be reached, or is not what this one takes it for."""
+
+
 class Preempted(CrestError):
     """SIGTERM arrived; whatever is on disk is whole, and the same command continues."""
 

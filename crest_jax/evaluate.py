@@ -178,9 +178,17 @@ def class_balanced_accuracy(confusion: Int[np.ndarray, "classes classes"]) -> fl
 def summarize(
     labels: Int[np.ndarray, " examples"], predictions: Predictions, classes: int
 ) -> dict[str, Any]:
-    """Returns the figures of one evaluation, in per cent, ready for JSON."""
-    plain = confusion_matrix(labels, predictions.labels, classes)
-    adjusted = confusion_matrix(labels, predictions.adjusted_labels, classes)
+    """Returns the figures of one evaluation, in per cent, ready for JSON.
+
+    Args:
+      labels: of this host's examples.
+      predictions: of them.
+      classes: how many.
+    """
+    plain, adjusted = (
+        distributed.total(confusion_matrix(labels, predicted, classes))
+        for predicted in (predictions.labels, predictions.adjusted_labels)
+    )
     return {
         "accuracy": class_balanced_accuracy(plain),
         "accuracy_logit_adjusted": class_balanced_accuracy(adjusted),

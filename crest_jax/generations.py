@@ -6,7 +6,7 @@ name when it is whole, and is skipped when that is there: so the same command co
 wherever it was stopped.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from crest_jax.algorithms import ALGORITHMS
 from crest_jax.data import pipeline, pseudo_labels, records, stream
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
+from crest_jax.data.records import Images
 from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import ConfigError, DataError, Preempted
 from crest_jax.models import MODELS
@@ -53,6 +54,8 @@ class Program(NamedTuple):
     """What is compiled once and serves every generation."""
 
     mesh: Mesh
+    # This host's devices, with which it evaluates and scores for itself.
+    local_mesh: Mesh
     new_state: Callable[[Key[Array, ""]], TrainState]  # replicated over the mesh
     train_step: TrainStep
     predict: evaluate.Predict
@@ -68,7 +71,7 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
     Returns:
       What results.json holds.
     """
-    splits_lib.prepare(config, folder / "splits")
+    distributed.together(lambda: splits_lib.prepare(config, folder / "splits"), first_only=True)
     splits = splits_lib.load(config.data, folder / "splits")
     program = build(config, splits)
     finished: list[dict[str, Any]] = []
@@ -77,16 +80,16 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
         finished.append(result)
         if not is_finished(folder, generation + 1):  # else it is written with that one
             summary = results.of_run(config, splits.class_names, finished)
-            workdir.write_json(folder / results.RESULTS, summary)
-            _write_report(folder)
-        print(text.generation_table(result, splits.class_names), flush=True)
+            distributed.together(partial(_write_results, folder, summary), first_only=True)
+        distributed.say(text.generation_table(result, splits.class_names))
     if config.generations > 1:
-        print(text.results_table(finished, splits.class_names), flush=True)
+        distributed.say(text.results_table(finished, splits.class_names))
     return summary
 
 
-def _write_report(folder: Path) -> None:
+def _write_results(folder: Path, summary: Mapping[str, Any]) -> None:
     """A page that cannot be written is no reason to stop training."""
+    workdir.write_json(folder / results.RESULTS, summary)
     try:
         report.write(folder / report.REPORT, [folder])
     except Preempted:
@@ -129,11 +132,13 @@ def build(config: ConfigDict, splits: Splits) -> Program:
     )
     examples = splits.labeled.examples + splits.unlabeled.examples
     create = jax.jit(creator(config, model, splits.image_shape, classes, examples))
+    local_mesh = distributed.local_mesh()
     return Program(
         mesh,
+        local_mesh,
         lambda key: distributed.replicate(create(key), mesh),
         train_step,
-        evaluate.make_predict(model, mesh, batch_size=config.eval_batch_size),
+        evaluate.make_predict(model, local_mesh, batch_size=config.eval_batch_size),
     )
 
 
@@ -202,7 +207,7 @@ def run_generation(
     state = train_generation(config, here, generation, splits, program)
     if not (here / "pseudo_labels").exists():
         scored = score_unlabeled(config, generation, state, splits, program)
-        pseudo_labels.write(here / "pseudo_labels", scored)
+        write_pseudo_labels(here / "pseudo_labels", scored)
 
     summary = results.summarize_evaluations(keep_metrics(here / METRICS, up_to=config.steps))
     images = config.steps * config.batch_size * (1 + config.unlabeled_ratio)
@@ -221,8 +226,16 @@ def run_generation(
             len(splits.class_names),
         ),
     }
-    workdir.write_json(here / RESULT, result)
+    distributed.together(lambda: workdir.write_json(here / RESULT, result), first_only=True)
     return result
+
+
+def write_pseudo_labels(folder: Path, scored: PseudoLabels) -> None:
+    """Writes what this host has scored, and waits for the others."""
+    host, hosts = jax.process_index(), jax.process_count()
+    distributed.together(lambda: pseudo_labels.begin(folder), first_only=True)
+    distributed.together(lambda: pseudo_labels.write_shard(folder, scored, host=host, hosts=hosts))
+    distributed.together(lambda: pseudo_labels.finish(folder), first_only=True)
 
 
 def rewrite_labeled(config: ConfigDict, folder: Path, generation: int, splits: Splits) -> None:
@@ -236,18 +249,28 @@ def rewrite_labeled(config: ConfigDict, folder: Path, generation: int, splits: S
         label_of = {
             chosen.ids[row]: int(chosen.labels[row]) for row in np.flatnonzero(chosen.selected)
         }
-    with records.Writer(
+    writer = records.Writer(
         folder_of(folder, generation) / "labeled",
         examples=splits.labeled.examples + len(label_of),
         class_names=splits.class_names,
         shards=config.data.shards,
-    ) as writer:
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+
+    def write_shards() -> None:
         for example in records.read(folder / "splits" / "labeled"):
             writer.add(example)
         if label_of:
             for example in records.read(folder / "splits" / "unlabeled"):
                 if example.id in label_of:
                     writer.add(example._replace(label=label_of[example.id]))
+        writer.close()
+
+    distributed.together(writer.begin, first_only=True)
+    distributed.together(write_shards)
+    entries = [entry for of_host in distributed.gather_json(writer.entries) for entry in of_host]
+    distributed.together(lambda: writer.finish(entries), first_only=True)
 
 
 def train_generation(
@@ -292,7 +315,7 @@ def train_generation(
             estimated = {UNLABELED_DISTRIBUTION: estimate_unlabeled(config, state, splits, program)}
         summaries = {}
         for name, split in held_out.items():
-            _, labels, predictions = evaluate.over_parts(split.parts, models)
+            _, labels, predictions = evaluate.over_parts(_share(split), models)
             summaries[name] = {
                 weights: evaluate.summarize(labels, predicted, len(splits.class_names))
                 for weights, predicted in predictions.items()
@@ -349,17 +372,22 @@ def batches_of(
 def score_unlabeled(
     config: ConfigDict, generation: int, state: TrainState, splits: Splits, program: Program
 ) -> PseudoLabels:
-    """Scores the unlabeled split with the EMA model, and selects for the next generation.
+    """Scores this host's part of the unlabeled split with the EMA model, and selects from it.
 
     Without augmentation, and without alignment. The last generation selects nothing.
     """
     ema = predictor(config, state.ema_params, state, splits, program)
-    ids, truth, predictions = evaluate.over_parts(splits.unlabeled.parts, {"ema": ema})
+    ids, truth, predictions = evaluate.over_parts(_share(splits.unlabeled), {"ema": ema})
     labels, confidence, _ = predictions["ema"]
     selected = np.zeros(len(labels), bool)
     if generation + 1 < config.generations:
         rates = crest.sampling_rates(splits.labeled.per_class, config.crest.alpha)
-        (selected,) = crest.select([crest.Scores(labels, confidence)], rates)
+        (selected,) = crest.select(
+            [crest.Scores(labels, confidence)],
+            rates,
+            all_gather=distributed.all_gather,
+            host=jax.process_index(),
+        )
     return PseudoLabels(ids, labels, confidence, selected, truth)
 
 
@@ -426,12 +454,12 @@ def estimate_unlabeled(
     def predicted(
         split: Split,
     ) -> tuple[Int[np.ndarray, " examples"], Int[np.ndarray, " examples"]]:
-        _, labels, predictions = evaluate.over_parts(split.parts, {"ema": ema})
+        _, labels, predictions = evaluate.over_parts(_share(split), {"ema": ema})
         return labels, predictions["ema"].labels
 
     classes = len(splits.class_names)
-    confusion = evaluate.confusion_matrix(*predicted(known), classes)
-    counts = np.bincount(predicted(splits.unlabeled)[1], minlength=classes)
+    confusion = distributed.total(evaluate.confusion_matrix(*predicted(known), classes))
+    counts = distributed.total(np.bincount(predicted(splits.unlabeled)[1], minlength=classes))
     return label_shift.estimate(confusion, counts, splits.class_distribution).tolist()
 
 
@@ -440,7 +468,13 @@ def predictor(
 ) -> Callable[[UInt8[np.ndarray, "images height width channels"]], evaluate.Predictions]:
     """Returns what these weights say of images, with a state's batch statistics."""
     adjustment = adjustment_of(config, splits)
-    return lambda images: program.predict(params, state.batch_stats, images, adjustment)
+    weights = distributed.to_local((params, state.batch_stats), program.local_mesh)
+    return lambda images: program.predict(*weights, images, adjustment)
+
+
+def _share(split: Split) -> Iterable[Images]:
+    """What this host is to look at of a split."""
+    return split.share(jax.process_index(), jax.process_count())
 
 
 def adjustment_of(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:

@@ -24,6 +24,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; by default runs/<experiment and its arguments>."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Address and port of the first of several hosts, where they are not found."
+)
+_HOSTS = flags.DEFINE_integer("hosts", None, "How many hosts there are.")
+_HOST = flags.DEFINE_integer("host", None, "Which of them this is, from 0.")
 # A run that is started again finds its compiled step here.
 _COMPILATION_CACHE = Path.home() / ".cache" / "crest_jax" / "compiled"
 
@@ -44,7 +49,20 @@ def main(argv: list[str]) -> None:
     if not path.is_file():
         raise ConfigError(f"--config={path} is not a file; try --config=experiments/digits_lt.py")
     _log_plainly()
+    join(_CONFIG.value)
     run(_CONFIG.value, Path(_WORKDIR.value or default_workdir(_config_argument())))
+
+
+def join(config: ConfigDict) -> None:
+    """Joins the other hosts that the flags or the environment name, if there are any."""
+    from crest_jax import distributed
+
+    distributed.initialize(
+        _COORDINATOR.value,
+        _HOSTS.value,
+        _HOST.value,
+        heartbeat_timeout=config.heartbeat_timeout,
+    )
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -57,20 +75,24 @@ def _run(config: ConfigDict, workdir: Path) -> None:
     # Imported only now, so that a wrong flag is reported without waiting for TensorFlow.
     import jax
 
-    from crest_jax import generations, results
+    from crest_jax import distributed, generations, results
     from crest_jax import workdir as workdir_lib
 
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR sets it too
         jax.config.update("jax_compilation_cache_dir", str(_COMPILATION_CACHE))
-    config_lib.validate(config, devices=jax.device_count())
-    workdir_lib.claim(workdir, config)
-    print(
+    devices, hosts = jax.device_count(), jax.process_count()
+    distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
+    distributed.check_agreement(
+        {"config": config_lib.to_plain(config), "workdir": str(workdir.absolute())}
+        | {"version": workdir_lib.version()}
+    )
+    distributed.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
+    distributed.say(
         f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
-        f"fold {config.fold}",
-        flush=True,
+        f"fold {config.fold}"
     )
     generations.run(config, workdir)
-    print(f"results: {workdir / results.RESULTS}")
+    distributed.say(f"results: {workdir / results.RESULTS}")
 
 
 def console() -> None:

@@ -89,6 +89,10 @@ SCALES = {
 }
 
 
+# Where methods of one generation train as long as one of self-training's, and not as all of them.
+ONE_GENERATION = ("imagenet127",)
+
+
 class Job(NamedTuple):
     """A run that some cells of a table come from."""
 
@@ -188,6 +192,7 @@ def job_of(
     arguments = {**arguments, **at.arguments.get(experiment, {})}
     if at.experiment and "gamma" in arguments:
         arguments = {**arguments, "gamma": f"{float(arguments['gamma']) / at.gamma:g}"}
+    as_all = experiment not in ONE_GENERATION
     # After what runs, and not after what it stands for.
     experiment = at.experiment or experiment
     name = "-".join(
@@ -199,7 +204,7 @@ def job_of(
     self_trains = bool(set(parts(arguments["rebalance"])) & set(SELF_TRAINING))
     if at.steps:
         # As many in all, whether in one generation or in several.
-        scaled["steps"] = str(at.steps * (1 if self_trains else at.generations))
+        scaled["steps"] = str(at.steps * (at.generations if as_all and not self_trains else 1))
     if at.generations and self_trains:
         scaled["generations"] = str(at.generations)
     return Job(
@@ -459,7 +464,7 @@ def _chosen(jobs: Sequence[Job], cell: int | None) -> Sequence[Job]:
 def note_of(scale: str, fields: Mapping[str, str]) -> str:
     """What every output says of runs that are not the paper's; empty for the paper's own."""
     changed = [
-        f"{field}={value}" for field, value in fields.items() if field not in workdir.LOCATION
+        f"{field}={value}" for field, value in fields.items() if field not in workdir.INCIDENTAL
     ]
     remarks = list(filter(None, [SCALES[scale].note, *changed]))
     return f"NOT THE PAPER'S SETTING: {', '.join(remarks)}" if remarks else ""

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, PyTree
 from tqdm import tqdm
 
 import crest_jax.data  # noqa: F401, keeps the metric writer's TensorFlow off the accelerators
-from crest_jax import checkpoints, preemption
+from crest_jax import checkpoints, distributed, preemption
 from crest_jax.errors import NonFiniteError, Preempted, WorkdirError
 from crest_jax.results import LAST_EVALUATIONS
 from crest_jax.train_state import TrainState
@@ -79,7 +79,10 @@ def train(
     ):
         state = checkpoints.restore_latest(manager, state)
         start = int(state.step)
-        history = keep_metrics(folder / METRICS, up_to=start)
+        # The first host drops what came after the checkpoint, and then all read the same.
+        metrics_file = folder / METRICS
+        distributed.together(lambda: keep_metrics(metrics_file, up_to=start), first_only=True)
+        history = keep_metrics(metrics_file, up_to=start)
         missing = evaluations_until(start, schedule) - len(history)
         if missing > 0:
             raise WorkdirError(
@@ -89,10 +92,11 @@ def train(
         if start == steps:
             return state
         if start:
-            print(f"{title} continues at step {start} of {steps}", flush=True)
+            distributed.say(f"{title} continues at step {start} of {steps}")
         generation = constants(history[-1] if history else None)
         before = history[-1]["seconds"] if history else 0.0
         began = 0.0
+        stopping = False
         pending: list[Metrics] = []
         with _writer(folder) as writer, _progress(title, start, steps) as progress:
             for done, batch in enumerate(batches(start), start=start + 1):
@@ -104,7 +108,7 @@ def train(
                     began = time.perf_counter()
                 if len(pending) > _AHEAD:
                     jax.block_until_ready(pending[-_AHEAD])
-                stopping = preempted()
+                stopping = preempted(done)
                 evaluating = done % schedule.eval_every == 0 or done == steps
                 saving = done % schedule.checkpoint_every == 0 or done in reported or stopping
                 if evaluating or saving:
@@ -114,7 +118,8 @@ def train(
                     summary = evaluate(state)
                     seconds = before + time.perf_counter() - began
                     line = {"step": done, "seconds": seconds, "train": averages, **summary}
-                    _append(folder / METRICS, line)
+                    if distributed.is_first():
+                        _append(folder / METRICS, line)
                     generation = constants(line)
                     rate = (done - start - 1) / max(time.perf_counter() - began, 1e-9)
                     writer.write_scalars(done, {**_scalars(line), "steps_per_second": rate})
@@ -125,7 +130,7 @@ def train(
                 progress.update()
                 if stopping:
                     break
-        if preempted():
+        if stopping:
             manager.wait_until_finished()
             raise Preempted(
                 f"stopped by SIGTERM: {title} is saved at step {int(state.step)} of {steps}; "
@@ -220,9 +225,11 @@ def _non_finite(title: str, name: str, value: Any, step: int) -> str:
 @contextmanager
 def _writer(folder: Path) -> Iterator[metric_writers.MetricWriter]:
     """TensorBoard events, and log lines where no progress bar shows the same."""
-    writers: list[metric_writers.MetricWriter] = [metric_writers.SummaryWriter(str(folder))]
-    if not sys.stderr.isatty():
-        writers.append(metric_writers.LoggingWriter())
+    writers: list[metric_writers.MetricWriter] = []
+    if distributed.is_first():
+        writers.append(metric_writers.SummaryWriter(str(folder)))
+        if not sys.stderr.isatty():
+            writers.append(metric_writers.LoggingWriter())
     writer = metric_writers.AsyncMultiWriter(writers)
     try:
         yield writer
@@ -232,7 +239,8 @@ def _writer(folder: Path) -> Iterator[metric_writers.MetricWriter]:
 
 def _progress(title: str, start: int, steps: int) -> tqdm:
     return tqdm(
-        desc=title, initial=start, total=steps, unit="step", disable=None, leave=False,
+        desc=title, initial=start, total=steps, unit="step", leave=False,
+        disable=None if distributed.is_first() else True,
         dynamic_ncols=True, smoothing=0.05,
     )  # fmt: skip
 

@@ -16,8 +16,9 @@ from crest_jax import config as config_lib
 from crest_jax.errors import ConfigError, WorkdirError
 
 CONFIG = "config.json"
-# Where data comes from may change within a run: its splits are its own.
-LOCATION = ("data.data_dir", "data.download")
+# What may change within a run: where data comes from, since its splits are its own, and how long
+# hosts wait for each other.
+INCIDENTAL = ("data.data_dir", "data.download", "heartbeat_timeout")
 
 
 def check_writable(output: Path) -> None:
@@ -92,7 +93,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def differences(theirs: Mapping[str, Any], config: ConfigDict) -> list[str]:
-    """Lists the fields in which a run's config is not this one, but for where its data is from.
+    """Lists the fields in which a run's config is not this one, but for what may change.
 
     Fields that there were not yet when the run began have had what is their default now.
 
@@ -108,7 +109,12 @@ def differences(theirs: Mapping[str, Any], config: ConfigDict) -> list[str]:
     except (KeyError, AttributeError, TypeError, ConfigError) as error:
         raise WorkdirError(f"a config was not written by this program: {error}") from error
     lines = config_lib.differences(config_lib.to_plain(completed), config_lib.to_plain(config))
-    return [line for line in lines if not line.startswith(LOCATION)]
+    return [line for line in lines if not line.startswith(INCIDENTAL)]
+
+
+def version() -> str:
+    """Of this program."""
+    return environment()["crest_jax"]
 
 
 def environment() -> dict[str, Any]:

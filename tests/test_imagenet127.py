@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,9 +15,10 @@ from conftest import load_experiment
 from PIL import Image
 from tfds_miniature import store
 
-from crest_jax import main, predict, trained
-from crest_jax.data import pseudo_labels, records
-from crest_jax.errors import ConfigError
+from crest_jax import generations, main, predict, trained
+from crest_jax.data import pseudo_labels, records, splits
+from crest_jax.errors import ConfigError, DataError
+from crest_jax.train_step import DeviceBatch, Generation
 
 TABLE = Path(__file__).parent.parent / "third_party" / "imagenet127" / "classes.tsv"
 MINIATURE = {
@@ -159,12 +161,32 @@ def test_its_model_sees_the_middle_of_ones_own_images(finished, tmp_path):
     assert (len(files), logits.shape, wrong) == (1, (1, 127), [])
 
 
-def test_resnet_50s_own_kind_trains_too(data_dir, tmp_path):
-    """Of 14 layers, for one step."""
-    changes = {"generations": 2, "steps": 1, "eval_every": 1, "optimizer.warm_up": 0,
-               "optimizer.drops": (), "batch_size": 8, "data.image_size": 32}  # fmt: skip
-    main.run(config_of(data_dir, **changes), tmp_path / "run")
-    assert len(results_of(tmp_path / "run")) == 2
+def test_the_papers_own_step_of_resnet_50_gives_the_state_that_it_takes(finished, data_dir):
+    """Traced and not compiled, at the paper's sizes on 8 devices."""
+    config = load_experiment("imagenet127")
+    config.data.image_size = MINIATURE["data.image_size"]
+    loaded = splits.load(config.data, finished / "splits")
+    config.data.image_size = 224
+    program = generations.build(config, loaded._replace(image_shape=(224, 224, 3)))
+    key = jax.random.key(0)
+    state = jax.eval_shape(program.new_state, key)
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert sizes == 23_768_255  # ResNet-50 with 127 classes
+    labeled, unlabeled = 1024, 5 * 1024
+    batch = DeviceBatch(
+        jax.ShapeDtypeStruct((labeled, 224, 224, 3), np.uint8),
+        jax.ShapeDtypeStruct((labeled,), np.int32),
+        jax.ShapeDtypeStruct((unlabeled, 224, 224, 3), np.uint8),
+        jax.ShapeDtypeStruct((unlabeled,), np.int32),
+    )
+    number = jax.ShapeDtypeStruct((), np.float32)
+    by_class = jax.ShapeDtypeStruct((127,), np.float32)
+    inputs = Generation(jax.eval_shape(lambda: key), number, by_class, by_class)
+    after, metrics = jax.eval_shape(program.train_step, state, batch, inputs)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert {"loss", "above_threshold"} <= set(metrics)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +207,5 @@ def test_a_config_that_cannot_be_is_refused_before_any_work(data_dir, tmp_path, 
 
 
 def test_images_of_different_sizes_need_one_to_be_resized_to(data_dir, tiny_model, tmp_path):
-    from crest_jax.errors import DataError
-
     with pytest.raises(DataError, match=r"images differ in shape: set --config.data.image_size"):
         main.run(config_of(data_dir, **{"data.image_size": 0, **tiny_model}), tmp_path / "run")

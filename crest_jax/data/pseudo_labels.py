@@ -14,8 +14,6 @@ from jaxtyping import Bool, Float, Int
 
 from crest_jax.errors import DataError
 
-_SHARD = "shard-00000-of-00001.npz"
-
 
 class PseudoLabels(NamedTuple):
     """One entry per unlabeled example, in the order of the unlabeled split."""
@@ -32,26 +30,54 @@ class PseudoLabels(NamedTuple):
 
 def write(folder: Path, pseudo_labels: PseudoLabels) -> None:
     """Writes `folder`, complete or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    begin(folder)
+    write_shard(folder, pseudo_labels, host=0, hosts=1)
+    finish(folder)
+
+
+def begin(folder: Path) -> None:
+    """Prepares for every host to write its shard, on one of them."""
+    shutil.rmtree(_partial(folder), ignore_errors=True)
+    _partial(folder).mkdir(parents=True)
+
+
+def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: int) -> None:
+    """Writes what one host has scored."""
     fields = pseudo_labels._asdict() | {"ids": np.array(pseudo_labels.ids, dtype=np.str_)}
-    np.savez_compressed(partial / _SHARD, allow_pickle=False, **fields)
-    partial.rename(folder)
+    np.savez_compressed(_partial(folder) / _shard(host, hosts), allow_pickle=False, **fields)
+
+
+def finish(folder: Path) -> None:
+    """Names the folder, once all hosts have written; on one of them."""
+    _partial(folder).rename(folder)
 
 
 def read(folder: Path) -> PseudoLabels:
-    """Reads what `write` wrote.
+    """Reads what was written, all hosts' shards in their order.
 
     Raises:
-      DataError: the archive is missing or damaged.
+      DataError: a shard is missing or damaged.
     """
-    path = folder / _SHARD
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            fields = {name: archive[name] for name in PseudoLabels._fields}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}): delete {folder} and run again to score anew"
-        ) from error
-    return PseudoLabels(**fields | {"ids": fields["ids"].tolist()})
+    way_out = f"delete {folder} and run again to score anew"
+    files = sorted(folder.glob("shard-*.npz"))
+    if [file.name for file in files] != [_shard(host, len(files)) for host in range(len(files))]:
+        raise DataError(f"{folder} does not hold each of its shards once: {way_out}")
+    parts = []
+    for path in files:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                parts.append([archive[name] for name in PseudoLabels._fields])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} cannot be read ({error}): {way_out}") from error
+    if not parts:
+        raise DataError(f"{folder} is empty: {way_out}")
+    ids, *fields = map(np.concatenate, zip(*parts, strict=True))
+    return PseudoLabels(ids.tolist(), *fields)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def _shard(host: int, hosts: int) -> str:
+    return f"shard-{host:05d}-of-{hosts:05d}.npz"

@@ -55,10 +55,21 @@ class Images(NamedTuple):
 class Writer:
     """Writes a folder of records one by one, in as many shards as said, without holding them.
 
-    A context manager: the folder appears, complete, when it is left without an error.
+    A context manager: the folder appears, complete, when it is left without an error. Several hosts
+    go through the same in phases: one `begin`s, all `add` every example, of which each keeps those
+    of its own shards, one `finish`es with the `entries` of all.
     """
 
-    def __init__(self, folder: Path, *, examples: int, class_names: Sequence[str], shards: int):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        examples: int,
+        class_names: Sequence[str],
+        shards: int,
+        host: int = 0,
+        hosts: int = 1,
+    ):
         """Prepares to write.
 
         Args:
@@ -66,6 +77,8 @@ class Writer:
           examples: how many there will be; consecutive ones share a shard.
           class_names: by label.
           shards: how many files.
+          host: which this is; shard i is written by host i modulo the number of hosts.
+          hosts: how many.
         """
         self._folder = folder
         self._partial = folder.with_name(folder.name + ".partial")
@@ -76,16 +89,22 @@ class Writer:
         self._shapes: set[tuple[int, int, int]] = set()
         self._ids: set[str] = set()
         self._digest = _IdDigest()
-        self._entries: list[dict] = []
-        self._file: tf.io.TFRecordWriter | None = None
-        self._written = 0  # in the shard that is being written
+        # What the manifest says of the shards that this host has written.
+        self.entries: list[dict] = []
+        self._host, self._hosts = host, hosts
+        self._shard = -1  # the one that examples go into
+        self._file: tf.io.TFRecordWriter | None = None  # where it is this host's
+        self._written = 0  # examples of this shard
 
     def __enter__(self) -> "Writer":
+        """Begins."""
+        self.begin()
+        return self
+
+    def begin(self) -> None:
         """Begins anew, whatever an earlier attempt has left."""
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
-        self._begin_shard()
-        return self
 
     def add(self, example: Example) -> None:
         """Appends an example.
@@ -98,17 +117,20 @@ class Writer:
             raise DataError(f"{self._folder}: two examples have the same id, {example.id}")
         if not 0 <= example.label < len(self._class_names):
             raise DataError(f"{self._folder}: a label is not in 0..{len(self._class_names) - 1}")
-        if self._file is None:
+        if self._shard < 0:
+            self._begin_shards()
+        if self._shard == len(self._sizes):
             raise DataError(f"{self._folder}: there are more examples than {sum(self._sizes)}")
         self._shapes.add(_stored_shape(example))
-        self._file.write(_serialize(example))
+        if self._file:
+            self._file.write(_serialize(example))
         self._ids.add(example.id)
         self._digest.add(example.id)
         self._labels[example.label] += 1
         self._written += 1
-        if self._written == self._sizes[len(self._entries)]:
+        if self._written == self._sizes[self._shard]:
             self._end_shard()
-            self._begin_shard()
+            self._begin_shards()
 
     def __exit__(self, kind, error, trace) -> None:
         """Names the folder, unless there was an error."""
@@ -116,10 +138,39 @@ class Writer:
             if self._file:
                 self._file.close()
             return
-        if self._file is not None:
-            self._file.close()
+        self.close()
+        self.finish(self.entries)
+
+    def close(self) -> None:
+        """Ends the shards of this host.
+
+        Raises:
+          DataError: there are fewer examples than were announced.
+        """
+        if self._shard < 0:
+            self._begin_shards()
+        if self._shard < len(self._sizes):
+            if self._file:
+                self._file.close()
             raise DataError(
                 f"{self._folder}: there are {len(self._ids)} examples, not {sum(self._sizes)}"
+            )
+
+    def finish(self, entries: Sequence[dict]) -> None:
+        """Writes the manifest, and names the folder.
+
+        Args:
+          entries: of all shards, in any order.
+
+        Raises:
+          DataError: a shard is missing, or was written twice.
+        """
+        expected = [self._file_name(shard) for shard in range(len(self._sizes))]
+        entries = sorted(entries, key=lambda entry: entry["file"])
+        if [entry["file"] for entry in entries] != expected:
+            raise DataError(
+                f"{self._folder}: {len(entries)} shards were written, not each of "
+                f"{len(expected)} once: do all hosts run the same command?"
             )
         manifest = {
             "format": FORMAT,
@@ -128,29 +179,38 @@ class Writer:
             "class_names": self._class_names,
             "image_shape": list(*self._shapes) if len(self._shapes) == 1 else None,
             "ids_sha256": self._digest.hexdigest(),
-            "shards": self._entries,
+            "shards": entries,
         }
         (self._partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         self._partial.rename(self._folder)
 
-    def _begin_shard(self) -> None:
-        """Opens the next shard that is not to be empty."""
-        while len(self._entries) < len(self._sizes):
-            name = f"shard-{len(self._entries):05d}-of-{len(self._sizes):05d}.tfrecord"
-            self._path = self._partial / name
-            self._file = tf.io.TFRecordWriter(str(self._path))
+    def _begin_shards(self) -> None:
+        """Opens the next shard that is not to be empty, if it is this host's."""
+        while self._shard < len(self._sizes):
+            self._shard += 1
             self._written = 0
-            if self._sizes[len(self._entries)] > 0:
+            if self._shard == len(self._sizes):
+                return
+            if self._shard % self._hosts == self._host:
+                path = self._partial / self._file_name(self._shard)
+                self._file = tf.io.TFRecordWriter(str(path))
+            if self._sizes[self._shard] > 0:
                 return
             self._end_shard()
 
     def _end_shard(self) -> None:
+        if self._file is None:
+            return
         self._file.close()
         self._file = None
-        self._entries.append(
-            {"file": self._path.name, "examples": self._written,
-             "bytes": self._path.stat().st_size, "sha256": _digest_file(self._path)}
+        path = self._partial / self._file_name(self._shard)
+        self.entries.append(
+            {"file": path.name, "examples": self._written, "bytes": path.stat().st_size,
+             "sha256": _digest_file(path)}
         )  # fmt: skip
+
+    def _file_name(self, shard: int) -> str:
+        return f"shard-{shard:05d}-of-{len(self._sizes):05d}.tfrecord"
 
 
 def write(
@@ -329,7 +389,9 @@ def _serialize(example: Example) -> bytes:
         "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example.image])),
         "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[example.label])),
     }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
+        deterministic=True
+    )
 
 
 def _stored_shape(example: Example) -> tuple[int, int, int]:

@@ -36,6 +36,15 @@ class Split(NamedTuple):
             whole = whole + part
         return whole
 
+    def share(self, host: int, hosts: int) -> Iterable[Images]:
+        """What a host is to look at: a contiguous part; in the order of the hosts, they are all."""
+        if isinstance(self.parts, Parts):
+            return self.parts.share(host, hosts)
+        if hosts == 1:
+            return self.parts
+        rows = slice(self.examples * host // hosts, self.examples * (host + 1) // hosts)
+        return [Images(*(field[rows] for field in self.images))]
+
 
 class Splits(NamedTuple):
     """What a run has; what a generation trains on is read anew from its own folder."""

@@ -186,15 +186,24 @@ def _lane(
 class Parts:
     """A split's images in its own order, decoded anew, a part at a time, whenever asked for."""
 
-    def __init__(self, folder: Path, *, image_size: int, size: int):
+    def __init__(self, folder: Path, *, image_size: int, size: int, host: int = 0, hosts: int = 1):
         """Prepares to read.
 
         Args:
           folder: of records.
           image_size: side of the central square; 0 takes images as they are stored.
           size: of a part, in images.
+          host: whose part of the shards to read.
+          hosts: how many there are.
         """
         self._folder, self._image_size, self._size = folder, image_size, size
+        self._host, self._hosts = host, hosts
+
+    def share(self, host: int, hosts: int) -> "Parts":
+        """What a host is to look at: contiguous shards."""
+        return Parts(
+            self._folder, image_size=self._image_size, size=self._size, host=host, hosts=hosts
+        )
 
     def __iter__(self) -> Iterator[records.Images]:
         """Reads them.
@@ -210,7 +219,11 @@ class Parts:
             name, image, label = records.parse(record)
             return name, view(image), label
 
-        files = [str(shard.path) for shard in records.shards(self._folder)]
+        shards = records.shards(self._folder)
+        begin, end = (
+            len(shards) * number // self._hosts for number in (self._host, self._host + 1)
+        )
+        files = [str(shard.path) for shard in shards[begin:end]]
         dataset = (
             tf.data.TFRecordDataset(files)
             .map(parsed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

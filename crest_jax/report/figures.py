@@ -25,6 +25,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
+    "axes.axisbelow": True,
     "grid.alpha": 0.3,
     "font.size": 9,
     "legend.frameon": False,

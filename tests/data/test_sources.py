@@ -236,7 +236,7 @@ def test_a_data_set_without_what_training_needs_says_what_is_missing(
 ):
     data = {split: random_split(4, 0) for split in splits}
     store(tmp_path, "partial", data, features_of(names=features))
-    with pytest.raises(DataError, match=f"'partial' has no {missing}$"):
+    with pytest.raises(DataError, match=f"'partial' has no {missing};"):
         sources.load("partial", data_dir=str(tmp_path))
 
 

@@ -1,0 +1,272 @@
+"""Several hosts: processes with two devices each, on 127.0.0.1, beside one process with four."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+
+from crest_jax import distributed
+from crest_jax.data import pseudo_labels, records
+from crest_jax.data.records import Images
+from crest_jax.data.splits import Split
+from crest_jax.errors import ConfigError, DataError
+
+REPOSITORY = Path(__file__).parent.parent
+FIELDS = {**TINY, "data.shards": 4, "heartbeat_timeout": 10}
+# JAX itself says so, and ends the process.
+A_HOST_DIED = -signal.SIGABRT
+
+
+def start(workdir, *, host=None, hosts=2, port=None, devices=2, **changes):
+    """Starts one host as a user would; alone where no host is named."""
+    fields = {f"config.{name}": value for name, value in {**FIELDS, **changes}.items()}
+    if host is not None:
+        fields |= {"coordinator": f"127.0.0.1:{port}", "hosts": hosts, "host": host}
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "crest_jax.main", "--config=experiments/digits_lt.py",
+         f"--workdir={workdir}", *(f"--{name}={value}" for name, value in fields.items())],
+        cwd=REPOSITORY, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def start_two(workdir, **changes):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [start(workdir, host=host, port=port, **changes) for host in (0, 1)]
+
+
+def end(processes):
+    """Waits for them: exit statuses, and what they said."""
+    printed = [process.communicate(timeout=240) for process in processes]
+    return [process.returncode for process in processes], printed
+
+
+def wait_for(path, processes):
+    while not path.exists():
+        assert all(process.poll() is None for process in processes), end(processes)
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    statuses, printed = end([start(folder, devices=4)])
+    assert statuses == [0], printed
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "run"
+    statuses, printed = end(start_two(folder))
+    assert statuses == [0, 0], printed
+    return folder, printed
+
+
+def generations(folder):
+    return json.loads((folder / "results.json").read_text())["generations"]
+
+
+def assert_same_run(folder, expected):
+    """Figures within rounding; the same pseudo-labels, selections and labeled sets."""
+    for number, (ours, theirs) in enumerate(
+        zip(generations(folder), generations(expected), strict=True)
+    ):
+        for figure in ("confusion_matrix", "pseudo_labels", "labeled_per_class", "accuracy"):
+            assert ours[figure] == theirs[figure]
+        here, there = (run / f"generation_{number:02d}" for run in (folder, expected))
+        scored, others = (pseudo_labels.read(path / "pseudo_labels") for path in (here, there))
+        assert scored.ids == others.ids
+        for field in ("labels", "selected", "truth"):
+            np.testing.assert_array_equal(getattr(scored, field), getattr(others, field))
+        np.testing.assert_allclose(scored.confidence, others.confidence, atol=1e-5)
+        manifests = [records.read_manifest(path / "labeled") for path in (here, there)]
+        assert manifests[0] == manifests[1]
+        tested = [
+            [json.loads(line)["test"]["ema"]["accuracy"] for line in text.splitlines()]
+            for text in ((path / "metrics.jsonl").read_text() for path in (here, there))
+        ]
+        assert tested[0] == tested[1]
+    assert any(each["pseudo_labels"]["selected"] != [0] * 10 for each in generations(folder))
+
+
+def test_two_processes_do_what_one_does(two_processes, one_process):
+    folder, _ = two_processes
+    assert_same_run(folder, one_process)
+
+
+def test_each_host_writes_its_own_shards_and_one_what_is_single(two_processes):
+    folder, ((first, _), (second, _)) = two_processes
+    written = sorted(file.name for file in (folder / "generation_00" / "pseudo_labels").iterdir())
+    assert written == ["shard-00000-of-00002.npz", "shard-00001-of-00002.npz"]
+    assert len(list((folder / "generation_00").glob("events*"))) == 1
+    lines = (folder / "generation_00" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [6, 12]
+    assert "generation 2: accuracy" in first
+    assert "accuracy" not in second
+
+
+def test_a_host_that_is_killed_ends_the_other_and_both_continue(one_process, tmp_path):
+    folder = tmp_path / "run"
+    processes = start_two(folder)
+    wait_for(folder / "generation_01" / "checkpoints" / "4", processes)
+    processes[1].kill()
+    killed = time.monotonic()
+    processes[0].wait(timeout=240)
+    assert time.monotonic() - killed < 4 * FIELDS["heartbeat_timeout"]  # no hang
+    statuses, printed = end(processes)
+    assert statuses == [A_HOST_DIED, -signal.SIGKILL]
+    assert re.search(r"another task died", printed[0][1])
+    assert not (folder / "generation_01" / "result.json").exists()
+    statuses, printed = end(start_two(folder))
+    assert statuses == [0, 0], printed
+    assert "generation 2 of 2 continues at step" in printed[0][0]
+    assert_same_run(folder, one_process)
+
+
+def test_sigterm_on_one_host_saves_and_stops_both(one_process, tmp_path):
+    folder = tmp_path / "run"
+    processes = start_two(folder, steps=400, eval_every=400, checkpoint_every=400)
+    wait_for(folder / "generation_00" / "labeled", processes)
+    time.sleep(5)
+    processes[1].send_signal(signal.SIGTERM)
+    statuses, printed = end(processes)
+    assert statuses == [75, 75], printed
+    for _, errors in printed:
+        (step,) = re.findall(r"is saved at step (\d+) of 400", errors)
+    assert (folder / "generation_00" / "checkpoints" / step).is_dir()
+
+
+# What is wrong is said on every host
+
+
+def test_hosts_that_disagree_are_told_in_what(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [start(tmp_path / "run", host=host, port=port, seed=host) for host in (0, 1)]
+    statuses, printed = end(processes)
+    assert statuses == [1, 1], printed
+    for _, errors in printed:
+        assert "error: host 1 disagrees with host 0: config.seed: 0 -> 1" in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_the_first_host_is_everybodys(tmp_path):
+    statuses, printed = end(start_two(tmp_path / "run", **{"data.name": "no_such_data"}))
+    assert statuses == [1, 1], printed
+    assert "error: data.name='no_such_data'" in printed[0][1]
+    assert "error: on host 0: data.name='no_such_data'" in printed[1][1]
+
+
+def test_a_first_host_that_is_not_there_is_not_waited_for_for_ever(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    statuses, printed = end([start(tmp_path / "run", host=1, port=port, heartbeat_timeout=3)])
+    assert time.monotonic() - began < 60
+    assert statuses[0] != 0
+    assert re.search(r"could not be reached within 3 s|DEADLINE_EXCEEDED", printed[0][1]), printed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("127.0.0.1:1", None, 0), "--coordinator, --hosts and --host go together"),
+        (("127.0.0.1:1", 2, 2), "--host=2 must be between 0 and 1"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        distributed.initialize(*given, heartbeat_timeout=1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+    ],
+)
+def test_clusters_are_known_by_what_they_set(environment, expected):
+    assert distributed._in_a_cluster(environment) is expected
+
+
+# The parts that hosts have
+
+
+def test_shares_are_all_of_a_split_in_its_order():
+    images = Images(
+        [str(number) for number in range(11)],
+        np.arange(11, dtype=np.uint8).reshape(11, 1, 1, 1),
+        np.arange(11, dtype=np.int32),
+    )
+    split = Split(11, np.bincount(images.labels), [images])
+    for hosts in (1, 2, 3, 16):
+        shares = [part for host in range(hosts) for part in split.share(host, hosts)]
+        together = [name for part in shares for name in part.ids]
+        assert together == images.ids
+        sizes = [len(part.ids) for part in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_pseudo_label_shard_that_is_missing_is_found(tmp_path):
+    folder = tmp_path / "pseudo_labels"
+    pseudo_labels.begin(folder)
+    for host in range(3):
+        some = np.arange(4 * host, 4 * host + 4)
+        scored = pseudo_labels.PseudoLabels(
+            [str(number) for number in some], some, some / 100, some % 2 == 0, some
+        )
+        pseudo_labels.write_shard(folder, scored, host=host, hosts=3)
+    assert not folder.exists()
+    pseudo_labels.finish(folder)
+    assert pseudo_labels.read(folder).labels.tolist() == list(range(12))
+    (folder / "shard-00001-of-00003.npz").unlink()
+    with pytest.raises(DataError, match="does not hold each of its shards once"):
+        pseudo_labels.read(folder)
+
+
+def test_records_of_several_hosts_are_those_of_one(tmp_path, one_process):
+    """Byte for byte; and neither a shard too few nor one too many is taken for whole."""
+    source = one_process / "splits" / "labeled"
+    examples = list(records.read(source))
+    names = records.read_manifest(source)["class_names"]
+    records.write(tmp_path / "one", examples, class_names=names, shards=7)
+    writers = [
+        records.Writer(
+            tmp_path / "three", examples=len(examples), class_names=names, shards=7, host=host,
+            hosts=3,
+        )
+        for host in range(3)
+    ]  # fmt: skip
+    writers[0].begin()
+    for writer in writers:
+        for example in examples:
+            writer.add(example)
+        writer.close()
+    entries = [entry for writer in reversed(writers) for entry in writer.entries]
+    for wrong in (entries[1:], entries + entries[:1]):
+        with pytest.raises(DataError, match="not each of 7 once"):
+            writers[0].finish(wrong)
+    assert not (tmp_path / "three").exists()
+    writers[0].finish(entries)
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "three" / file.name).read_bytes()
