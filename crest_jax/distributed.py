@@ -9,9 +9,11 @@ with its own devices; what is single, the first does; and an error on one is an 
 
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -22,8 +24,9 @@ from jaxtyping import Array, PyTree, Shaped
 
 from crest_jax import errors
 from crest_jax.config import differences
-from crest_jax.errors import ConfigError, CrestError, HostError
+from crest_jax.errors import ConfigError, HostError
 
+_Result = TypeVar("_Result")
 AXIS = "batch"
 REPLICATED = P()
 SPLIT = P(AXIS)
@@ -81,6 +84,8 @@ def split(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def to_local(tree: PyTree, mesh: Mesh) -> PyTree:
     """Copies what every device of every host has to the devices of a local mesh."""
+    if jax.process_count() == 1:
+        return tree
     return replicate(jax.tree.map(lambda leaf: leaf.addressable_data(0), tree), mesh)
 
 
@@ -88,51 +93,88 @@ def to_local(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def initialize(
-    coordinator: str | None, hosts: int | None, host: int | None, *, heartbeat_timeout: int
+    coordinator: str | None,
+    hosts: int | None,
+    host: int | None,
+    *,
+    find: bool,
+    heartbeat_timeout: int,
+    join_timeout: int,
 ) -> None:
     """Joins the other hosts, if there are any.
-
-    On Slurm, Open MPI and Cloud TPU they are found; elsewhere they are given.
 
     Args:
       coordinator: address and port of the first host, the same on all of them.
       hosts: how many.
       host: which this is, from 0.
+      find: whether JAX is to find these three, as it can on Cloud TPU, Slurm and Open MPI. It is
+        asked to anyway where the environment says that several processes were started together.
       heartbeat_timeout: seconds after which a host that has died ends the others.
+      join_timeout: seconds within which all hosts must have been started.
 
     Raises:
-      ConfigError: only some of these are given, or they are out of range.
-      HostError: the others cannot be reached.
+      ConfigError: only some of the three are given, or they are out of range.
+      HostError: the others cannot be found or reached.
     """
     given = [value is not None for value in (coordinator, hosts, host)]
     if any(given) and not all(given):
         raise ConfigError("--coordinator, --hosts and --host go together")
-    if not any(given) and not _in_a_cluster(os.environ):
-        return
     if hosts is not None and host is not None and not 0 <= host < hosts:
         raise ConfigError(f"--host={host} must be between 0 and {hosts - 1}, with --hosts={hosts}")
+    if not any(given) and not find and not _started_together(os.environ):
+        return
+    if coordinator and host:
+        _await_coordinator(coordinator, join_timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
             coordinator,
             hosts,
             host,
-            initialization_timeout=heartbeat_timeout,
+            initialization_timeout=join_timeout,
             heartbeat_timeout_seconds=heartbeat_timeout,
+            # Within which a host that ends with an error waits for the others, who do not know.
+            shutdown_timeout_seconds=heartbeat_timeout,
         )
-    except RuntimeError as error:  # which is what an unreachable coordinator is
+    except ValueError as error:
+        if find:
+            raise HostError(
+                "--find_hosts: JAX finds no other hosts here: give --coordinator, --hosts and "
+                "--host instead"
+            ) from error
+        # Slurm or MPI is there, but has not started this process: it is alone.
+    except RuntimeError as error:
         raise HostError(
-            f"the other hosts could not be reached within {heartbeat_timeout} s: is "
-            f"{coordinator or 'the first host'} up, and do all hosts run the same command? "
+            f"the other hosts could not be joined within {join_timeout} s: do all of them run? "
             f"({str(error).splitlines()[0]})"
         ) from error
 
 
-def _in_a_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether Slurm, Open MPI or Cloud TPU has started several of us."""
+def _started_together(environment: Mapping[str, str]) -> bool:
+    """Whether Slurm, Open MPI or Cloud TPU says that it has started several processes."""
     sizes = (environment.get("SLURM_NTASKS"), environment.get("OMPI_COMM_WORLD_SIZE"))
-    workers = environment.get("TPU_WORKER_HOSTNAMES", "")
-    return "," in workers or any(size is not None and int(size) > 1 for size in sizes)
+    names = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+    several = any("," in environment.get(name, "") for name in names)
+    return several or any(int(size or 1) > 1 for size in sizes)
+
+
+def _await_coordinator(coordinator: str, timeout: int) -> None:
+    """Waits until the first host listens; JAX would end the process without a word of ours."""
+    address, _, port = coordinator.rpartition(":")
+    if not address or not port.isdigit():
+        raise ConfigError(f"--coordinator={coordinator} is no address and port, 10.0.0.1:8476")
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((address, int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise HostError(
+                    f"--coordinator={coordinator} could not be reached within {timeout} s "
+                    f"({error}): is host 0 up, with the same --coordinator?"
+                ) from error
+            time.sleep(0.5)
 
 
 def is_first() -> bool:
@@ -160,30 +202,42 @@ def gather_json(value: Any) -> list[Any]:
     return [json.loads(row.tobytes()) for row in gathered]
 
 
-def together(do: Callable[[], Any], *, first_only: bool = False) -> None:
-    """Does something on all hosts, or on the first, and waits until it is done.
+def together(do: Callable[[], _Result], *, first_only: bool = False) -> _Result | None:
+    """Does something on all hosts, or on the first, and waits until it is done everywhere.
 
     Args:
-      do: what.
+      do: what; no host may wait for another in it.
       first_only: whether the other hosts only wait.
+
+    Returns:
+      What `do` has returned here; None where it was not called.
 
     Raises:
       CrestError: on every host, where it was raised on one.
+      HostError: where another host had another error. That host has it as it was.
     """
-    caught: CrestError | None = None
+    result: _Result | None = None
+    caught: Exception | None = None
     if not first_only or is_first():
         try:
-            do()
-        except CrestError as error:
+            result = do()
+        except Exception as error:
             caught = error
     if jax.process_count() > 1:
         mine = None if caught is None else [type(caught).__name__, str(caught)]
         for host, theirs in enumerate(gather_json(mine)):
             if theirs is not None and caught is None:
                 name, message = theirs
-                caught = getattr(errors, name)(f"on host {host}: {message}")
+                kind = getattr(errors, name, HostError)
+                caught = kind(f"on host {host}: {message}")
     if caught is not None:
         raise caught
+    return result
+
+
+def first_says(value: _Result) -> _Result:
+    """What the first host has for all; so that they decide alike whatever they see of a folder."""
+    return gather_json(value)[0]
 
 
 def check_agreement(value: Mapping[str, Any]) -> None:
@@ -211,9 +265,3 @@ def say(text: str) -> None:
 def total(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
     """The sum of the hosts' arrays."""
     return all_gather(array).sum(axis=0)
-
-
-def share(examples: int) -> slice:
-    """Which of so many examples are this host's: a contiguous part, nearly as large as any."""
-    host, hosts = jax.process_index(), jax.process_count()
-    return slice(examples * host // hosts, examples * (host + 1) // hosts)

@@ -63,8 +63,7 @@ def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
 
     def predict(params, batch_stats, images, adjustment) -> Predictions:
         if not len(images):  # an empty split has no image shape to compile for
-            none = np.zeros(0, np.int32)
-            return Predictions(none, np.zeros(0, np.float32), none)
+            return nothing()
         return mapped(images, params, batch_stats, jnp.asarray(adjustment, jnp.float32))
 
     return predict
@@ -120,6 +119,12 @@ def _over_batches(
     return over_batches
 
 
+def nothing() -> Predictions:
+    """Predictions of no examples."""
+    none = np.zeros(0, np.int32)
+    return Predictions(none, np.zeros(0, np.float32), none)
+
+
 def over_parts(
     parts: Iterable[tuple[Sequence[str], np.ndarray, np.ndarray]],
     models: Mapping[str, Callable[[np.ndarray], Predictions]],
@@ -135,7 +140,7 @@ def over_parts(
     """
     ids: list[str] = []
     labels = [np.zeros(0, np.int32)]
-    found: dict[str, list[Predictions]] = {name: [] for name in models}
+    found = {name: [nothing()] for name in models}
     for names, images, truth in parts:
         ids += names
         labels.append(truth)

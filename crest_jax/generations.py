@@ -6,7 +6,7 @@ name when it is whole, and is skipped when that is there: so the same command co
 wherever it was stopped.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,6 @@ from crest_jax.algorithms import ALGORITHMS
 from crest_jax.data import pipeline, pseudo_labels, records, stream
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
-from crest_jax.data.records import Images
 from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import ConfigError, DataError, Preempted
 from crest_jax.models import MODELS
@@ -78,7 +77,8 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
     for generation in range(config.generations):
         result = run_generation(config, folder, generation, splits, program)
         finished.append(result)
-        if not is_finished(folder, generation + 1):  # else it is written with that one
+        # Where the next one is finished too, they are written with that.
+        if not distributed.first_says(is_finished(folder, generation + 1)):
             summary = results.of_run(config, splits.class_names, finished)
             distributed.together(partial(_write_results, folder, summary), first_only=True)
         distributed.say(text.generation_table(result, splits.class_names))
@@ -200,12 +200,12 @@ def run_generation(
 ) -> dict[str, Any]:
     """Runs what is left of one generation, and returns its result.json."""
     here = folder_of(folder, generation)
-    if is_finished(folder, generation):
+    if distributed.first_says(is_finished(folder, generation)):
         return workdir.read_json(here / RESULT)
-    if not (here / "labeled").exists():
+    if not distributed.first_says((here / "labeled").exists()):
         rewrite_labeled(config, folder, generation, splits)
     state = train_generation(config, here, generation, splits, program)
-    if not (here / "pseudo_labels").exists():
+    if not distributed.first_says((here / "pseudo_labels").exists()):
         scored = score_unlabeled(config, generation, state, splits, program)
         write_pseudo_labels(here / "pseudo_labels", scored)
 
@@ -315,7 +315,7 @@ def train_generation(
             estimated = {UNLABELED_DISTRIBUTION: estimate_unlabeled(config, state, splits, program)}
         summaries = {}
         for name, split in held_out.items():
-            _, labels, predictions = evaluate.over_parts(_share(split), models)
+            _, labels, predictions = _over_share(split, models)
             summaries[name] = {
                 weights: evaluate.summarize(labels, predicted, len(splits.class_names))
                 for weights, predicted in predictions.items()
@@ -377,7 +377,7 @@ def score_unlabeled(
     Without augmentation, and without alignment. The last generation selects nothing.
     """
     ema = predictor(config, state.ema_params, state, splits, program)
-    ids, truth, predictions = evaluate.over_parts(_share(splits.unlabeled), {"ema": ema})
+    ids, truth, predictions = _over_share(splits.unlabeled, {"ema": ema})
     labels, confidence, _ = predictions["ema"]
     selected = np.zeros(len(labels), bool)
     if generation + 1 < config.generations:
@@ -454,7 +454,7 @@ def estimate_unlabeled(
     def predicted(
         split: Split,
     ) -> tuple[Int[np.ndarray, " examples"], Int[np.ndarray, " examples"]]:
-        _, labels, predictions = evaluate.over_parts(_share(split), {"ema": ema})
+        _, labels, predictions = _over_share(split, {"ema": ema})
         return labels, predictions["ema"].labels
 
     classes = len(splits.class_names)
@@ -472,9 +472,12 @@ def predictor(
     return lambda images: program.predict(*weights, images, adjustment)
 
 
-def _share(split: Split) -> Iterable[Images]:
-    """What this host is to look at of a split."""
-    return split.share(jax.process_index(), jax.process_count())
+def _over_share(
+    split: Split, models: Mapping[str, Callable[[np.ndarray], evaluate.Predictions]]
+) -> tuple[list[str], Int[np.ndarray, " examples"], dict[str, evaluate.Predictions]]:
+    """What models say of this host's part of a split, as `evaluate.over_parts`."""
+    share = split.share(jax.process_index(), jax.process_count())
+    return distributed.together(lambda: evaluate.over_parts(share, models))
 
 
 def adjustment_of(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:

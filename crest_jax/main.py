@@ -29,6 +29,12 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _HOSTS = flags.DEFINE_integer("hosts", None, "How many hosts there are.")
 _HOST = flags.DEFINE_integer("host", None, "Which of them this is, from 0.")
+_FIND_HOSTS = flags.DEFINE_boolean(
+    "find_hosts", False, "Let JAX find the three above, as it can on Cloud TPU, Slurm, Open MPI."
+)
+_JOIN_TIMEOUT = flags.DEFINE_integer(
+    "join_timeout", 300, "Seconds within which all hosts must have been started.", lower_bound=1
+)
 # A run that is started again finds its compiled step here.
 _COMPILATION_CACHE = Path.home() / ".cache" / "crest_jax" / "compiled"
 
@@ -57,10 +63,13 @@ def join(config: ConfigDict) -> None:
     """Joins the other hosts that the flags or the environment name, if there are any."""
     from crest_jax import distributed
 
+    config_lib.validate(config)
     distributed.initialize(
         _COORDINATOR.value,
         _HOSTS.value,
         _HOST.value,
+        find=_FIND_HOSTS.value,
+        join_timeout=_JOIN_TIMEOUT.value,
         heartbeat_timeout=config.heartbeat_timeout,
     )
 
@@ -84,7 +93,7 @@ def _run(config: ConfigDict, workdir: Path) -> None:
     distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
     distributed.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(workdir.absolute())}
-        | {"version": workdir_lib.version()}
+        | {"versions": workdir_lib.versions()}
     )
     distributed.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
     distributed.say(

@@ -1,5 +1,6 @@
 """SIGTERM: what machines send before they are taken away."""
 
+import itertools
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from crest_jax.errors import Preempted
+
+# All steps that this process has made, since those of a generation begin anew and JAX's must not.
+_steps = itertools.count(1)
 
 
 @contextmanager
@@ -20,7 +24,7 @@ def raised_on_sigterm() -> Iterator[None]:
     def stop(signum, frame):
         raise Preempted("stopped by SIGTERM; run the same command again to continue")
 
-    if jax.process_count() > 1:
+    if jax.distributed.is_initialized():
         yield
         return
     with _handler(stop):
@@ -28,14 +32,15 @@ def raised_on_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def deferred_sigterm() -> Iterator[Callable[[int], bool]]:
+def deferred_sigterm() -> Iterator[Callable[[], bool]]:
     """Within, SIGTERM only makes the function that this yields return True.
 
-    The function is asked after every step, with its number, and says the same on all hosts,
-    whichever was told to stop. A SIGTERM that nobody asked about is raised again on leaving.
+    Several hosts all ask it after every step, and it says the same on all of them, whichever was
+    told to stop. A SIGTERM that nobody asked about is raised again on leaving; with several hosts,
+    it is heard after the next step.
     """
-    if jax.process_count() > 1:  # where JAX takes care of the signal
-        yield multihost_utils.reached_preemption_sync_point
+    if jax.distributed.is_initialized():  # JAX takes care of the signal
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(_steps))
         return
     received = False
 
@@ -44,7 +49,7 @@ def deferred_sigterm() -> Iterator[Callable[[int], bool]]:
         received = True
 
     with _handler(note):
-        yield lambda step: received
+        yield lambda: received
     if received:
         signal.raise_signal(signal.SIGTERM)
 

@@ -83,6 +83,7 @@ def train(
         metrics_file = folder / METRICS
         distributed.together(lambda: keep_metrics(metrics_file, up_to=start), first_only=True)
         history = keep_metrics(metrics_file, up_to=start)
+        distributed.check_agreement({"step": start, "evaluations": len(history)})
         missing = evaluations_until(start, schedule) - len(history)
         if missing > 0:
             raise WorkdirError(
@@ -108,7 +109,7 @@ def train(
                     began = time.perf_counter()
                 if len(pending) > _AHEAD:
                     jax.block_until_ready(pending[-_AHEAD])
-                stopping = preempted(done)
+                stopping = preempted()
                 evaluating = done % schedule.eval_every == 0 or done == steps
                 saving = done % schedule.checkpoint_every == 0 or done in reported or stopping
                 if evaluating or saving:

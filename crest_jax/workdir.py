@@ -112,27 +112,26 @@ def differences(theirs: Mapping[str, Any], config: ConfigDict) -> list[str]:
     return [line for line in lines if not line.startswith(INCIDENTAL)]
 
 
-def version() -> str:
-    """Of this program."""
-    return environment()["crest_jax"]
+def versions() -> dict[str, str]:
+    """Of this program, and of the packages that its results depend on."""
+    packages = ("crest_jax", "jax", "jaxlib", "flax", "optax", "tensorflow", "tensorflow-cpu",
+                "tensorflow-datasets", "numpy")  # fmt: skip
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+            found[package] = "not installed"
+    return {"python": platform.python_version(), **found}
 
 
 def environment() -> dict[str, Any]:
     """What, besides the config, the last bits of a result depend on."""
-    packages = ("crest_jax", "jax", "jaxlib", "flax", "optax", "tensorflow", "tensorflow-cpu",
-                "tensorflow-datasets", "numpy")  # fmt: skip
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-            versions[package] = "not installed"
     device = jax.devices()[0]
     return {
-        "python": platform.python_version(),
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "cpus": _visible_cpus(),
-        **versions,
+        **versions(),
     }
 
 

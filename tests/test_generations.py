@@ -152,7 +152,7 @@ class Wiring:
         self.splits = splits.load(config.data, folder / "splits")
         self.predicted_with = []
         self.program = generations.Program(
-            distributed.data_mesh(), lambda key: None, None, self.predict
+            distributed.data_mesh(), distributed.local_mesh(), lambda key: None, None, self.predict
         )
 
     def predict(self, params, batch_stats, images, adjustment):

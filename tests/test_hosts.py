@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import TINY
@@ -18,7 +19,7 @@ from crest_jax import distributed
 from crest_jax.data import pseudo_labels, records
 from crest_jax.data.records import Images
 from crest_jax.data.splits import Split
-from crest_jax.errors import ConfigError, DataError
+from crest_jax.errors import ConfigError, DataError, HostError
 
 REPOSITORY = Path(__file__).parent.parent
 FIELDS = {**TINY, "data.shards": 4, "heartbeat_timeout": 10}
@@ -26,7 +27,13 @@ FIELDS = {**TINY, "data.shards": 4, "heartbeat_timeout": 10}
 A_HOST_DIED = -signal.SIGABRT
 
 
-def start(workdir, *, host=None, hosts=2, port=None, devices=2, **changes):
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(workdir, *, host=None, hosts=2, port=None, devices=2, flags=(), **changes):
     """Starts one host as a user would; alone where no host is named."""
     fields = {f"config.{name}": value for name, value in {**FIELDS, **changes}.items()}
     if host is not None:
@@ -34,16 +41,14 @@ def start(workdir, *, host=None, hosts=2, port=None, devices=2, **changes):
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.Popen(
         [sys.executable, "-m", "crest_jax.main", "--config=experiments/digits_lt.py",
-         f"--workdir={workdir}", *(f"--{name}={value}" for name, value in fields.items())],
+         f"--workdir={workdir}", *(f"--{name}={value}" for name, value in fields.items()), *flags],
         cwd=REPOSITORY, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def start_two(workdir, **changes):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     return [start(workdir, host=host, port=port, **changes) for host in (0, 1)]
 
 
@@ -140,22 +145,26 @@ def test_sigterm_on_one_host_saves_and_stops_both(one_process, tmp_path):
     folder = tmp_path / "run"
     processes = start_two(folder, steps=400, eval_every=400, checkpoint_every=400)
     wait_for(folder / "generation_00" / "labeled", processes)
-    time.sleep(5)
     processes[1].send_signal(signal.SIGTERM)
     statuses, printed = end(processes)
     assert statuses == [75, 75], printed
     for _, errors in printed:
         (step,) = re.findall(r"is saved at step (\d+) of 400", errors)
     assert (folder / "generation_00" / "checkpoints" / step).is_dir()
+    # JAX must hear of it in a run that continues, too.
+    processes = start_two(folder, steps=400, eval_every=400, checkpoint_every=400)
+    said = processes[0].stdout.readline() + processes[0].stdout.readline()
+    assert f"continues at step {step}" in said
+    processes[0].send_signal(signal.SIGTERM)
+    statuses, printed = end(processes)
+    assert statuses == [75, 75], printed
 
 
 # What is wrong is said on every host
 
 
 def test_hosts_that_disagree_are_told_in_what(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [start(tmp_path / "run", host=host, port=port, seed=host) for host in (0, 1)]
     statuses, printed = end(processes)
     assert statuses == [1, 1], printed
@@ -172,14 +181,14 @@ def test_an_error_of_the_first_host_is_everybodys(tmp_path):
 
 
 def test_a_first_host_that_is_not_there_is_not_waited_for_for_ever(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     began = time.monotonic()
-    statuses, printed = end([start(tmp_path / "run", host=1, port=port, heartbeat_timeout=3)])
+    statuses, printed = end(
+        [start(tmp_path / "run", host=1, port=port, flags=["--join_timeout=3"])]
+    )
     assert time.monotonic() - began < 60
-    assert statuses[0] != 0
-    assert re.search(r"could not be reached within 3 s|DEADLINE_EXCEEDED", printed[0][1]), printed
+    assert statuses == [1]
+    assert f"error: --coordinator=127.0.0.1:{port} could not be reached within 3 s" in printed[0][1]
 
 
 @pytest.mark.parametrize(
@@ -187,11 +196,71 @@ def test_a_first_host_that_is_not_there_is_not_waited_for_for_ever(tmp_path):
     [
         (("127.0.0.1:1", None, 0), "--coordinator, --hosts and --host go together"),
         (("127.0.0.1:1", 2, 2), "--host=2 must be between 0 and 1"),
+        (("somewhere", 2, 1), "--coordinator=somewhere is no address and port"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(given, message):
     with pytest.raises(ConfigError, match=message):
-        distributed.initialize(*given, heartbeat_timeout=1)
+        distributed.initialize(*given, find=False, heartbeat_timeout=1, join_timeout=1)
+
+
+def test_slurm_or_mpi_around_a_single_process_are_no_other_hosts(monkeypatch):
+    """As in an interactive allocation, without srun."""
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    alone = (None, None, None)
+    distributed.initialize(*alone, find=False, heartbeat_timeout=1, join_timeout=1)
+    assert not jax.distributed.is_initialized()
+    with pytest.raises(HostError, match="--find_hosts: JAX finds no other hosts here"):
+        distributed.initialize(*alone, find=True, heartbeat_timeout=1, join_timeout=1)
+
+
+# One host has an error of its own, of ours or not, or nothing.
+TOGETHER = """
+import sys
+import numpy as np
+from crest_jax import distributed
+from crest_jax.errors import CrestError, DataError
+port, host = int(sys.argv[1]), int(sys.argv[2])
+distributed.initialize(f"127.0.0.1:{port}", 2, host, find=False, heartbeat_timeout=10,
+                       join_timeout=60)
+assert distributed.together(lambda: host) == host
+assert distributed.together(lambda: host, first_only=True) == (0 if host == 0 else None)
+assert distributed.first_says(["host", host]) == ["host", 0]
+assert distributed.total(np.array([2**40 + host])).tolist() == [2**41 + 1]
+for error in (DataError("no data"), OSError("no space")):
+    def do():
+        if host == 1:
+            raise error
+    try:
+        distributed.together(do)
+    except Exception as caught:
+        print(type(caught).__name__, caught)
+distributed.check_agreement({"step": 3})
+try:
+    distributed.check_agreement({"step": host})
+except CrestError as caught:
+    print(caught)
+"""
+
+
+def test_an_error_of_any_host_is_known_to_all_at_once():
+    port = free_port()
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(port), str(host)], cwd=REPOSITORY,
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for host in (0, 1)
+    ]  # fmt: skip
+    statuses, ((first, _), (second, _)) = end(processes)
+    assert statuses == [0, 0]
+    differ = "host 1 disagrees with host 0: step: 0 -> 1"
+    for printed, where in ((first, "on host 1: "), (second, "")):
+        data, disk, disagreement = printed.splitlines()
+        assert data == f"DataError {where}no data"
+        assert disk == f"{'HostError' if where else 'OSError'} {where}no space"
+        assert disagreement.startswith(differ)
 
 
 @pytest.mark.parametrize(
@@ -203,10 +272,11 @@ def test_flags_that_do_not_go_together_are_refused(given, message):
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+        ({"TPU_PROCESS_ADDRESSES": "10.0.0.1:8476,10.0.0.2:8476"}, True),
     ],
 )
 def test_clusters_are_known_by_what_they_set(environment, expected):
-    assert distributed._in_a_cluster(environment) is expected
+    assert distributed._started_together(environment) is expected
 
 
 # The parts that hosts have

@@ -68,6 +68,8 @@ def batches(
     Raises:
       DataError: a shard is missing, damaged, or shorter than its manifest says.
     """
+    for folders in (labeled, unlabeled) if unlabeled_ratio else (labeled,):
+        _check_lanes(folders, streaming.lanes)
     share = streaming.lanes // processes
     lanes = range(process * share, (process + 1) * share)
 
@@ -96,9 +98,20 @@ def batches(
         unlabeled_stream = tf.data.Dataset.from_tensors(nothing).repeat()
     dataset = tf.data.Dataset.zip(labeled_stream, unlabeled_stream).take(stop - start)
     iterator = dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
-    for (images, labels), (unlabeled_images, _) in _reporting(iterator):
+    for (images, labels), (unlabeled_images, _) in _reporting(iterator, unlabeled):
         rows = np.zeros(len(unlabeled_images), np.int32)
         yield Batch(images, labels.astype(np.int32), unlabeled_images, rows)
+
+
+def _check_lanes(folders: Sequence[Path], lanes: int) -> None:
+    """Finds a lane without examples, whichever host it is of."""
+    shards = list(map(records.shards, folders))
+    for lane in range(lanes):
+        if not any(shard.examples for of_folder in shards for shard in of_folder[lane::lanes]):
+            raise DataError(
+                f"data.lanes={lanes} is more than there are shards with an example in "
+                f"{' and '.join(map(str, folders))}: lower it, or data.shards"
+            )
 
 
 def _lane(
@@ -111,11 +124,6 @@ def _lane(
 ) -> tf.data.Dataset:
     """Images and labels of a lane from step `start` on, `size` of each a step, without end."""
     shards = [shard for of_folder in folders for shard in of_folder if shard.examples]
-    if not shards:
-        raise DataError(
-            f"data.lanes={streaming.lanes} is more than there are shards with an example in "
-            f"{' and '.join(str(of_folder[0].path.parent) for of_folder in folders)}: lower it"
-        )
     files = tf.constant([str(shard.path) for shard in shards])
     counts = np.array([shard.examples for shard in shards])
     window = max(streaming.window // streaming.lanes, 1)
@@ -230,7 +238,7 @@ class Parts:
             .batch(self._size)
             .prefetch(tf.data.AUTOTUNE)
         )
-        for names, images, labels in _reporting(dataset.as_numpy_iterator()):
+        for names, images, labels in _reporting(dataset.as_numpy_iterator(), [self._folder]):
             ids = [name.decode() for name in names]
             yield records.Images(ids, images, labels.astype(np.int32))
 
@@ -240,11 +248,18 @@ def _folded(seed: tf.Tensor | tuple[int, int], number: tf.Tensor | int) -> tf.Te
     return tf.random.fold_in(tf.cast(seed, tf.int64), tf.cast(number, tf.int64))
 
 
-def _reporting(iterator: Iterator) -> Iterator:
-    """Turns what TensorFlow says of damaged files into an error of ours."""
+def _reporting(iterator: Iterator, folders: Sequence[Path]) -> Iterator:
+    """Turns what TensorFlow says of damaged files and images into an error of ours."""
+    where = " or ".join(map(str, folders))
     try:
         yield from iterator
-    except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as e:
-        reason = e.message.splitlines()[0]
-        raise DataError(f"records cannot be read: {reason}; delete their folder and run again to "
-                        "make it anew") from e  # fmt: skip
+    except tf.errors.InvalidArgumentError as error:
+        raise DataError(
+            f"an image of {where} cannot be decoded, and was no better where it came from: "
+            f"{error.message.splitlines()[0]}"
+        ) from error
+    except tf.errors.OpError as error:
+        raise DataError(
+            f"records of {where} cannot be read: {error.message.splitlines()[0]}; delete what is "
+            "damaged and run again to make it anew"
+        ) from error

@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from crest_jax.data import records, stream
@@ -10,6 +11,7 @@ from crest_jax.data.stream import Parts, Streaming
 from crest_jax.errors import DataError
 
 SHARDS = 8
+INTERLEAVED = 1
 STREAMING = Streaming(image_size=0, lanes=4, window=16)
 
 
@@ -21,6 +23,12 @@ def example(number):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return Example(str(number), file.getvalue(), number % 7)
+
+
+def read_shard(path):
+    for record in tf.data.TFRecordDataset(str(path)):
+        name, image, label = records.parse(record)
+        yield Example(name.numpy().decode(), image.numpy(), int(label))
 
 
 def numbers_of(images):
@@ -43,8 +51,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def few_at_once(monkeypatch):
-    """Of the 2 to 4 shards of a lane, so that an epoch has several groups of them."""
-    monkeypatch.setattr(stream, "INTERLEAVED", 3)
+    """Of the 2 to 4 shards of a lane, so that an epoch has several groups."""
+    monkeypatch.setattr(stream, "INTERLEAVED", INTERLEAVED)
 
 
 def batches(folders, streaming=STREAMING, **changes):
@@ -71,7 +79,7 @@ def lane_streams(found, field, lanes=4):
 @pytest.fixture(scope="module")
 def long(folders):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "INTERLEAVED", 3)
+        patch.setattr(stream, "INTERLEAVED", INTERLEAVED)
         return batches(folders, stop=60)
 
 
@@ -135,16 +143,28 @@ def test_a_stream_that_starts_later_is_the_rest_of_one_that_started_before(folde
     assert_same(batches(folders, start=start, stop=60), long[start:])
 
 
-def test_a_start_far_away_opens_no_shard_before_it(folders, long, monkeypatch):
-    """Two epochs in: only the shards of the epoch that it lies in are read."""
-    opened = []
-    dataset = stream.tf.data.TFRecordDataset
-    monkeypatch.setattr(
-        stream.tf.data, "TFRecordDataset", lambda files: opened.append(files) or dataset(files)
-    )
-    (batch,) = batches(folders, start=10**9, stop=10**9 + 1)
-    assert batch.labeled.shape == (8, 1, 2, 3)
-    assert 0 < len(opened) <= 8  # traced once for each lane and set
+def test_a_start_far_away_opens_no_shard_that_it_passes_over(folders, long, tmp_path):
+    """With what a lane reads first in its epoch emptied of everything but its size."""
+    (numbers, *_) = lane_streams(long, "labeled")
+    shard_of = {
+        int(example.id): shard.path.name
+        for shard in records.shards(folders[0])
+        for example in read_shard(shard.path)
+    }
+    epoch = len(set(numbers.tolist()))
+    order = list(dict.fromkeys(shard_of[number] for number in numbers[:epoch].tolist()))
+    assert len(order) == 2, "a lane of this set has two shards, here one after the other"
+    passed_over, needed = order
+    copy = copied(folders[0], tmp_path)
+    size = (copy / passed_over).stat().st_size
+    (copy / passed_over).write_bytes(bytes(size))
+    # Where the second shard begins, in steps of two of this lane.
+    place = next(at for at, number in enumerate(numbers) if shard_of[int(number)] == needed)
+    start = -(-place // 2)
+    (batch,) = batches((copy, folders[1]), start=start, stop=start + 1, unlabeled_ratio=0)
+    np.testing.assert_array_equal(batch.labeled, long[start].labeled)
+    with pytest.raises(DataError, match="cannot be read"):
+        batches((copy, folders[1]), start=0, stop=1, unlabeled_ratio=0)
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -171,6 +191,14 @@ def test_a_host_opens_only_its_own_shards(folders, tmp_path):
     assert_same(found, batches(folders, process=0, processes=2, **options))
     with pytest.raises(DataError, match="cannot be read"):
         batches((mine, folders[1]), process=1, processes=2, **options)
+
+
+@pytest.mark.parametrize("interleaved", [2, 3, 16])
+def test_shards_that_are_interleaved_can_be_started_in_too(folders, monkeypatch, interleaved):
+    monkeypatch.setattr(stream, "INTERLEAVED", interleaved)
+    whole = batches(folders, stop=20)
+    for start in (3, 8, 13):
+        assert_same(batches(folders, start=start, stop=20), whole[start:])
 
 
 # What is wrong is said
@@ -201,16 +229,17 @@ def test_a_flipped_byte_is_found_when_it_is_read(folders, tmp_path):
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DataError, match="records cannot be read"):
+    with pytest.raises(DataError, match=r"records of .* cannot be read"):
         batches((labeled, folders[1]), stop=20)
-    with pytest.raises(DataError, match="records cannot be read"):
+    with pytest.raises(DataError, match=r"records of .* cannot be read"):
         list(Parts(labeled, image_size=0, size=10))
 
 
 def test_more_lanes_than_shards_with_examples_are_refused(folders, tmp_path):
     records.write(tmp_path / "few", [example(0)], class_names=list("abcdefg"), shards=SHARDS)
-    with pytest.raises(DataError, match=r"data\.lanes=4 is more than .*few"):
-        batches((tmp_path / "few", folders[1]), stop=1)
+    for host in (0, 1):  # whichever host the lane is of
+        with pytest.raises(DataError, match=r"data\.lanes=4 is more than .*few"):
+            batches((tmp_path / "few", folders[1]), stop=1, process=host, processes=2)
 
 
 # Images of different sizes
