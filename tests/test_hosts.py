@@ -74,10 +74,23 @@ def one_process(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
+    """A run of two, one of which was killed in the second generation, and which then continued.
+
+    Gives its folder, how long the other process lived on and how it ended, and what was printed
+    after both were started again.
+    """
     folder = tmp_path_factory.mktemp("two") / "run"
+    processes = start_two(folder)
+    wait_for(folder / "generation_01" / "checkpoints" / "4", processes)
+    processes[1].kill()
+    killed = time.monotonic()
+    processes[0].wait(timeout=240)
+    lived_on = time.monotonic() - killed
+    (status, _), ((_, errors), _) = end(processes)
+    assert not (folder / "generation_01" / "result.json").exists()
     statuses, printed = end(start_two(folder))
     assert statuses == [0, 0], printed
-    return folder, printed
+    return folder, (lived_on, status, errors), printed
 
 
 def generations(folder):
@@ -107,13 +120,21 @@ def assert_same_run(folder, expected):
     assert any(each["pseudo_labels"]["selected"] != [0] * 10 for each in generations(folder))
 
 
-def test_two_processes_do_what_one_does(two_processes, one_process):
-    folder, _ = two_processes
+def test_two_processes_do_what_one_does_even_when_one_was_killed(two_processes, one_process):
+    folder, _, ((first, _), _) = two_processes
+    assert "generation 2 of 2 continues at step" in first
     assert_same_run(folder, one_process)
 
 
+def test_a_host_that_is_killed_ends_the_other_in_bounded_time(two_processes):
+    _, (lived_on, status, errors), _ = two_processes
+    assert lived_on < 4 * FIELDS["heartbeat_timeout"]
+    assert status == A_HOST_DIED
+    assert "another task died" in errors
+
+
 def test_each_host_writes_its_own_shards_and_one_what_is_single(two_processes):
-    folder, ((first, _), (second, _)) = two_processes
+    folder, _, ((first, _), (second, _)) = two_processes
     written = sorted(file.name for file in (folder / "generation_00" / "pseudo_labels").iterdir())
     assert written == ["shard-00000-of-00002.npz", "shard-00001-of-00002.npz"]
     assert len(list((folder / "generation_00").glob("events*"))) == 1
@@ -121,24 +142,6 @@ def test_each_host_writes_its_own_shards_and_one_what_is_single(two_processes):
     assert [json.loads(line)["step"] for line in lines] == [6, 12]
     assert "generation 2: accuracy" in first
     assert "accuracy" not in second
-
-
-def test_a_host_that_is_killed_ends_the_other_and_both_continue(one_process, tmp_path):
-    folder = tmp_path / "run"
-    processes = start_two(folder)
-    wait_for(folder / "generation_01" / "checkpoints" / "4", processes)
-    processes[1].kill()
-    killed = time.monotonic()
-    processes[0].wait(timeout=240)
-    assert time.monotonic() - killed < 4 * FIELDS["heartbeat_timeout"]  # no hang
-    statuses, printed = end(processes)
-    assert statuses == [A_HOST_DIED, -signal.SIGKILL]
-    assert re.search(r"another task died", printed[0][1])
-    assert not (folder / "generation_01" / "result.json").exists()
-    statuses, printed = end(start_two(folder))
-    assert statuses == [0, 0], printed
-    assert "generation 2 of 2 continues at step" in printed[0][0]
-    assert_same_run(folder, one_process)
 
 
 def test_sigterm_on_one_host_saves_and_stops_both(one_process, tmp_path):
@@ -153,8 +156,7 @@ def test_sigterm_on_one_host_saves_and_stops_both(one_process, tmp_path):
     assert (folder / "generation_00" / "checkpoints" / step).is_dir()
     # JAX must hear of it in a run that continues, too.
     processes = start_two(folder, steps=400, eval_every=400, checkpoint_every=400)
-    said = processes[0].stdout.readline() + processes[0].stdout.readline()
-    assert f"continues at step {step}" in said
+    assert any(f"continues at step {step}" in line for line in processes[0].stdout)
     processes[0].send_signal(signal.SIGTERM)
     statuses, printed = end(processes)
     assert statuses == [75, 75], printed
@@ -257,7 +259,8 @@ def test_an_error_of_any_host_is_known_to_all_at_once():
     assert statuses == [0, 0]
     differ = "host 1 disagrees with host 0: step: 0 -> 1"
     for printed, where in ((first, "on host 1: "), (second, "")):
-        data, disk, disagreement = printed.splitlines()
+        lines = [line for line in printed.splitlines() if "[Gloo]" not in line]
+        data, disk, disagreement = lines
         assert data == f"DataError {where}no data"
         assert disk == f"{'HostError' if where else 'OSError'} {where}no space"
         assert disagreement.startswith(differ)
