@@ -153,12 +153,6 @@ def test_sigterm_on_one_host_saves_and_stops_both(one_process, tmp_path):
     for _, errors in printed:
         (step,) = re.findall(r"is saved at step (\d+) of 400", errors)
     assert (folder / "generation_00" / "checkpoints" / step).is_dir()
-    # JAX must hear of it in a run that continues, too.
-    processes = start_two(folder, steps=400, eval_every=400, checkpoint_every=400)
-    assert any(f"continues at step {step}" in line for line in processes[0].stdout)
-    processes[0].send_signal(signal.SIGTERM)
-    statuses, printed = end(processes)
-    assert statuses == [75, 75], printed
 
 
 # What is wrong is said on every host
@@ -224,10 +218,14 @@ def test_slurm_around_a_single_process_is_no_other_host():
 
 # One host has an error of its own, of ours or not, or nothing.
 TOGETHER = """
+import os
+import signal
 import sys
+import time
 import numpy as np
 from crest_jax import distributed
 from crest_jax.errors import CrestError, DataError
+from crest_jax.preemption import deferred_sigterm
 port, host = int(sys.argv[1]), int(sys.argv[2])
 distributed.initialize(f"127.0.0.1:{port}", 2, host, find=False, heartbeat_timeout=10,
                        join_timeout=60)
@@ -248,10 +246,21 @@ try:
     distributed.check_agreement({"step": host})
 except CrestError as caught:
     print(caught)
+
+# A generation of five steps, and one of three; SIGTERM comes between them.
+with deferred_sigterm() as stopping:
+    first = [stopping() for _ in range(5)]
+if host == 1:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(2)
+distributed.first_says(None)
+with deferred_sigterm() as stopping:
+    second = [stopping() for _ in range(3)]
+print(any(first), any(second))
 """
 
 
-def test_an_error_of_any_host_is_known_to_all_at_once():
+def test_an_error_or_a_sigterm_of_any_host_is_known_to_all():
     port = free_port()
     environment = {**os.environ, "XLA_FLAGS": ""}
     processes = [
@@ -266,10 +275,11 @@ def test_an_error_of_any_host_is_known_to_all_at_once():
     differ = "host 1 disagrees with host 0: step: 0 -> 1"
     for printed, where in ((first, "on host 1: "), (second, "")):
         lines = [line for line in printed.splitlines() if "[Gloo]" not in line]
-        data, disk, disagreement = lines
+        data, disk, disagreement, heard = lines
         assert data == f"DataError {where}no data"
         assert disk == f"{'HostError' if where else 'OSError'} {where}no space"
         assert disagreement.startswith(differ)
+        assert heard == "False True", "of a SIGTERM between two generations"
 
 
 @pytest.mark.parametrize(
