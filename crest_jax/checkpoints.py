@@ -3,14 +3,15 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils.epath import Path
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from crest_jax import files
 from crest_jax.errors import WorkdirError
 from crest_jax.train_state import TrainState
 
@@ -30,7 +31,7 @@ def open_checkpoints(folder: Path, *, lasting: Sequence[int]) -> Iterator[ocp.Ch
         preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
         cleanup_tmp_directories=True,
     )
-    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+    with ocp.CheckpointManager(files.absolute(folder), options=options) as manager:
         yield manager
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from crest_jax import augment, distributed
 from crest_jax.distributed import REPLICATED, SPLIT
@@ -128,7 +128,7 @@ def nothing() -> Predictions:
 def over_parts(
     parts: Iterable[tuple[Sequence[str], np.ndarray, np.ndarray]],
     models: Mapping[str, Callable[[np.ndarray], Predictions]],
-) -> tuple[list[str], Int[np.ndarray, " examples"], dict[str, Predictions]]:
+) -> tuple[Shaped[np.ndarray, " examples"], Int[np.ndarray, " examples"], dict[str, Predictions]]:
     """What models say of images that come in parts, each of which is looked at once.
 
     Args:
@@ -136,13 +136,13 @@ def over_parts(
       models: from a part's images to predictions of them.
 
     Returns:
-      Ids and labels of all images, and what each model has predicted for them.
+      Ids (UTF-8) and labels of all images, and what each model has predicted for them.
     """
-    ids: list[str] = []
+    ids = [np.zeros(0, "S1")]
     labels = [np.zeros(0, np.int32)]
     found = {name: [nothing()] for name in models}
     for names, images, truth in parts:
-        ids += names
+        ids.append(np.array([name.encode() for name in names]))
         labels.append(truth)
         for name, predict in models.items():
             found[name].append(predict(images))
@@ -150,7 +150,7 @@ def over_parts(
         name: Predictions(*map(np.concatenate, zip(*several, strict=True)))
         for name, several in found.items()
     }
-    return ids, np.concatenate(labels), predictions
+    return np.concatenate(ids), np.concatenate(labels), predictions
 
 
 def confusion_matrix(

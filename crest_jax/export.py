@@ -16,14 +16,13 @@ The folder then has:
 
 import argparse
 import sys
-import tempfile
-from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from etils.epath import Path
 from jax import export as jax_export
 
-from crest_jax import augment, trained, workdir
+from crest_jax import augment, files, trained, workdir
 from crest_jax.config import to_plain
 from crest_jax.errors import CrestError, WorkdirError
 from crest_jax.trained import Trained
@@ -31,7 +30,7 @@ from crest_jax.trained import Trained
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def serialise(model: Trained) -> bytearray:
+def serialise(model: Trained) -> bytes:
     """Returns the model as a function of a batch of any size, for all platforms."""
     variables = {"params": model.params, "batch_stats": model.batch_stats}
 
@@ -40,7 +39,7 @@ def serialise(model: Trained) -> bytearray:
 
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *model.image_shape), "uint8")
-    return jax_export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize()
+    return bytes(jax_export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
 
 
 def export(run: Path, output: Path, *, generation: int | None = None) -> Trained:
@@ -57,15 +56,15 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
     """
     if output.exists():
         raise WorkdirError(f"--output={output} exists already: choose another folder")
-    workdir.check_writable(output)
+    files.check_writable(output)
     model = trained.load(run, generation=generation)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as beside:
-        made = Path(beside) / output.name
-        made.mkdir()
-        (made / "model.jax").write_bytes(serialise(model))
+    content = serialise(model)
+    try:
+        output.mkdir()
+        files.write_bytes(output / "model.jax", content)
         with ocp.StandardCheckpointer() as checkpointer:
             weights = {"params": model.params, "batch_stats": model.batch_stats}
-            checkpointer.save((made / "checkpoint").absolute(), weights)
+            checkpointer.save(files.absolute(output) / "checkpoint", weights)
         description = {
             "class_names": list(model.class_names),
             "image_shape": list(model.image_shape),
@@ -74,8 +73,10 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
             "environment": workdir.environment(),
             "config": to_plain(workdir.read_config(run)),
         }
-        workdir.write_json(made / "model.json", description)
-        made.rename(output)
+        files.write_json(output / "model.json", description)
+    except BaseException:
+        output.rmtree(missing_ok=True)
+        raise
     return model
 
 

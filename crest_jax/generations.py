@@ -8,7 +8,6 @@ wherever it was stopped.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
+from etils.epath import Path
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped, UInt8
 from ml_collections import ConfigDict
 
-from crest_jax import distributed, evaluate, report, results, train_state, workdir
+from crest_jax import distributed, evaluate, files, report, results, train_state, workdir
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.data import pipeline, pseudo_labels, records, stream
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
+from crest_jax.data.sources import Example
 from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import ConfigError, DataError, Preempted
 from crest_jax.models import MODELS
@@ -89,7 +90,7 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
 
 def _write_results(folder: Path, summary: Mapping[str, Any]) -> None:
     """A page that cannot be written is no reason to stop training."""
-    workdir.write_json(folder / results.RESULTS, summary)
+    files.write_json(folder / results.RESULTS, summary)
     try:
         report.write(folder / report.REPORT, [folder])
     except Preempted:
@@ -201,17 +202,16 @@ def run_generation(
     """Runs what is left of one generation, and returns its result.json."""
     here = folder_of(folder, generation)
     if distributed.first_says(is_finished(folder, generation)):
-        return workdir.read_json(here / RESULT)
-    if not distributed.first_says((here / "labeled").exists()):
+        return files.read_json(here / RESULT)
+    if not distributed.first_says(records.is_whole(here / "labeled")):
         rewrite_labeled(config, folder, generation, splits)
     state = train_generation(config, here, generation, splits, program)
-    if not distributed.first_says((here / "pseudo_labels").exists()):
+    if not distributed.first_says(pseudo_labels.is_whole(here / "pseudo_labels")):
         scored = score_unlabeled(config, generation, state, splits, program)
         write_pseudo_labels(here / "pseudo_labels", scored)
 
     summary = results.summarize_evaluations(keep_metrics(here / METRICS, up_to=config.steps))
     images = config.steps * config.batch_size * (1 + config.unlabeled_ratio)
-    predicted = pseudo_labels.read(here / "pseudo_labels")
     result = {
         "generation": generation,
         "environment": workdir.environment(),
@@ -220,13 +220,10 @@ def run_generation(
         "images_per_second": images / max(summary["seconds"], 1e-9),
         "labeled_per_class": records.read_manifest(here / "labeled")["examples_per_class"],
         "pseudo_labels": results.summarize_pseudo_labels(
-            predicted.labels,
-            predicted.selected,
-            predicted.truth,
-            len(splits.class_names),
+            *count_pseudo_labels(here / "pseudo_labels", len(splits.class_names))
         ),
     }
-    distributed.together(lambda: workdir.write_json(here / RESULT, result), first_only=True)
+    distributed.together(lambda: files.write_json(here / RESULT, result), first_only=True)
     return result
 
 
@@ -234,24 +231,42 @@ def write_pseudo_labels(folder: Path, scored: PseudoLabels) -> None:
     """Writes what this host has scored, and waits for the others."""
     host, hosts = jax.process_index(), jax.process_count()
     distributed.together(lambda: pseudo_labels.begin(folder), first_only=True)
-    distributed.together(lambda: pseudo_labels.write_shard(folder, scored, host=host, hosts=hosts))
-    distributed.together(lambda: pseudo_labels.finish(folder), first_only=True)
+    written = distributed.gather_json(
+        distributed.together(
+            lambda: pseudo_labels.write_shard(folder, scored, host=host, hosts=hosts)
+        )
+    )
+    distributed.together(lambda: pseudo_labels.finish(folder, written), first_only=True)
+
+
+def count_pseudo_labels(folder: Path, classes: int) -> Int[np.ndarray, "2 classes classes"]:
+    """Counts all pseudo-labels, and the selected ones, by true class (row) and label (column)."""
+
+    def count() -> Int[np.ndarray, "2 classes classes"]:
+        counts = np.zeros((2, classes, classes), np.int64)
+        for part in pseudo_labels.parts(
+            folder, host=jax.process_index(), hosts=jax.process_count()
+        ):
+            chosen = part.selected
+            counts[0] += evaluate.confusion_matrix(part.truth, part.labels, classes)
+            counts[1] += evaluate.confusion_matrix(part.truth[chosen], part.labels[chosen], classes)
+        return counts
+
+    return distributed.total(distributed.together(count))
 
 
 def rewrite_labeled(config: ConfigDict, folder: Path, generation: int, splits: Splits) -> None:
     """Writes what a generation trains on: the ORIGINAL labeled set and the latest selection.
 
-    `X' = X u S` (section 3.3): selections of earlier generations do not accumulate.
+    `X' = X u S` (section 3.3): selections of earlier generations do not accumulate. Every host
+    writes shards of its own, and reads no more than what they are made of.
     """
-    label_of: dict[str, int] = {}
-    if generation > 0:
-        chosen = pseudo_labels.read(folder_of(folder, generation - 1) / "pseudo_labels")
-        label_of = {
-            chosen.ids[row]: int(chosen.labels[row]) for row in np.flatnonzero(chosen.selected)
-        }
+    original = splits.labeled.examples
+    selection = folder_of(folder, generation - 1) / "pseudo_labels" if generation else None
+    chosen = pseudo_labels.selected_count(selection) if selection else 0
     writer = records.Writer(
         folder_of(folder, generation) / "labeled",
-        examples=splits.labeled.examples + len(label_of),
+        examples=original + chosen,
         class_names=splits.class_names,
         shards=config.data.shards,
         host=jax.process_index(),
@@ -259,18 +274,48 @@ def rewrite_labeled(config: ConfigDict, folder: Path, generation: int, splits: S
     )
 
     def write_shards() -> None:
-        for example in records.read(folder / "splits" / "labeled"):
+        first, last = writer.rows.start, writer.rows.stop
+        known = range(first, min(last, original))
+        for example in records.read(folder / "splits" / "labeled", known):
             writer.add(example)
-        if label_of:
-            for example in records.read(folder / "splits" / "unlabeled"):
-                if example.id in label_of:
-                    writer.add(example._replace(label=label_of[example.id]))
+        if selection and last > original:
+            numbers = range(max(first - original, 0), last - original)
+            for example in _relabeled(folder / "splits" / "unlabeled", selection, numbers):
+                writer.add(example)
         writer.close()
 
     distributed.together(writer.begin, first_only=True)
     distributed.together(write_shards)
-    entries = [entry for of_host in distributed.gather_json(writer.entries) for entry in of_host]
-    distributed.together(lambda: writer.finish(entries), first_only=True)
+    written = [entry for of_host in distributed.gather_json(writer.written) for entry in of_host]
+    distributed.together(lambda: writer.finish(written), first_only=True)
+
+
+def _relabeled(unlabeled: Path, selection: Path, numbers: range) -> Iterator[Example]:
+    """Selected examples with their pseudo-labels.
+
+    Args:
+      unlabeled: records of the unlabeled split.
+      selection: pseudo-labels of the generation before.
+      numbers: which of the selected ones, in their order.
+
+    Raises:
+      DataError: something is missing or damaged, or one is not of the other.
+    """
+    rows, ids, labels = pseudo_labels.selected(selection, numbers)
+    if not len(rows):
+        return
+    place_of = {row: place for place, row in enumerate(rows.tolist())}
+    span = range(int(rows[0]), int(rows[-1]) + 1)
+    for row, example in zip(span, records.read(unlabeled, span), strict=False):
+        place = place_of.get(row)
+        if place is None:
+            continue
+        if example.id.encode() != ids[place]:
+            raise DataError(
+                f"{selection} is not of {unlabeled}: its example {row} is {ids[place].decode()}, "
+                f"not {example.id}; delete it and run again to score anew"
+            )
+        yield example._replace(label=int(labels[place]))
 
 
 def train_generation(
@@ -474,7 +519,9 @@ def predictor(
 
 def _over_share(
     split: Split, models: Mapping[str, Callable[[np.ndarray], evaluate.Predictions]]
-) -> tuple[list[str], Int[np.ndarray, " examples"], dict[str, evaluate.Predictions]]:
+) -> tuple[
+    Shaped[np.ndarray, " examples"], Int[np.ndarray, " examples"], dict[str, evaluate.Predictions]
+]:
     """What models say of this host's part of a split, as `evaluate.over_parts`."""
     share = split.share(jax.process_index(), jax.process_count())
     return distributed.together(lambda: evaluate.over_parts(share, models))
@@ -496,7 +543,7 @@ def generation_keys(config: ConfigDict, generation: int) -> tuple[Key[Array, ""]
 def is_finished(folder: Path, generation: int) -> bool:
     """Whether a generation's results are there, and what the next one is made from."""
     here = folder_of(folder, generation)
-    return (here / RESULT).exists() and (here / "pseudo_labels").exists()
+    return (here / RESULT).exists() and pseudo_labels.is_whole(here / "pseudo_labels")
 
 
 def folder_of(folder: Path, generation: int) -> Path:

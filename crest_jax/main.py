@@ -9,9 +9,9 @@ with the config; 75 stopped by SIGTERM, and the same command continues; 130 inte
 
 import logging as logging_levels
 import sys
-from pathlib import Path
 
 from absl import app, flags, logging
+from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
 from crest_jax import config as config_lib
@@ -36,7 +36,7 @@ _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 300, "Seconds within which all hosts must have been started.", lower_bound=1
 )
 # A run that is started again finds its compiled step here.
-_COMPILATION_CACHE = Path.home() / ".cache" / "crest_jax" / "compiled"
+_COMPILATION_CACHE = Path("~").expanduser() / ".cache" / "crest_jax" / "compiled"
 
 
 def default_workdir(config_argument: str) -> Path:
@@ -84,7 +84,7 @@ def _run(config: ConfigDict, workdir: Path) -> None:
     # Imported only now, so that a wrong flag is reported without waiting for TensorFlow.
     import jax
 
-    from crest_jax import distributed, generations, results
+    from crest_jax import distributed, files, generations, results
     from crest_jax import workdir as workdir_lib
 
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR sets it too
@@ -92,7 +92,7 @@ def _run(config: ConfigDict, workdir: Path) -> None:
     devices, hosts = jax.device_count(), jax.process_count()
     distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
     distributed.check_agreement(
-        {"config": config_lib.to_plain(config), "workdir": str(workdir.absolute())}
+        {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir))}
         | {"versions": workdir_lib.versions()}
     )
     distributed.together(lambda: workdir_lib.claim(workdir, config), first_only=True)

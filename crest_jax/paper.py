@@ -18,15 +18,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
+from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
 from crest_jax import config as config_lib
-from crest_jax import results, workdir
+from crest_jax import files, results, workdir
 from crest_jax.errors import ConfigError, CrestError, WorkdirError
 from crest_jax.rebalancing import SELF_TRAINING, parts
 from crest_jax.report import paper_table
@@ -475,7 +475,7 @@ def _write_table(
 ) -> None:
     print(paper_table.markdown(title, compared, note=note), end="")
     if output:
-        workdir.write_text(output, TABLE_FORMATS[output.suffix](title, compared, note=note))
+        files.write_text(output, TABLE_FORMATS[output.suffix](title, compared, note=note))
 
 
 def _write_figure(
@@ -497,14 +497,14 @@ def _write_figure(
     remarks = [note] if note else []
     if missing:
         remarks.append(f"Not finished: {', '.join(missing)}")
-    workdir.write_bytes(output, drawn(figure, finished, remarks, output.suffix.removeprefix(".")))
+    files.write_bytes(output, drawn(figure, finished, remarks, output.suffix.removeprefix(".")))
     print(f"{output}: from {len(finished)} of {len(drawn_from)} runs")
 
 
 def _check_output(output: Path, formats: Collection[str]) -> None:
     if output.suffix not in formats:
         raise ConfigError(f"--output={output} must end in {' or '.join(formats)}")
-    workdir.check_writable(output)
+    files.check_writable(output)
 
 
 def _fields(rest: Sequence[str]) -> dict[str, str]:

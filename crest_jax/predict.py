@@ -14,14 +14,14 @@ import csv
 import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from scipy.special import softmax
 
-from crest_jax import distributed, evaluate, trained, workdir
+from crest_jax import distributed, evaluate, files, trained
 from crest_jax.data import decode
 from crest_jax.errors import ConfigError, CrestError, DataError
 from crest_jax.rebalancing.logit_adjustment import adjustment
@@ -42,14 +42,15 @@ def image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"--images={folder} is not a folder")
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in endings and path.is_file() and not path.name.startswith(".")
+    found = sorted(
+        above / name
+        for above, _, names in folder.walk()
+        for name in names
+        if Path(name).suffix.lower() in endings and not name.startswith(".")
     )
-    if not files:
+    if not found:
         raise DataError(f"--images={folder} holds no image file of {', '.join(FORMATS)}")
-    return files
+    return found
 
 
 def read_image(
@@ -67,7 +68,7 @@ def read_image(
     """
     height, width, channels = shape
     try:
-        with Image.open(path, formats=FORMATS) as stored:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as stored:
             image = _opaque(ImageOps.exif_transpose(stored))
             image = image.convert("L" if channels == 1 else "RGB")
             if central:
@@ -76,7 +77,9 @@ def read_image(
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(image).reshape(shape)
     # Pillow raises all of these.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        SyntaxError, ValueError, Image.DecompressionBombError, *files.failures()
+    ) as error:  # fmt: skip
         raise DataError(f"{path} cannot be read as an image ({error})") from error
 
 
@@ -93,7 +96,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def logits_of(
-    model: Trained, files: Sequence[Path]
+    model: Trained, paths: Sequence[Path]
 ) -> tuple[list[Path], Float[np.ndarray, "readable classes"], list[DataError]]:
     """Runs the model on image files, a batch in memory at a time.
 
@@ -102,15 +105,15 @@ def logits_of(
     """
     mesh = distributed.data_mesh()
     # No larger than needed: a handful of images is not padded to a thousand.
-    size = min(model.eval_batch_size, len(files))
+    size = min(model.eval_batch_size, len(paths))
     logits = evaluate.make_logits(model.model, mesh, batch_size=size)
     params, batch_stats = distributed.replicate((model.params, model.batch_stats), mesh)
     readable: list[Path] = []
     wrong: list[DataError] = []
     parts = [np.zeros((0, len(model.class_names)), np.float32)]
-    for start in range(0, len(files), size):
+    for start in range(0, len(paths), size):
         images = []
-        for path in files[start : start + size]:
+        for path in paths[start : start + size]:
             try:
                 images.append(read_image(path, model.image_shape, central=model.central))
                 readable.append(path)
@@ -171,17 +174,17 @@ def main() -> None:
     try:
         if not 0 <= arguments.tau < np.inf:
             raise ConfigError(f"--tau={arguments.tau} must be at least 0, and finite")
-        workdir.check_writable(arguments.output)
-        files = image_files(arguments.images)
+        files.check_writable(arguments.output)
+        found = image_files(arguments.images)
         model = trained.load(arguments.workdir, generation=arguments.generation)
-        readable, logits, wrong = logits_of(model, files)
+        readable, logits, wrong = logits_of(model, found)
         for error in wrong:
             print(f"left out: {error}", file=sys.stderr)
         if not readable:
             raise DataError(f"--images={arguments.images} holds no image that can be read")
         names = [_name(path.relative_to(arguments.images)) for path in readable]
         tau = arguments.tau if arguments.logit_adjust else None
-        workdir.write_text(arguments.output, table(model, names, logits, tau))
+        files.write_text(arguments.output, table(model, names, logits, tau))
         print(f"{arguments.output}: {len(readable)} images, generation {model.generation}")
     except CrestError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,14 +1,14 @@
 """What result.json and results.json say: the figures of a generation, and of a run."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from etils.epath import Path
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from crest_jax import evaluate, workdir
+from crest_jax import evaluate, files
 from crest_jax.errors import WorkdirError
 
 RESULTS = "results.json"
@@ -26,7 +26,7 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / RESULTS
     if not path.exists():
         raise WorkdirError(f"{folder} has no {RESULTS}: run it to the end of a generation first")
-    results = workdir.read_json(path)
+    results = files.read_json(path)
     if (
         not isinstance(results, dict)
         or not results.keys() >= _SETTING
@@ -78,26 +78,19 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summarize_pseudo_labels(
-    predicted: Int[np.ndarray, " unlabeled"],
-    selected: Bool[np.ndarray, " unlabeled"],
-    truth: Int[np.ndarray, " unlabeled"],
-    classes: int,
+    all_of_them: Int[np.ndarray, "classes classes"], chosen: Int[np.ndarray, "classes classes"]
 ) -> dict[str, list]:
     """Counts pseudo-labels by predicted class, and compares them with the truth.
 
     Args:
-      predicted: the pseudo-labels.
-      selected: whether the next generation trains on each.
-      truth: what they should be.
-      classes: how many.
+      all_of_them: the unlabeled examples by true class (row) and pseudo-label (column).
+      chosen: likewise, those that the next generation trains on.
 
     Returns:
       Per class: how many `examples` there are, `predicted` and `selected` counts, `precision` and
       `selected_precision` (right ones among these, per cent, None where there are none), and
       `recall` on the unlabeled split.
     """
-    all_of_them = evaluate.confusion_matrix(truth, predicted, classes)
-    chosen = evaluate.confusion_matrix(truth[selected], predicted[selected], classes)
     return {
         "examples": all_of_them.sum(axis=1).tolist(),
         "predicted": all_of_them.sum(axis=0).tolist(),

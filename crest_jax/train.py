@@ -1,32 +1,32 @@
 """One generation's training: the step loop, its evaluations, checkpoints and metrics."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import metric_writers
+from etils.epath import Path
 from jaxtyping import Array, Bool, PyTree
 from tqdm import tqdm
 
 import crest_jax.data  # noqa: F401, keeps the metric writer's TensorFlow off the accelerators
-from crest_jax import checkpoints, distributed, preemption
+from crest_jax import checkpoints, distributed, files, preemption
 from crest_jax.errors import NonFiniteError, Preempted, WorkdirError
 from crest_jax.results import LAST_EVALUATIONS
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import DeviceBatch, Generation, Metrics, TrainStep
 
 METRICS = "metrics.jsonl"
-# How many steps may be sent before the first of them is done. Enough that the devices never wait
-# for the host; few enough that their batches fit in memory.
+# How many steps may be sent before the first of them is done, if their batches take no more than
+# this of a host's device memory. Enough that the devices never wait for the host.
 _AHEAD = 16
+_AHEAD_BYTES = 1 << 30
 
 
 class Schedule(NamedTuple):
@@ -107,8 +107,9 @@ def train(
                     # Compilation is not training: the clock starts when the first step is done.
                     jax.block_until_ready(metrics)
                     began = time.perf_counter()
-                if len(pending) > _AHEAD:
-                    jax.block_until_ready(pending[-_AHEAD])
+                ahead = _ahead(batch)
+                if len(pending) > ahead:
+                    jax.block_until_ready(pending[-ahead])
                 stopping = preempted()
                 evaluating = done % schedule.eval_every == 0 or done == steps
                 saving = done % schedule.checkpoint_every == 0 or done in reported or stopping
@@ -120,7 +121,8 @@ def train(
                     seconds = before + time.perf_counter() - began
                     line = {"step": done, "seconds": seconds, "train": averages, **summary}
                     if distributed.is_first():
-                        _append(folder / METRICS, line)
+                        text = json.dumps(line, allow_nan=False) + "\n"
+                        files.append_text(folder / METRICS, text)
                     generation = constants(line)
                     rate = (done - start - 1) / max(time.perf_counter() - began, 1e-9)
                     writer.write_scalars(done, {**_scalars(line), "steps_per_second": rate})
@@ -178,17 +180,14 @@ def keep_metrics(path: Path, *, up_to: int) -> list[dict[str, Any]]:
             kept.append((line, record))
     cleaned = "".join(line + "\n" for line, _ in kept)
     if cleaned != text:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(cleaned)
-        partial.replace(path)
+        files.write_text(path, cleaned)
     return [record for _, record in kept]
 
 
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _ahead(batch: DeviceBatch) -> int:
+    """How many steps with such batches may be under way."""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) // jax.process_count()
+    return min(max(_AHEAD_BYTES // size, 2), _AHEAD)
 
 
 def _average(pending: list[Metrics], *, last_step: int, title: str) -> dict[str, float]:

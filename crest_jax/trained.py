@@ -1,11 +1,11 @@
 """A trained model: a finished generation's averaged weights, and what is needed to use them."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
+from etils.epath import Path
 from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 

@@ -1,80 +1,24 @@
-"""The run folder: whom it belongs to, and writes that are complete or absent."""
+"""The run folder: whom it belongs to."""
 
-import json
 import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
+from etils.epath import Path
 from ml_collections import ConfigDict
 
 from crest_jax import config as config_lib
+from crest_jax import files
 from crest_jax.errors import ConfigError, WorkdirError
 
 CONFIG = "config.json"
 # What may change within a run: where data comes from, since its splits are its own, and how long
 # hosts wait for each other.
 INCIDENTAL = ("data.data_dir", "data.download", "heartbeat_timeout")
-
-
-def check_writable(output: Path) -> None:
-    """Finds out before any work whether a file or folder can be made.
-
-    Raises:
-      WorkdirError: it is a folder itself, or its folder is not there or cannot be written.
-    """
-    if output.is_dir():
-        raise WorkdirError(f"--output={output} is a folder: name a file")
-    if not output.parent.is_dir():
-        raise WorkdirError(f"--output={output} is in no folder that exists: make it first")
-    if not os.access(output.parent, os.W_OK):
-        raise WorkdirError(f"--output={output} is in a folder that cannot be written")
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes beside `path`, then renames: `path` is never seen half-written.
-
-    Raises:
-      WorkdirError: it cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise WorkdirError(f"{path} cannot be written ({error.strerror})") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes `text` in UTF-8, as `write_bytes` does."""
-    write_bytes(path, text.encode())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as `write_text` does."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False))
-
-
-def read_json(path: Path) -> Any:
-    """Reads what `write_json` wrote.
-
-    Raises:
-      WorkdirError: the file is not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise WorkdirError(
-            f"{path} is not readable JSON ({error}): delete it and run again"
-        ) from error
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -86,7 +30,7 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / CONFIG
     if not path.exists():
         raise WorkdirError(f"{workdir} is not a run: it has no {CONFIG}")
-    content = read_json(path)
+    content = files.read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise WorkdirError(f"{path} was not written by this program")
     return ConfigDict(content["config"])
@@ -146,9 +90,10 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         probe = workdir / ".writable"
         probe.touch()
         probe.unlink()
-    except OSError as error:
+    except files.failures() as error:
         raise WorkdirError(
-            f"workdir {workdir} cannot be written ({error.strerror}): choose another with --workdir"
+            f"workdir {workdir} cannot be written ({files.reason(error)}): choose another with "
+            "--workdir"
         ) from error
 
     path = workdir / CONFIG
@@ -162,10 +107,10 @@ def claim(workdir: Path, config: ConfigDict) -> None:
                 f"workdir {workdir} holds {', '.join(foreign[:3])} but no {CONFIG}, so it is not "
                 "a run: choose another with --workdir"
             )
-        write_json(path, ours)
+        files.write_json(path, ours)
         return
     try:
-        theirs = read_json(path)
+        theirs = files.read_json(path)
     except WorkdirError as error:
         raise WorkdirError(
             f"{path} is damaged, and says whose run this is: restore it, or start anew with "
@@ -177,7 +122,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         )
     changed = differences(theirs["config"], config)
     if changed and untouched:
-        write_json(path, ours)
+        files.write_json(path, ours)
     elif changed:
         raise WorkdirError(
             f"workdir {workdir} belongs to another config:\n  "

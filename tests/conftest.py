@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import pytest
+from etils.epath import Path
 from ml_collections import ConfigDict
 from tiny_net import TinyNet
 
@@ -33,6 +33,21 @@ TINY = {
     "ema_decay": 0.8,
     "augment.operations": ("Brightness", "Rotate"),
 }
+
+
+# What the package takes for paths, on a disk or in a bucket.
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """An empty folder of the test's own."""
+    return Path(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_folder(tmp_path_factory):
+    """Makes an empty folder, for what several tests share."""
+    return lambda name: Path(tmp_path_factory.mktemp(name))
 
 
 def load_experiment(name: str, arguments: str | None = None, **overrides) -> ConfigDict:

@@ -1,9 +1,9 @@
 import importlib.util
 import math
 import re
-from pathlib import Path
 
 import pytest
+from etils.epath import Path
 
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.augment.rand_augment import OPERATIONS

@@ -203,13 +203,13 @@ def test_a_split_may_have_no_parts_and_parts_are_put_together():
         return evaluate.Predictions(labels, labels / 10, labels + 1)
 
     ids, labels, predictions = evaluate.over_parts([], {"ema": model})
-    assert (ids, labels.shape, predictions["ema"].labels.shape) == ([], (0,), (0,))
+    assert (len(ids), labels.shape, predictions["ema"].labels.shape) == (0, (0,), (0,))
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
     parts = [
         (["a", "b"], images[:2], np.array([7, 8])),
         (["c", "d", "e"], images[2:], np.arange(3)),
     ]
     ids, labels, predictions = evaluate.over_parts(parts, {"ema": model, "raw": model})
-    assert ids == list("abcde")
+    assert ids.tolist() == [b"a", b"b", b"c", b"d", b"e"]
     assert labels.tolist() == [7, 8, 0, 1, 2]
     assert predictions["raw"].adjusted_labels.tolist() == [1, 2, 3, 4, 5]

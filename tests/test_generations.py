@@ -24,9 +24,9 @@ LEARNED = {
 
 
 @pytest.fixture(scope="module")
-def learned(tiny_config, tmp_path_factory):
+def learned(tiny_config, make_folder):
     """FixMatch with a validation split, long enough to learn, on all eight devices."""
-    workdir = tmp_path_factory.mktemp("learned") / "run"
+    workdir = make_folder("learned") / "run"
     config = tiny_config(LEARNED_ARGUMENTS, **LEARNED)
     main.run(config, workdir)
     return workdir, json.loads((workdir / "results.json").read_text())

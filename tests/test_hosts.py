@@ -8,11 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import TINY
+from etils.epath import Path
 
 from crest_jax import distributed
 from crest_jax.data import pseudo_labels, records
@@ -64,21 +64,21 @@ def wait_for(path, processes):
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one") / "run"
+def one_process(make_folder):
+    folder = make_folder("one") / "run"
     statuses, printed = end([start(folder, devices=4)])
     assert statuses == [0], printed
     return folder
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(make_folder):
     """A run of two, one of which was killed in the second generation, and which then continued.
 
     Gives its folder, how long the other process lived on and how it ended, and what was printed
     after both were started again.
     """
-    folder = tmp_path_factory.mktemp("two") / "run"
+    folder = make_folder("two") / "run"
     processes = start_two(folder)
     wait_for(folder / "generation_01" / "checkpoints" / "4", processes)
     processes[1].kill()
@@ -105,7 +105,7 @@ def assert_same_run(folder, expected):
             assert ours[figure] == theirs[figure]
         here, there = (run / f"generation_{number:02d}" for run in (folder, expected))
         scored, others = (pseudo_labels.read(path / "pseudo_labels") for path in (here, there))
-        assert scored.ids == others.ids
+        np.testing.assert_array_equal(scored.ids, others.ids)
         for field in ("labels", "selected", "truth"):
             np.testing.assert_array_equal(getattr(scored, field), getattr(others, field))
         np.testing.assert_allclose(scored.confidence, others.confidence, atol=1e-5)
@@ -135,7 +135,7 @@ def test_a_host_that_is_killed_ends_the_other_in_bounded_time(two_processes):
 def test_each_host_writes_its_own_shards_and_one_what_is_single(two_processes):
     folder, _, ((first, _), (second, _)) = two_processes
     written = sorted(file.name for file in (folder / "generation_00" / "pseudo_labels").iterdir())
-    assert written == ["shard-00000-of-00002.npz", "shard-00001-of-00002.npz"]
+    assert written == ["manifest.json", "shard-00000-of-00002.npz", "shard-00001-of-00002.npz"]
     assert len(list((folder / "generation_00").glob("events*"))) == 1
     lines = (folder / "generation_00" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [6, 12]
@@ -319,17 +319,19 @@ def test_shares_are_all_of_a_split_in_its_order():
 def test_a_pseudo_label_shard_that_is_missing_is_found(tmp_path):
     folder = tmp_path / "pseudo_labels"
     pseudo_labels.begin(folder)
+    written = []
     for host in range(3):
         some = np.arange(4 * host, 4 * host + 4)
-        scored = pseudo_labels.PseudoLabels(
-            [str(number) for number in some], some, some / 100, some % 2 == 0, some
-        )
-        pseudo_labels.write_shard(folder, scored, host=host, hosts=3)
-    assert not folder.exists()
-    pseudo_labels.finish(folder)
+        scored = pseudo_labels.PseudoLabels(some.astype("S"), some, some / 100, some % 2 == 0, some)
+        written.append(pseudo_labels.write_shard(folder, scored, host=host, hosts=3))
+    for wrong in (written[1:], written + written[:1]):
+        with pytest.raises(DataError, match="not a shard each"):
+            pseudo_labels.finish(folder, wrong)
+    assert not pseudo_labels.is_whole(folder)
+    pseudo_labels.finish(folder, written[::-1])
     assert pseudo_labels.read(folder).labels.tolist() == list(range(12))
     (folder / "shard-00001-of-00003.npz").unlink()
-    with pytest.raises(DataError, match="does not hold each of its shards once"):
+    with pytest.raises(DataError, match=r"shard-00001-of-00003\.npz cannot be read"):
         pseudo_labels.read(folder)
 
 
@@ -348,14 +350,14 @@ def test_records_of_several_hosts_are_those_of_one(tmp_path, one_process):
     ]  # fmt: skip
     writers[0].begin()
     for writer in writers:
-        for example in examples:
-            writer.add(example)
+        for row in writer.rows:
+            writer.add(examples[row])
         writer.close()
-    entries = [entry for writer in reversed(writers) for entry in writer.entries]
-    for wrong in (entries[1:], entries + entries[:1]):
+    written = [entry for writer in reversed(writers) for entry in writer.written]
+    for wrong in (written[1:], written + written[:1]):
         with pytest.raises(DataError, match="not each of 7 once"):
             writers[0].finish(wrong)
-    assert not (tmp_path / "three").exists()
-    writers[0].finish(entries)
+    assert not records.is_whole(tmp_path / "three")
+    writers[0].finish(written)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "three" / file.name).read_bytes()

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from conftest import load_experiment
+from etils.epath import Path
 from PIL import Image
 from tfds_miniature import store
 
@@ -54,14 +54,14 @@ def picture(rng, number):
 
 
 def superclass_of():
-    with TABLE.open(newline="") as file:
+    with TABLE.open() as file:
         return {row["wnid"]: row["superclass_name"] for row in csv.DictReader(file, delimiter="\t")}
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
+def data_dir(make_folder):
     """Images of all 127 superclasses, more of the first ones, from several of their classes."""
-    folder = tmp_path_factory.mktemp("tfds")
+    folder = make_folder("tfds")
     rng = np.random.default_rng(0)
     names = tfds.builder("imagenet2012").info.features["label"].names
     groups: dict[str, list[int]] = {}
@@ -94,8 +94,8 @@ def config_of(data_dir, **changes):
 
 
 @pytest.fixture(scope="module")
-def finished(data_dir, tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("imagenet127") / "run"
+def finished(data_dir, tiny_model, make_folder):
+    folder = make_folder("imagenet127") / "run"
     main.run(config_of(data_dir, **tiny_model), folder)
     return folder
 
@@ -132,7 +132,7 @@ def test_jpegs_are_copied_as_they_are_stored(finished, data_dir):
         for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
     }
     chosen = pseudo_labels.read(finished / "generation_00" / "pseudo_labels")
-    selected = {chosen.ids[row] for row in np.flatnonzero(chosen.selected)}
+    selected = {chosen.ids[row].decode() for row in np.flatnonzero(chosen.selected)}
     assert selected
     labeled = list(records.read(finished / "generation_01" / "labeled"))
     assert all(example.image in stored for example in labeled)

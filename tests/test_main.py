@@ -1,8 +1,8 @@
 import os
 import signal
-from pathlib import Path
 
 import pytest
+from etils.epath import Path
 
 from crest_jax import preemption
 from crest_jax.errors import Preempted

@@ -33,7 +33,7 @@ MIXMATCH = {"unlabeled_weight": 5.0}
 
 
 @pytest.fixture(scope="module")
-def run(tiny_config, tiny_model, tmp_path_factory):
+def run(tiny_config, tiny_model, make_folder):
     """Runs an experiment's arguments, and gives its folder and results.json."""
 
     def run(arguments, **changes):
@@ -43,7 +43,7 @@ def run(tiny_config, tiny_model, tmp_path_factory):
         if "mixmatch" in arguments:
             settings |= MIXMATCH
         config = tiny_config(f"beta=0.4,gamma=4,{arguments}", **{**settings, **changes})
-        workdir = tmp_path_factory.mktemp("methods") / "run"
+        workdir = make_folder("methods") / "run"
         main.run(config, workdir)
         return workdir, json.loads((workdir / "results.json").read_text())
 

@@ -4,9 +4,9 @@ import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from etils.epath import Path
 
 from crest_jax import paper
 from crest_jax.config import to_plain

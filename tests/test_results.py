@@ -1,14 +1,17 @@
 import numpy as np
 import pytest
 
-from crest_jax import results
+from crest_jax import evaluate, results
 
 
 def test_pseudo_label_statistics_by_hand():
     truth = np.array([0, 0, 0, 1, 1, 2])
     predicted = np.array([0, 0, 1, 1, 0, 0])
     selected = np.array([True, False, False, True, True, False])
-    assert results.summarize_pseudo_labels(predicted, selected, truth, 3) == {
+    assert results.summarize_pseudo_labels(
+        evaluate.confusion_matrix(truth, predicted, 3),
+        evaluate.confusion_matrix(truth[selected], predicted[selected], 3),
+    ) == {
         "examples": [3, 2, 1],
         "predicted": [4, 2, 0],
         "selected": [2, 1, 0],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -37,7 +38,7 @@ def figures(workdir):
     for generation in sorted(workdir.glob("generation_*")):
         entries = pseudo_labels.read(generation / "pseudo_labels")
         selections.append(
-            (entries.ids, entries.labels.tolist(), entries.confidence.tolist(),
+            (entries.ids.tolist(), entries.labels.tolist(), entries.confidence.tolist(),
              entries.selected.tolist())
         )  # fmt: skip
     return untimed(json.loads((workdir / "results.json").read_text())), selections
@@ -50,15 +51,15 @@ def finish(process: subprocess.Popen) -> str:
 
 
 @pytest.fixture(scope="module")
-def untouched(command_line, tiny_flags, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("untouched") / "run"
+def untouched(command_line, tiny_flags, make_folder):
+    workdir = make_folder("untouched") / "run"
     output = finish(command_line(*tiny_flags, f"--workdir={workdir}"))
     return workdir, output
 
 
 def test_the_main_job_writes_what_it_promises(untouched):
     workdir, output = untouched
-    names = {path.relative_to(workdir).as_posix() for path in workdir.rglob("*")}
+    names = {path.relative_to(workdir).as_posix() for path in pathlib.Path(workdir).rglob("*")}
     assert {"config.json", "results.json", "splits/test/manifest.json"} <= names
     for generation in ("generation_00", "generation_01"):
         assert {
@@ -126,10 +127,10 @@ def test_sigterm_saves_and_the_same_command_continues(
 
 def test_a_finished_run_has_nothing_left_to_do(command_line, tiny_flags, untouched):
     workdir, output = untouched
-    before = {path: path.read_bytes() for path in workdir.rglob("*.json*")}
+    before = {path: path.read_bytes() for path in pathlib.Path(workdir).rglob("*.json*")}
     again = finish(command_line(*tiny_flags, f"--workdir={workdir}"))
     assert again == output
-    assert before == {path: path.read_bytes() for path in workdir.rglob("*.json*")}
+    assert before == {path: path.read_bytes() for path in pathlib.Path(workdir).rglob("*.json*")}
 
 
 def test_a_changed_config_is_refused(command_line, tiny_flags, untouched):

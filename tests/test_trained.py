@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -21,9 +22,9 @@ from crest_jax.rebalancing.logit_adjustment import adjustment
 
 
 @pytest.fixture(scope="module")
-def run(tiny_config, tiny_model, tmp_path_factory):
+def run(tiny_config, tiny_model, make_folder):
     """A run of two generations with DARP, whose state holds more than a model."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
+    folder = make_folder("trained") / "run"
     main.run(tiny_config("rebalance=darp+crest", **tiny_model), folder)
     return folder
 
@@ -34,9 +35,9 @@ def test_images(run):
 
 
 @pytest.fixture(scope="module")
-def pictures(test_images, tmp_path_factory):
+def pictures(test_images, make_folder):
     """A folder with the first test images, one in a folder of its own, and something else."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = make_folder("pictures")
     (folder / "more").mkdir()
     for number, image in enumerate(test_images.images[:7]):
         name = f"more/{number}.png" if number == 6 else f"{number}.png"
@@ -196,7 +197,7 @@ def test_files_that_cannot_be_read_are_left_out_and_listed(
     assert (status, printed.out) == (0, f"{output}: 6 images, generation 2\n")
     assert printed.err.startswith(f"left out: {folder}/0.png cannot be read as an image")
     assert output.read_text().splitlines()[1].startswith("1.png,")
-    for file in folder.rglob("*.png"):
+    for file in pathlib.Path(folder).rglob("*.png"):
         if file.is_file():
             file.write_bytes(b"no image")
     status, printed = run_command(predict, monkeypatch, capsys, *arguments)
@@ -216,8 +217,8 @@ def test_what_is_no_image_is_named(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported") / "model"
+def exported(run, make_folder):
+    folder = make_folder("exported") / "model"
     export.export(run, folder)
     return folder
 

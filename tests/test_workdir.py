@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from crest_jax import workdir
+from crest_jax import files, workdir
 from crest_jax.config import default_config, parse_arguments
 from crest_jax.errors import WorkdirError
 
@@ -66,7 +66,7 @@ def test_a_config_with_which_nothing_was_made_yet_can_be_mended(tmp_path, config
     workdir.claim(tmp_path, config)
     config.long_tail.gamma = 7.0
     workdir.claim(tmp_path, config)
-    assert workdir.read_json(tmp_path / "config.json")["config"]["long_tail"]["gamma"] == 7.0
+    assert files.read_json(tmp_path / "config.json")["config"]["long_tail"]["gamma"] == 7.0
 
 
 def test_where_the_data_lies_may_change(tmp_path, config):
@@ -137,26 +137,26 @@ def test_another_environment_is_a_warning_and_no_error(tmp_path, config, caplog)
 
 def test_what_is_written_is_read_back_and_nothing_is_left_beside_it(tmp_path):
     value = {"accuracy": 81.25, "per_class_recall": [None, 50.0], "name": "Käse"}
-    workdir.write_json(tmp_path / "result.json", value)
-    assert workdir.read_json(tmp_path / "result.json") == value
+    files.write_json(tmp_path / "result.json", value)
+    assert files.read_json(tmp_path / "result.json") == value
     assert list(contents(tmp_path)) == ["result.json"]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, object(), {1, 2}])
 def test_what_json_cannot_say_leaves_the_old_file_as_it_was(tmp_path, bad):
     path = tmp_path / "result.json"
-    workdir.write_json(path, {"accuracy": 1.0})
+    files.write_json(path, {"accuracy": 1.0})
     with pytest.raises((ValueError, TypeError)):
-        workdir.write_json(path, {"accuracy": 2.0, "loss": bad})
-    assert workdir.read_json(path) == {"accuracy": 1.0}
+        files.write_json(path, {"accuracy": 2.0, "loss": bad})
+    assert files.read_json(path) == {"accuracy": 1.0}
     # And the failed attempt does not stand in the way of the next.
-    workdir.write_json(path, {"accuracy": 3.0})
-    assert workdir.read_json(path) == {"accuracy": 3.0}
+    files.write_json(path, {"accuracy": 3.0})
+    assert files.read_json(path) == {"accuracy": 3.0}
 
 
 def test_a_first_write_that_fails_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        workdir.write_json(tmp_path / "result.json", {"accuracy": math.nan})
+        files.write_json(tmp_path / "result.json", {"accuracy": math.nan})
     assert not (tmp_path / "result.json").exists()
 
 
@@ -164,4 +164,4 @@ def test_a_first_write_that_fails_leaves_no_file(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(WorkdirError, match=r"result\.json is not readable JSON.*delete it"):
-        workdir.read_json(tmp_path / "result.json")
+        files.read_json(tmp_path / "result.json")

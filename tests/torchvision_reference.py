@@ -11,10 +11,10 @@ PyTorch. To write that file again:
 import json
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 
 STORED = Path(__file__).with_suffix(".json")
 CLASSES = 10

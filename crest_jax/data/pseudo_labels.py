@@ -1,24 +1,30 @@
 """What a generation's model says of the unlabeled split, on disk.
 
-Compressed NumPy archives, read without pickle.
+Compressed NumPy archives, one from each host, read without pickle; and a manifest, written last.
 """
 
-import shutil
+import hashlib
+import io
+import json
 import zipfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from etils.epath import Path
+from jaxtyping import Bool, Float, Int, Shaped
 
-from crest_jax.errors import DataError
+from crest_jax import files
+from crest_jax.errors import DataError, WorkdirError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
 
 
 class PseudoLabels(NamedTuple):
     """One entry per unlabeled example, in the order of the unlabeled split."""
 
-    ids: Sequence[str]
+    ids: Shaped[np.ndarray, " unlabeled"]  # UTF-8, dtype S: a quarter of what text takes
     labels: Int[np.ndarray, " unlabeled"]
     # Largest softmax probability of the EMA model without augmentation or alignment, in [0, 1].
     confidence: Float[np.ndarray, " unlabeled"]
@@ -28,55 +34,165 @@ class PseudoLabels(NamedTuple):
     truth: Int[np.ndarray, " unlabeled"]
 
 
+class Selected(NamedTuple):
+    """Examples that the next generation trains on."""
+
+    rows: Int[np.ndarray, " selected"]  # in the unlabeled split, rising
+    ids: Shaped[np.ndarray, " selected"]
+    labels: Int[np.ndarray, " selected"]
+
+
 def write(folder: Path, pseudo_labels: PseudoLabels) -> None:
-    """Writes `folder`, complete or not at all."""
+    """Writes a folder, on one host."""
     begin(folder)
-    write_shard(folder, pseudo_labels, host=0, hosts=1)
-    finish(folder)
+    finish(folder, [write_shard(folder, pseudo_labels, host=0, hosts=1)])
 
 
 def begin(folder: Path) -> None:
-    """Prepares for every host to write its shard, on one of them."""
-    shutil.rmtree(_partial(folder), ignore_errors=True)
-    _partial(folder).mkdir(parents=True)
+    """Prepares for every host to write its shard, whatever an earlier attempt has left; on one.
+
+    Raises:
+      WorkdirError: it cannot be written.
+    """
+    try:
+        folder.rmtree(missing_ok=True)
+        folder.mkdir(parents=True)
+    except files.failures() as error:
+        raise WorkdirError(f"{folder} cannot be written ({files.reason(error)})") from error
 
 
-def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: int) -> None:
-    """Writes what one host has scored."""
-    fields = pseudo_labels._asdict() | {"ids": np.array(pseudo_labels.ids, dtype=np.str_)}
-    np.savez_compressed(_partial(folder) / _shard(host, hosts), allow_pickle=False, **fields)
+def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: int) -> dict:
+    """Writes what one host has scored, and returns what the manifest says of it.
+
+    Raises:
+      WorkdirError: it cannot be written.
+    """
+    archive = io.BytesIO()
+    np.savez_compressed(archive, allow_pickle=False, **pseudo_labels._asdict())
+    content = archive.getvalue()
+    path = folder / _shard(host, hosts)
+    files.write_bytes(path, content)
+    return {
+        "file": path.name,
+        "examples": len(pseudo_labels.ids),
+        "selected": int(pseudo_labels.selected.sum()),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
-def finish(folder: Path) -> None:
-    """Names the folder, once all hosts have written; on one of them."""
-    _partial(folder).rename(folder)
+def finish(folder: Path, written: Sequence[dict]) -> None:
+    """Writes the manifest, which makes the folder whole, once all hosts have written; on one.
+
+    Raises:
+      DataError: a shard is missing, or was written twice.
+      WorkdirError: the manifest cannot be written.
+    """
+    written = sorted(written, key=lambda entry: entry["file"])
+    names = [entry["file"] for entry in written]
+    if names != [_shard(host, len(names)) for host in range(len(names))]:
+        raise DataError(f"{folder}: the hosts have written {', '.join(names)}, not a shard each")
+    files.write_json(folder / MANIFEST, {"format": FORMAT, "shards": written})
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder was written to the end."""
+    return (folder / MANIFEST).exists()
 
 
 def read(folder: Path) -> PseudoLabels:
-    """Reads what was written, all hosts' shards in their order.
+    """Reads everything that was written.
 
     Raises:
-      DataError: a shard is missing or damaged.
+      DataError: as `parts`.
     """
-    way_out = f"delete {folder} and run again to score anew"
-    files = sorted(folder.glob("shard-*.npz"))
-    if [file.name for file in files] != [_shard(host, len(files)) for host in range(len(files))]:
-        raise DataError(f"{folder} does not hold each of its shards once: {way_out}")
-    parts = []
-    for path in files:
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                parts.append([archive[name] for name in PseudoLabels._fields])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} cannot be read ({error}): {way_out}") from error
-    if not parts:
-        raise DataError(f"{folder} is empty: {way_out}")
-    ids, *fields = map(np.concatenate, zip(*parts, strict=True))
-    return PseudoLabels(ids.tolist(), *fields)
+    return PseudoLabels(*map(np.concatenate, zip(*parts(folder), strict=True)))
 
 
-def _partial(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".partial")
+def parts(folder: Path, *, host: int = 0, hosts: int = 1) -> Iterator[PseudoLabels]:
+    """Reads what was written, a shard in memory at a time.
+
+    Args:
+      folder: of pseudo-labels.
+      host: whose part of the shards to read; all by default.
+      hosts: how many share them, whoever wrote them.
+
+    Raises:
+      DataError: a shard or the manifest is missing or damaged.
+    """
+    for entry in _entries(folder)[host::hosts]:
+        yield _read_shard(folder, entry)
+
+
+def selected_count(folder: Path) -> int:
+    """How many examples were selected.
+
+    Raises:
+      DataError: the manifest is missing or damaged.
+    """
+    return sum(entry["selected"] for entry in _entries(folder))
+
+
+def selected(folder: Path, numbers: range) -> Selected:
+    """The selected examples of these numbers, counted among the selected ones in their order.
+
+    Only the shards that hold some are opened.
+
+    Raises:
+      DataError: a shard or the manifest is missing or damaged.
+    """
+    found = [Selected(np.zeros(0, np.int64), np.zeros(0, "S1"), np.zeros(0, np.int64))]
+    first_row = first_number = 0
+    for entry in _entries(folder):
+        inside = slice(max(numbers.start - first_number, 0), max(numbers.stop - first_number, 0))
+        if range(entry["selected"])[inside]:
+            shard = _read_shard(folder, entry)
+            rows = np.flatnonzero(shard.selected)[inside]
+            found.append(Selected(first_row + rows, shard.ids[rows], shard.labels[rows]))
+        first_row += entry["examples"]
+        first_number += entry["selected"]
+    return Selected(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def _entries(folder: Path) -> list[dict]:
+    """What the manifest says of the shards."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        known = manifest["format"] == FORMAT
+        entries = manifest["shards"]
+        sound = all(
+            isinstance(entry[name], kind)
+            for entry in entries
+            for name, kind in (("file", str), ("examples", int), ("selected", int), ("sha256", str))
+        )
+    except (ValueError, KeyError, TypeError, *files.failures()) as error:
+        raise DataError(
+            f"{path} is not a readable manifest ({files.reason(error)}): {_way_out(folder)}"
+        ) from error
+    if not known or not sound or not entries:
+        raise DataError(f"{path} was not written by this version: {_way_out(folder)}")
+    return entries
+
+
+def _read_shard(folder: Path, entry: dict) -> PseudoLabels:
+    path = folder / entry["file"]
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise DataError(f"{path} has changed since written: {_way_out(folder)}")
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            shard = PseudoLabels(*(archive[name] for name in PseudoLabels._fields))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, *files.failures()) as error:
+        raise DataError(
+            f"{path} cannot be read ({files.reason(error)}): {_way_out(folder)}"
+        ) from error
+    if (len(shard.ids), shard.selected.sum()) != (entry["examples"], entry["selected"]):
+        raise DataError(f"{path} holds others than its manifest says: {_way_out(folder)}")
+    return shard
+
+
+def _way_out(folder: Path) -> str:
+    return f"delete {folder} and run again to score anew"
 
 
 def _shard(host: int, hosts: int) -> str:

@@ -1,26 +1,25 @@
 """Splits on disk: a folder of TFRecord shards with a manifest.
 
-The folder appears under its name only when it is whole. The manifest lists every shard with its
-size, digest and count, because a TFRecord reader does not notice a file that was cut between two
-records.
+The manifest is written last: a folder that has one is whole. It lists every shard with its size,
+digest and count, because a TFRecord reader does not notice a file that was cut between two records.
 """
 
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from etils.epath import Path
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from crest_jax import files
 from crest_jax.data import decode
 from crest_jax.data.sources import Example
-from crest_jax.errors import DataError
+from crest_jax.errors import DataError, WorkdirError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -29,9 +28,11 @@ _FIELDS = {
     "examples_per_class": list,
     "class_names": list,
     "image_shape": list | None,
-    "ids_sha256": str,
+    "ids_sha256": str,  # of the shards' own, one to a line
     "shards": list,
 }
+# What it says of each shard; `ids_sha256` is of the ids, one to a line.
+_SHARD_FIELDS = ("file", "examples", "bytes", "sha256", "ids_sha256")
 
 
 class Images(NamedTuple):
@@ -55,9 +56,9 @@ class Images(NamedTuple):
 class Writer:
     """Writes a folder of records one by one, in as many shards as said, without holding them.
 
-    A context manager: the folder appears, complete, when it is left without an error. Several hosts
-    go through the same in phases: one `begin`s, all `add` every example, of which each keeps those
-    of its own shards, one `finish`es with the `entries` of all.
+    A context manager: the folder is whole when it is left without an error. Several hosts go
+    through the same in phases: one `begin`s, each `add`s the examples that are its own and
+    `close`s, one `finish`es with what all have `written`.
     """
 
     def __init__(
@@ -74,27 +75,25 @@ class Writer:
 
         Args:
           folder: must not be there yet.
-          examples: how many there will be; consecutive ones share a shard.
+          examples: how many there will be in all; consecutive ones share a shard.
           class_names: by label.
           shards: how many files.
-          host: which this is; shard i is written by host i modulo the number of hosts.
+          host: which this is; each writes consecutive shards.
           hosts: how many.
         """
         self._folder = folder
-        self._partial = folder.with_name(folder.name + ".partial")
         self._class_names = list(class_names)
         # As even as can be, the larger ones first.
         self._sizes = [examples // shards + (shard < examples % shards) for shard in range(shards)]
-        self._labels = np.zeros(len(class_names), np.int64)
-        self._shapes: set[tuple[int, int, int]] = set()
-        self._ids: set[str] = set()
-        self._digest = _IdDigest()
+        own = range(shards * host // hosts, shards * (host + 1) // hosts)
+        # Which of all examples this host is to add.
+        self.rows = range(sum(self._sizes[: own.start]), sum(self._sizes[: own.stop]))
         # What the manifest says of the shards that this host has written.
-        self.entries: list[dict] = []
-        self._host, self._hosts = host, hosts
-        self._shard = -1  # the one that examples go into
-        self._file: tf.io.TFRecordWriter | None = None  # where it is this host's
-        self._written = 0  # examples of this shard
+        self.written: list[dict] = []
+        self._to_begin = iter(own)
+        self._open: _OpenShard | None = None
+        self._added = 0
+        self._ids: set[str] = set()
 
     def __enter__(self) -> "Writer":
         """Begins."""
@@ -102,9 +101,18 @@ class Writer:
         return self
 
     def begin(self) -> None:
-        """Begins anew, whatever an earlier attempt has left."""
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        """Begins anew, whatever an earlier attempt has left.
+
+        Raises:
+          WorkdirError: it cannot be written.
+        """
+        try:
+            self._folder.rmtree(missing_ok=True)
+            self._folder.mkdir(parents=True)
+        except files.failures() as error:
+            raise WorkdirError(
+                f"{self._folder} cannot be written ({files.reason(error)})"
+            ) from error
 
     def add(self, example: Example) -> None:
         """Appends an example.
@@ -112,105 +120,125 @@ class Writer:
         Raises:
           DataError: its id was there before, its label is not a class, it is no image, or there
             are more examples than were announced.
+          WorkdirError: it cannot be written.
         """
         if example.id in self._ids:
             raise DataError(f"{self._folder}: two examples have the same id, {example.id}")
         if not 0 <= example.label < len(self._class_names):
             raise DataError(f"{self._folder}: a label is not in 0..{len(self._class_names) - 1}")
-        if self._shard < 0:
-            self._begin_shards()
-        if self._shard == len(self._sizes):
-            raise DataError(f"{self._folder}: there are more examples than {sum(self._sizes)}")
-        self._shapes.add(_stored_shape(example))
-        if self._file:
-            self._file.write(_serialize(example))
+        if self._added == len(self.rows):
+            raise DataError(f"{self._folder}: there are more examples than {len(self.rows)}")
+        shape = _stored_shape(example)
+        while self._open is None or self._open.examples == self._open.size:
+            self._next_shard()
+        try:
+            self._open.add(example, shape)
+        except tf.errors.OpError as error:
+            raise WorkdirError(
+                f"{self._open.path} cannot be written ({files.reason(error)})"
+            ) from error
         self._ids.add(example.id)
-        self._digest.add(example.id)
-        self._labels[example.label] += 1
-        self._written += 1
-        if self._written == self._sizes[self._shard]:
-            self._end_shard()
-            self._begin_shards()
+        self._added += 1
 
     def __exit__(self, kind, error, trace) -> None:
-        """Names the folder, unless there was an error."""
-        if kind is not None:
-            if self._file:
-                self._file.close()
-            return
-        self.close()
-        self.finish(self.entries)
+        """Makes the folder whole, unless there was an error."""
+        if kind is None:
+            self.close()
+            self.finish(self.written)
 
     def close(self) -> None:
         """Ends the shards of this host.
 
         Raises:
           DataError: there are fewer examples than were announced.
+          WorkdirError: a shard cannot be written.
         """
-        if self._shard < 0:
-            self._begin_shards()
-        if self._shard < len(self._sizes):
-            if self._file:
-                self._file.close()
+        if self._added < len(self.rows):
             raise DataError(
-                f"{self._folder}: there are {len(self._ids)} examples, not {sum(self._sizes)}"
+                f"{self._folder}: there are {self._added} examples, not {len(self.rows)}"
             )
+        while self._next_shard():  # those that are to be empty
+            pass
 
-    def finish(self, entries: Sequence[dict]) -> None:
-        """Writes the manifest, and names the folder.
+    def finish(self, written: Sequence[dict]) -> None:
+        """Writes the manifest, which makes the folder whole.
 
         Args:
-          entries: of all shards, in any order.
+          written: of all hosts, in any order.
 
         Raises:
           DataError: a shard is missing, or was written twice.
+          WorkdirError: the manifest cannot be written.
         """
         expected = [self._file_name(shard) for shard in range(len(self._sizes))]
-        entries = sorted(entries, key=lambda entry: entry["file"])
-        if [entry["file"] for entry in entries] != expected:
+        written = sorted(written, key=lambda entry: entry["file"])
+        if [entry["file"] for entry in written] != expected:
             raise DataError(
-                f"{self._folder}: {len(entries)} shards were written, not each of "
+                f"{self._folder}: {len(written)} shards were written, not each of "
                 f"{len(expected)} once: do all hosts run the same command?"
             )
+        per_class = np.sum([entry["examples_per_class"] for entry in written], axis=0)
+        shapes = {tuple(shape) for entry in written for shape in entry["image_shapes"]}
         manifest = {
             "format": FORMAT,
-            "examples": len(self._ids),
-            "examples_per_class": self._labels.tolist(),
+            "examples": sum(self._sizes),
+            "examples_per_class": per_class.tolist(),
             "class_names": self._class_names,
-            "image_shape": list(*self._shapes) if len(self._shapes) == 1 else None,
-            "ids_sha256": self._digest.hexdigest(),
-            "shards": entries,
+            "image_shape": list(*shapes) if len(shapes) == 1 else None,
+            "ids_sha256": _digest_of_digests(entry["ids_sha256"] for entry in written),
+            "shards": [{name: entry[name] for name in _SHARD_FIELDS} for entry in written],
         }
-        (self._partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        self._partial.rename(self._folder)
+        files.write_json(self._folder / MANIFEST, manifest)
 
-    def _begin_shards(self) -> None:
-        """Opens the next shard that is not to be empty, if it is this host's."""
-        while self._shard < len(self._sizes):
-            self._shard += 1
-            self._written = 0
-            if self._shard == len(self._sizes):
-                return
-            if self._shard % self._hosts == self._host:
-                path = self._partial / self._file_name(self._shard)
-                self._file = tf.io.TFRecordWriter(str(path))
-            if self._sizes[self._shard] > 0:
-                return
-            self._end_shard()
-
-    def _end_shard(self) -> None:
-        if self._file is None:
-            return
-        self._file.close()
-        self._file = None
-        path = self._partial / self._file_name(self._shard)
-        self.entries.append(
-            {"file": path.name, "examples": self._written, "bytes": path.stat().st_size,
-             "sha256": _digest_file(path)}
-        )  # fmt: skip
+    def _next_shard(self) -> bool:
+        """Ends the shard that is open, and opens the next one; False where there is none."""
+        if self._open is not None:
+            self.written.append(self._open.close())
+            self._open = None
+        shard = next(self._to_begin, None)
+        if shard is None:
+            return False
+        path = self._folder / self._file_name(shard)
+        self._open = _OpenShard(path, self._sizes[shard], len(self._class_names))
+        return True
 
     def _file_name(self, shard: int) -> str:
         return f"shard-{shard:05d}-of-{len(self._sizes):05d}.tfrecord"
+
+
+class _OpenShard:
+    """A file that is being written."""
+
+    def __init__(self, path: Path, size: int, classes: int):
+        self.path, self.size, self.examples = path, size, 0
+        self._file = tf.io.TFRecordWriter(str(path))
+        self._ids = _IdDigest()
+        self._per_class = np.zeros(classes, np.int64)
+        self._shapes: set[tuple[int, int, int]] = set()
+
+    def add(self, example: Example, shape: tuple[int, int, int]) -> None:
+        self._file.write(_serialize(example))
+        self._ids.add(example.id)
+        self._per_class[example.label] += 1
+        self._shapes.add(shape)
+        self.examples += 1
+
+    def close(self) -> dict:
+        """What is to be known of it."""
+        try:
+            self._file.close()
+            size, digest = self.path.stat().length, files.sha256(self.path)
+        except files.failures() as error:
+            raise WorkdirError(f"{self.path} cannot be written ({files.reason(error)})") from error
+        return {
+            "file": self.path.name,
+            "examples": self.examples,
+            "bytes": size,
+            "sha256": digest,
+            "ids_sha256": self._ids.hexdigest(),
+            "examples_per_class": self._per_class.tolist(),
+            "image_shapes": sorted(self._shapes),
+        }
 
 
 def write(
@@ -227,6 +255,11 @@ def write(
             writer.add(example)
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder was written to the end."""
+    return (folder / MANIFEST).exists()
+
+
 def read_manifest(folder: Path) -> dict:
     """Returns the manifest of a folder that `write` made.
 
@@ -235,12 +268,12 @@ def read_manifest(folder: Path) -> dict:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_bytes())
         found = manifest["format"]
         missing = [name for name in _FIELDS if not isinstance(manifest.get(name), _FIELDS[name])]
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: {_way_out(folder)}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, *files.failures()) as error:
         raise DataError(f"{path} is not a readable manifest: {_way_out(folder)}") from error
     if found != FORMAT:
         raise DataError(
@@ -287,39 +320,42 @@ def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     return parsed["id"], parsed["image"], parsed["label"]
 
 
-def read(folder: Path) -> Iterator[Example]:
+def read(folder: Path, rows: range | None = None) -> Iterator[Example]:
     """Yields the examples of a folder in the order in which they were written.
+
+    Args:
+      folder: of records.
+      rows: which of them, one after the other; only shards that hold some are opened, and what the
+        manifest says of the whole is not looked at. All by default.
 
     Raises:
       DataError: a shard is missing, truncated, changed, or disagrees with the manifest.
     """
     manifest = read_manifest(folder)
-    ids = _IdDigest()
-    per_class = [0] * len(manifest["class_names"])
+    per_class = np.zeros(len(manifest["class_names"]), np.int64)
+    digests = []
+    end = 0
     for entry in manifest["shards"]:
-        path = folder / entry["file"]
-        _verify(path, entry)
-        count = 0
-        for name, image, label in tf.data.TFRecordDataset(str(path)).map(parse).as_numpy_iterator():
-            example = Example(name.decode(), image, int(label))
+        begin, end = end, end + entry["examples"]
+        if rows is None:
+            wanted = range(begin, end)
+        else:
+            wanted = range(max(begin, rows.start), min(end, rows.stop))
+            if not wanted:
+                continue
+        ids = _IdDigest()
+        for row, example in enumerate(_read_shard(folder, entry, len(per_class)), start=begin):
             ids.add(example.id)
-            if not 0 <= example.label < len(per_class):
-                raise DataError(
-                    f"{_name(path)}: {example.id} has label {example.label}, but the manifest has "
-                    f"{len(per_class)} class_names: {_way_out(folder)}"
-                )
             per_class[example.label] += 1
-            count += 1
-            yield example
-        if count != entry["examples"]:
-            raise DataError(
-                f"{_name(path)} holds {count} examples, its manifest says {entry['examples']}: "
-                f"{_way_out(folder)}"
-            )
+            if row in wanted:
+                yield example
+        digests.append(ids.hexdigest())
+    if rows is not None:
+        return
     found = {
-        "examples": sum(per_class),
-        "examples_per_class": per_class,
-        "ids_sha256": ids.hexdigest(),
+        "examples": int(per_class.sum()),
+        "examples_per_class": per_class.tolist(),
+        "ids_sha256": _digest_of_digests(digests),
     }
     for field, value in found.items():
         if manifest[field] != value:
@@ -327,6 +363,26 @@ def read(folder: Path) -> Iterator[Example]:
                 f"{_name(folder)}: the manifest's {field} is {manifest[field]}, but its records "
                 f"give {value}: {_way_out(folder)}"
             )
+
+
+def _read_shard(folder: Path, entry: dict, classes: int) -> Iterator[Example]:
+    path = folder / entry["file"]
+    _verify(path, entry)
+    count = 0
+    for name, image, label in tf.data.TFRecordDataset(str(path)).map(parse).as_numpy_iterator():
+        example = Example(name.decode(), image, int(label))
+        if not 0 <= example.label < classes:
+            raise DataError(
+                f"{_name(path)}: {example.id} has label {example.label}, but the manifest has "
+                f"{classes} class_names: {_way_out(folder)}"
+            )
+        count += 1
+        yield example
+    if count != entry["examples"]:
+        raise DataError(
+            f"{_name(path)} holds {count} examples, its manifest says {entry['examples']}: "
+            f"{_way_out(folder)}"
+        )
 
 
 def load(folder: Path, *, image_size: int = 0) -> Images:
@@ -418,21 +474,21 @@ class _IdDigest:
         return self._sha256.hexdigest()
 
 
-def _digest_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest_of_digests(digests: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _verify(path: Path, entry: dict) -> None:
     _check_size(path, entry)
-    if _digest_file(path) != entry["sha256"]:
+    if files.sha256(path) != entry["sha256"]:
         raise DataError(f"{_name(path)} has changed since written: {_way_out(path.parent)}")
 
 
 def _check_size(path: Path, entry: dict) -> None:
-    if not path.is_file():
-        raise DataError(f"{_name(path)} is missing: {_way_out(path.parent)}")
-    size = path.stat().st_size
+    try:
+        size = path.stat().length
+    except FileNotFoundError as error:
+        raise DataError(f"{_name(path)} is missing: {_way_out(path.parent)}") from error
     if size < entry["bytes"]:
         raise DataError(
             f"{_name(path)} is truncated at byte {size} of {entry['bytes']}: "

@@ -6,13 +6,14 @@ one. Images travel as encoded bytes: what a data set stores is copied, never re-
 
 import csv
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from etils.epath import Path
 from jaxtyping import Int
 
+from crest_jax import files
 from crest_jax.errors import CrestError, DataError
 
 
@@ -74,15 +75,14 @@ def grouped(source: Source, table: Path) -> Source:
       DataError: the table is missing or unreadable, or lacks a class of the source.
     """
     try:
-        with table.open(newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
+        rows = list(csv.DictReader(table.read_text().splitlines(), delimiter="\t"))
         group_of = {row["wnid"]: (row["superclass"], row["superclass_name"]) for row in rows}
     except FileNotFoundError as error:
         raise DataError(
             f"data.class_table={str(table)!r} is not there: name the file, from the folder that "
             "you run in"
         ) from error
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+    except (KeyError, UnicodeDecodeError, csv.Error, *files.failures()) as error:
         raise DataError(
             f"data.class_table={str(table)!r} is not a table with the tab-separated columns wnid, "
             "superclass and superclass_name"

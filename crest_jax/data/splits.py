@@ -5,10 +5,10 @@ Sources give images and labels, `long_tail` decides which are what, `records` ke
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from etils.epath import Path
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
@@ -69,7 +69,8 @@ def prepare(config: ConfigDict, folder: Path) -> None:
       DataError: the source is not there, or does not fit the config.
     """
     names = ("labeled", "unlabeled", "validation", "test")
-    if all((folder / name).exists() for name in names):
+    missing = [name for name in names if not records.is_whole(folder / name)]
+    if not missing:
         return
     source = sources.load(
         config.data.name,
@@ -99,7 +100,7 @@ def prepare(config: ConfigDict, folder: Path) -> None:
                 )
             )
             for name, size in sizes.items()
-            if not (folder / name).exists()
+            if name in missing
         }
         member_of = np.full(len(labels), "", dtype=f"<U{max(map(len, split._fields))}")
         for name, rows in split._asdict().items():

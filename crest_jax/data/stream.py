@@ -12,11 +12,11 @@ hosts there are.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from etils.epath import Path
 
 from crest_jax.data import decode, records
 from crest_jax.data.pipeline import Batch

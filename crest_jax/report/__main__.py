@@ -7,9 +7,10 @@ Without --output, the page of a single run is its report.html; of several, ./rep
 
 import argparse
 import sys
-from pathlib import Path
 
-from crest_jax import workdir
+from etils.epath import Path
+
+from crest_jax import files
 from crest_jax.errors import CrestError
 from crest_jax.report import REPORT, write
 
@@ -25,7 +26,7 @@ def main() -> None:
     folder = arguments.workdir[0] if len(arguments.workdir) == 1 else Path()
     output = arguments.output or folder / REPORT
     try:
-        workdir.check_writable(output)
+        files.check_writable(output)
         write(output, arguments.workdir)
         print(output)
     except CrestError as error:

@@ -6,10 +6,10 @@ python -m crest_jax.report.comparison WORKDIR [WORKDIR ...]
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 
 from crest_jax import results
 from crest_jax.algorithms import ALGORITHMS

@@ -4,16 +4,17 @@ python -m crest_jax.report.figures --output=FILE.svg WORKDIR [WORKDIR ...]
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from etils.epath import Path
 from matplotlib.figure import Figure
 
-from crest_jax import results
+from crest_jax import files, results
 from crest_jax.errors import CrestError, DataError
 
 NAMES = {"none": "FixMatch", "da": "FixMatch + DA", "crest": "CReST", "crest_plus": "CReST+"}
@@ -107,7 +108,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         runs = [results.read(workdir) for workdir in arguments.workdir]
-        overview(runs).savefig(arguments.output, dpi=150)
+        picture = io.BytesIO()
+        overview(runs).savefig(picture, format=arguments.output.suffix[1:], dpi=150)
+        files.write_bytes(arguments.output, picture.getvalue())
     except CrestError as error:
         sys.exit(f"error: {error}")
 

@@ -1,10 +1,10 @@
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from etils.epath import Path
 from PIL import Image
 from sklearn.datasets import load_digits
 from tfds_miniature import store
@@ -87,9 +87,9 @@ def random_split(count, seed):
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
+def stored(make_folder):
     """A folder of TFDS data with `tiny` (PNG), and its images and labels by split."""
-    data_dir = tmp_path_factory.mktemp("tfds")
+    data_dir = make_folder("tfds")
     splits = {"train": random_split(23, 0), "test": random_split(9, 1)}
     store(data_dir, "tiny", splits, features_of())
     return data_dir, splits

@@ -36,9 +36,9 @@ def numbers_of(images):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(make_folder):
     """A labeled set of 50 examples and an unlabeled one of 203, numbered from 0."""
-    folder = tmp_path_factory.mktemp("run")
+    folder = make_folder("run")
     for name, numbers in (("labeled", range(50)), ("unlabeled", range(50, 253))):
         records.write(
             folder / name,
@@ -156,7 +156,7 @@ def test_a_start_far_away_opens_no_shard_that_it_passes_over(folders, long, tmp_
     assert len(order) == 2, "a lane of this set has two shards, here one after the other"
     passed_over, needed = order
     copy = copied(folders[0], tmp_path)
-    size = (copy / passed_over).stat().st_size
+    size = (copy / passed_over).stat().length
     (copy / passed_over).write_bytes(bytes(size))
     # Where the second shard begins, in steps of two of this lane.
     place = next(at for at, number in enumerate(numbers) if shard_of[int(number)] == needed)

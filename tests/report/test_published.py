@@ -1,9 +1,8 @@
 """The published figures were typed: what the paper says about them in its text must hold."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from etils.epath import Path
 
 from crest_jax.report.published import TABLES
 

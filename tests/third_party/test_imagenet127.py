@@ -1,9 +1,9 @@
 import importlib.util
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from etils.epath import Path
 
 FOLDER = Path(__file__).parents[2] / "third_party" / "imagenet127"
 # A class of ILSVRC-2012 has 732 to 1300 training images (arXiv:1409.0575, table 2).

@@ -1,0 +1,127 @@
+"""Files that are complete or absent, on a disk or in a bucket (`gs://`).
+
+On a disk a file is written beside its place, then renamed; a bucket shows an object when all of it
+is there. A folder cannot be given its name at once in a bucket, so one of several files is whole
+when the file that describes the others is there: it is written last.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from typing import Any
+
+from etils.epath import Path
+from crest_jax.errors import WorkdirError
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path names something in a bucket."""
+    return "://" in str(path)
+
+
+def absolute(path: Path) -> Path:
+    """The same place, wherever the program runs."""
+    return Path(os.getcwd()) / path  # noqa: PTH109
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What reading and writing may raise: TensorFlow, which reaches buckets, its own."""
+    tensorflow = sys.modules.get("tensorflow")
+    return (OSError,) if tensorflow is None else (OSError, tensorflow.errors.OpError)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def check_writable(output: Path) -> None:
+    """Finds out before any work whether a file or folder can be made.
+
+    Raises:
+      WorkdirError: it is a folder itself, or its folder is not there or cannot be written.
+    """
+    if output.is_dir():
+        raise WorkdirError(f"--output={output} is a folder: name a file")
+    if is_remote(output):  # has no folders; and whether it may be written, only writing shows
+        return
+    if not output.parent.is_dir():
+        raise WorkdirError(f"--output={output} is in no folder that exists: make it first")
+    if not os.access(output.parent, os.W_OK):
+        raise WorkdirError(f"--output={output} is in a folder that cannot be written")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file that is never seen half-written, in place of one that may be there.
+
+    Raises:
+      WorkdirError: it cannot be written.
+    """
+    try:
+        if is_remote(path):
+            path.write_bytes(content)
+            return
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+    except failures() as error:
+        raise WorkdirError(f"{path} cannot be written ({reason(error)})") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as `write_text` does."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds `text` at the end of a file. A process that is killed meanwhile may leave a part of it.
+
+    Raises:
+      WorkdirError: it cannot be written.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(text)
+            if not is_remote(path):
+                file.flush()
+                os.fsync(file.fileno())
+    except failures() as error:
+        raise WorkdirError(f"{path} cannot be written ({reason(error)})") from error
+
+
+def read_json(path: Path) -> Any:
+    """Reads what `write_json` wrote.
+
+    Raises:
+      WorkdirError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, *failures()) as error:
+        raise WorkdirError(
+            f"{path} is not readable JSON ({reason(error)}): delete it and run again"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's content, which is not held in memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
