@@ -38,6 +38,23 @@ def reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def check_bucket(path: Path) -> None:
+    """Finds out whether a path's bucket is there; TensorFlow writes to one that is not for minutes.
+
+    Raises:
+      WorkdirError: it is not, or cannot be reached.
+    """
+    bucket = Path(f"{path.parts[1]}://{path.parts[2]}")
+    try:
+        found = bucket.exists()
+    except failures() as error:
+        raise WorkdirError(f"bucket {bucket} cannot be reached ({reason(error)})") from error
+    if not found:
+        raise WorkdirError(
+            f"there is no bucket {bucket}, or none that this account may see: make it first"
+        )
+
+
 def check_writable(output: Path) -> None:
     """Finds out before any work whether a file or folder can be made.
 
@@ -46,7 +63,8 @@ def check_writable(output: Path) -> None:
     """
     if output.is_dir():
         raise WorkdirError(f"--output={output} is a folder: name a file")
-    if is_remote(output):  # has no folders; and whether it may be written, only writing shows
+    if is_remote(output):  # no folders there; and whether it may be written, only writing shows
+        check_bucket(output)
         return
     if not output.parent.is_dir():
         raise WorkdirError(f"--output={output} is in no folder that exists: make it first")

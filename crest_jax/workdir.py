@@ -85,6 +85,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     Raises:
       WorkdirError: it cannot be written, belongs to another config, or is something else.
     """
+    if files.is_remote(workdir):
+        files.check_bucket(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
