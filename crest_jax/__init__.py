@@ -6,7 +6,8 @@ Wei et al., CVPR 2021, https://arxiv.org/abs/2102.09559. Start reading at `crest
 import os
 
 # For whichever module imports TensorFlow first; epath does for paths in buckets. It reports its CPU
-# instruction sets, missing GPUs and oneDNN as news; nothing that it computes here goes through that.
+# instruction sets, missing GPUs and oneDNN as news; nothing that it computes here goes through the
+# last.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # And it would take for true for five seconds what it knew of a file in a bucket.

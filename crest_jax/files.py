@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from etils.epath import Path
+
 from crest_jax.errors import WorkdirError
 
 

@@ -1,7 +1,9 @@
 """The paper's tables and figures: what to run for each, and what came out.
 
-python -m crest_jax.paper --table=N --list               commands, one a line
-python -m crest_jax.paper --table=N --run [--cell=I]     runs them, or the I-th, here
+python -m crest_jax.paper --table=N --list [--unfinished]
+                                                         commands, one a line
+python -m crest_jax.paper --table=N --run [--cell=I] [-- FLAGS]
+                                                         runs them, or the I-th, here
 python -m crest_jax.paper --table=N --collect [--output=FILE.md|FILE.csv]
                                                          ours beside the published, so far
 python -m crest_jax.paper --figure=N --list | --run [--cell=I]
@@ -10,6 +12,10 @@ Everywhere: [--scale=full|small|smoke] [--folds=K] [--runs=DIR] [--config.field=
 
 A line of --list is a command for a shell, whichever batch system starts it. Cells that come from
 the same run share it, tables too. Whatever was interrupted continues.
+
+FLAGS after a bare `--` are for crest_jax.main, as they are: `-- --find_hosts`. On several hosts the
+same command is started on each. They find the same runs finished, because all of them look before
+any of them can train: a run begins when every host has joined it.
 """
 
 import argparse
@@ -303,16 +309,34 @@ def figure_of(one: Done, row: Row, column: Column) -> float | None:
     return float(np.mean([of_class for of_class in value if of_class is not None]))
 
 
-def run(chosen: Sequence[Job]) -> int:
+def is_finished(job: Job) -> bool:
+    """Whether nothing is left to run. Damage is not looked into: the run will report or mend it.
+
+    Raises:
+      ConfigError: as `config_of`.
+    """
+    try:
+        one = done(job)
+    except WorkdirError:
+        return False
+    return one is not None and one.is_finished
+
+
+def run(chosen: Sequence[Job], flags: Sequence[str] = ()) -> int:
     """Runs, or continues, one after the other what is not finished.
 
     A run that fails does not keep the others from running; being told to stop does, once the run
     that is going on has saved itself.
 
+    Args:
+      chosen: what to run.
+      flags: further ones for the command of each.
+
     Returns:
-      The exit status: 0, that of a run that was stopped, or 1 where some have failed.
+      The exit status: 0, that of a run that was stopped, or that of the first that has failed; as
+      in a shell, 128 and the signal where one has died by it.
     """
-    failed = []
+    failed = {}
     process: subprocess.Popen | None = None
     stopped = 0
 
@@ -326,13 +350,9 @@ def run(chosen: Sequence[Job]) -> int:
     try:
         for number, job in enumerate(chosen, 1):
             print(f"[{number}/{len(chosen)}] {job.workdir}", flush=True)
-            try:
-                one = done(job)
-            except WorkdirError:  # which the run will report, or mend
-                one = None
-            if one is not None and one.is_finished:
+            if is_finished(job):
                 continue
-            process = subprocess.Popen([sys.executable, *job.command[1:]])
+            process = subprocess.Popen([sys.executable, *job.command[1:], *flags])
             if stopped:  # just before there was a process to tell
                 process.terminate()
             while True:
@@ -344,12 +364,12 @@ def run(chosen: Sequence[Job]) -> int:
             if stopped or status in (STOPPED, INTERRUPTED):
                 return stopped or status
             if status:
-                failed.append(f"{job.workdir} (exit status {status})")
+                failed[job.workdir] = status if status > 0 else 128 - status
     finally:
         signal.signal(signal.SIGTERM, previous)
-    for line in failed:
-        print(f"error: failed: {line}", file=sys.stderr)
-    return 1 if failed else 0
+    for folder, status in failed.items():
+        print(f"error: failed: {folder} (exit status {status})", file=sys.stderr)
+    return next(iter(failed.values()), 0)
 
 
 def collect(found: Sequence[Cell]) -> list[Comparison]:
@@ -393,13 +413,21 @@ def main() -> None:
         "--collect", action="store_true", help="the table or figure, from finished runs"
     )
     parser.add_argument("--cell", type=int, help="with --run: line I of --list alone")
+    parser.add_argument(
+        "--unfinished", action="store_true", help="with --list: only what is left to run"
+    )
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--folds", type=int, help="of a table, instead of the paper's")
     parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="folder of all runs")
     parser.add_argument("--output", type=Path, help="with --collect: the file to write")
-    arguments, rest = parser.parse_known_args()
+    words, dashes, for_runs = _split(sys.argv[1:])
+    arguments, rest = parser.parse_known_args(words)
     if arguments.cell is not None and not arguments.run:
         parser.error("--cell goes with --run")
+    if dashes and not arguments.run:
+        parser.error("-- and what follows it go with --run")
+    if arguments.unfinished and not arguments.list:
+        parser.error("--unfinished goes with --list")
     if arguments.output and not arguments.collect:
         parser.error("--output goes with --collect")
     if arguments.folds is not None and arguments.figure:
@@ -422,10 +450,13 @@ def main() -> None:
         if arguments.list:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # read no further than by `head`
             for number, (job, names) in enumerate(named.items(), 1):
+                if arguments.unfinished and is_finished(job):
+                    continue
                 scale = "" if arguments.scale == "full" else f" ({arguments.scale} scale)"
                 print(f"{shlex.join(job.command)}  # {number}{scale}: {'; '.join(names)}")
         elif arguments.run:
-            sys.exit(run(_chosen(list(named), arguments.cell)))
+            _check_flags(for_runs)
+            sys.exit(run(_chosen(list(named), arguments.cell), for_runs))
         elif arguments.table:
             title = f"Table {arguments.table}. {table.title}"
             _write_table(title, collect(found), note, arguments.output)
@@ -505,6 +536,21 @@ def _check_output(output: Path, formats: Collection[str]) -> None:
     if output.suffix not in formats:
         raise ConfigError(f"--output={output} must end in {' or '.join(formats)}")
     files.check_writable(output)
+
+
+def _split(words: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
+    """What is before a bare `--`, whether there is one, and what follows it."""
+    if "--" not in words:
+        return words, False, ()
+    at = words.index("--")
+    return words[:at], True, words[at + 1 :]
+
+
+def _check_flags(for_runs: Sequence[str]) -> None:
+    """These two say which run it is, and would make it another than the one that is collected."""
+    for flag in for_runs:
+        if flag.lstrip("-").startswith(("config", "workdir")):
+            raise ConfigError(f"{flag} cannot follow --: put --config.field=value before it")
 
 
 def _fields(rest: Sequence[str]) -> dict[str, str]:

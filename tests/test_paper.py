@@ -1,9 +1,13 @@
 import csv
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
+from unittest.mock import Mock
 
 import pytest
 from etils.epath import Path
@@ -298,6 +302,8 @@ def test_what_is_not_full_says_so(command, tmp_path, scale):
         (["--list", "--folds=0"], "--folds=0 must be at least 1"),
         (["--list", "--steps=3"], "'--steps=3' is neither an option"),
         (["--collect", "--output=table.txt"], "--output=table.txt must end in .md or .csv"),
+        (["--run", "--", "--config.steps=3"], "--config.steps=3 cannot follow --"),
+        (["--run", "--", "--workdir", "here"], "--workdir cannot follow --"),
     ],
 )
 def test_a_mistake_is_one_readable_error(command, arguments, message):
@@ -312,6 +318,8 @@ def test_a_mistake_is_one_readable_error(command, arguments, message):
         (["--table=3", "--list", "--cell=1"], "--cell goes with --run"),
         (["--table=3", "--run", "--output=a.md"], "--output goes with --collect"),
         (["--figure=4", "--list", "--folds=2"], "--folds goes with --table"),
+        (["--table=3", "--list", "--", "--find_hosts"], "-- and what follows it go with --run"),
+        (["--table=3", "--run", "--unfinished"], "--unfinished goes with --list"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(command, arguments, message):
@@ -345,6 +353,11 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, monkeypatch, caps
     assert paper.run(chosen) == 75  # told to stop
     assert len(started) == 1
 
+    # Ended by JAX because another host has died.
+    monkeypatch.setattr(Process, "wait", lambda self: -signal.SIGABRT)
+    assert paper.run(chosen[:1]) == 134
+    assert f"failed: {chosen[0].workdir} (exit status 134)" in capsys.readouterr().err
+
     # Told to stop while a run is starting, which may then end in any way.
     for told, expected in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
         started.clear()
@@ -362,6 +375,52 @@ def test_a_failing_run_is_named_and_the_others_go_on(tmp_path, monkeypatch, caps
         monkeypatch.setattr(Process, "wait", wait)
         assert paper.run(chosen) == expected
         assert started[1:] == (["terminated"] if told == signal.SIGTERM else [])
+
+
+def test_sigterm_reaches_the_run_whose_status_is_the_commands(tmp_path, monkeypatch):
+    """With real processes; what a run itself does on SIGTERM is tested elsewhere."""
+    started = tmp_path / "started"
+    program = (
+        "import pathlib, signal, sys, time; "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+        f"pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
+    )
+    monkeypatch.setattr(paper.Job, "command", ["python", "-c", program])
+    monkeypatch.setattr(paper, "is_finished", lambda job: False)
+
+    def preempt():
+        while not started.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    assert paper.run(list(paper.jobs(cells(5, tmp_path)))[:2]) == 75
+    thread.join()
+
+
+def test_flags_after_two_dashes_are_for_the_run(command, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda words: started.append(words) or Mock(wait=lambda: 0)
+    )
+    arguments = ["--table=4", "--run", "--cell=3", f"--runs={tmp_path}", "--config.seed=1"]
+    status, _ = command(*arguments, "--", "--find_hosts", "--join_timeout=900")
+    (words,) = started
+    assert status == 0
+    assert words[-3:] == ["--config.seed=1", "--find_hosts", "--join_timeout=900"]
+
+
+def test_what_is_unfinished_is_listed_under_the_same_numbers(command, tmp_path):
+    first, second, third = list(paper.jobs(cells(1, tmp_path, folds=5)))[:3]
+    for job, steps in ((first, 65536), (second, 100), (third, 65536)):  # the second is another's
+        finish(job, *[{"accuracy": 1.0}] * paper.config_of(job).generations, steps=steps)
+    (third.workdir / "results.json").write_text("no JSON")
+    arguments = ["--table=1", "--list", f"--runs={tmp_path}"]
+    _, everything = command(*arguments)
+    status, printed = command(*arguments, "--unfinished")
+    assert status == 0
+    assert printed.out.splitlines() == everything.out.splitlines()[1:]
 
 
 def test_a_table_in_miniature_from_the_command_to_its_cells(tmp_path):
