@@ -11,11 +11,13 @@ from ml_collections import ConfigDict
 from tiny_net import TinyNet
 
 # Before JAX starts. Eight CPU devices, so that the mapped step can be tested on 1, 4 and 8; and
-# one compilation cache for all processes of this test session.
+# one compilation cache for all processes of this test session, which its first makes.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
-_CACHE = tempfile.TemporaryDirectory(prefix="crest_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="crest_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 REPOSITORY = Path(__file__).parent.parent
 
