@@ -15,9 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
+from etils.epath import Path
 from PIL import Image
 
 from crest_jax.data import records, stream
@@ -49,7 +49,7 @@ def measure(examples: int, side: int, steps: int, lanes: int, window: int) -> No
         with records.Writer(folder, examples=examples, class_names=names, shards=128) as writer:
             for number in range(examples):
                 writer.add(Example(str(number), images[number % 64], number % CLASSES))
-        size = sum(file.stat().st_size for file in folder.iterdir())
+        size = sum(file.stat().length for file in folder.iterdir())
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         batches = stream.batches(
             [folder],

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from crest_jax.algorithms import ALGORITHMS, Algorithm
+from crest_jax.algorithms import ALGORITHMS, Algorithm, Choice, HyperParameter
 from crest_jax.augment.rand_augment import OPERATIONS
 from crest_jax.errors import ConfigError
 from crest_jax.models import MODELS
@@ -313,8 +313,12 @@ def _check_algorithm(checks: _Checks, algorithm: Algorithm) -> None:
             f"the method as an argument of the experiment, --config=FILE.py:{method}"
         )
         return
-    for name, (_, low, high) in algorithm.hyper_parameters.items():
-        checks.within(low, high, name)
+    for name, values in algorithm.hyper_parameters.items():
+        match values:
+            case HyperParameter(_, low, high):
+                checks.within(low, high, name)
+            case Choice(_, choices):
+                checks.one_of(name, choices)
     if algorithm.unlabeled:
         checks.within(1, math.inf, "unlabeled_ratio")
     else:

@@ -73,20 +73,20 @@ def one_process(make_folder):
 
 @pytest.fixture(scope="module")
 def two_processes(make_folder):
-    """A run of two, one of which was killed in the second generation, and which then continued.
+    """A run of two, one of which was killed when it began to score, and which then continued.
 
     Gives its folder, how long the other process lived on and how it ended, and what was printed
     after both were started again.
     """
     folder = make_folder("two") / "run"
     processes = start_two(folder)
-    wait_for(folder / "generation_01" / "checkpoints" / "4", processes)
+    wait_for(folder / "generation_00" / "checkpoints" / "12", processes)
     processes[1].kill()
     killed = time.monotonic()
     processes[0].wait(timeout=240)
     lived_on = time.monotonic() - killed
     (status, _), ((_, errors), _) = end(processes)
-    assert not (folder / "generation_01" / "result.json").exists()
+    assert not pseudo_labels.is_whole(folder / "generation_00" / "pseudo_labels")
     statuses, printed = end(start_two(folder))
     assert statuses == [0, 0], printed
     return folder, (lived_on, status, errors), printed
@@ -120,9 +120,7 @@ def assert_same_run(folder, expected):
 
 
 def test_two_processes_do_what_one_does_even_when_one_was_killed(two_processes, one_process):
-    folder, _, ((first, _), _) = two_processes
-    assert "generation 2 of 2 continues at step" in first
-    assert_same_run(folder, one_process)
+    assert_same_run(two_processes[0], one_process)
 
 
 def test_a_host_that_is_killed_ends_the_other_in_bounded_time(two_processes):

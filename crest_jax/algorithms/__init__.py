@@ -5,17 +5,17 @@ and name it here.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from crest_jax.algorithms.fixmatch import fixmatch
+from crest_jax.algorithms.fixmatch import WEAK_FORWARD, fixmatch
 from crest_jax.algorithms.mean_teacher import mean_teacher
 from crest_jax.algorithms.mixmatch import mixmatch
 from crest_jax.algorithms.pseudo_label import pseudo_label
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
 from crest_jax.algorithms.supervised import supervised
 
-__all__ = ["ALGORITHMS", "Algorithm", "HyperParameter", "Loss", "StepInputs"]
+__all__ = ["ALGORITHMS", "Algorithm", "Choice", "HyperParameter", "Loss", "StepInputs"]
 
 
 class HyperParameter(NamedTuple):
@@ -24,6 +24,13 @@ class HyperParameter(NamedTuple):
     default: float
     low: float
     high: float = math.inf
+
+
+class Choice(NamedTuple):
+    """A default, and all that it can be."""
+
+    default: str
+    values: Sequence[str]
 
 
 class Algorithm(NamedTuple):
@@ -35,7 +42,7 @@ class Algorithm(NamedTuple):
 
     loss: Callable[..., Loss]
     # Its keyword arguments, which are config fields of their own.
-    hyper_parameters: Mapping[str, HyperParameter]
+    hyper_parameters: Mapping[str, HyperParameter | Choice]
     # Config fields whose defaults differ from FixMatch's. An `unlabeled_ratio` of 0 says that it
     # does not learn from unlabeled images.
     settings: Mapping[str, Any] = {}
@@ -87,6 +94,11 @@ ALGORITHMS = {
         generations={"crest": 3, "crest_plus": 3},
     ),
     "fixmatch": Algorithm(
-        fixmatch, {"threshold": _THRESHOLD, "unlabeled_weight": HyperParameter(1.0, 0.0)}
+        fixmatch,
+        {
+            "threshold": _THRESHOLD,
+            "unlabeled_weight": HyperParameter(1.0, 0.0),
+            "weak_forward": Choice("joint", WEAK_FORWARD),
+        },
     ),
 }

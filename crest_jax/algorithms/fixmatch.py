@@ -7,32 +7,43 @@ import optax
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
 from crest_jax.rebalancing.class_balanced_loss import weighted_cross_entropy
 
+# Whether weak views of unlabeled images, through which no gradient goes, share the other views'
+# forward pass and batch statistics, or have a pass of their own, which is never gone back through.
+WEAK_FORWARD = ("joint", "separate")
 
-def fixmatch(inputs: StepInputs, *, threshold: float, unlabeled_weight: float) -> Loss:
+
+def fixmatch(
+    inputs: StepInputs, *, threshold: float, unlabeled_weight: float, weak_forward: str
+) -> Loss:
     """Cross-entropy on labels, and on confident pseudo-labels of weak views for strong views.
 
     `l_s = mean H(p_b, p(y | weak(x_b)))` over labeled images and
     `l_u = mean 1[max(q_b) >= tau] H(argmax(q_b), p(y | strong(u_b)))` over all unlabeled images,
     those below the threshold counted as zero (Eqs. 3 and 4 there). q is aligned first (CReST
-    section 3.4); threshold and argmax see the aligned q. All views share one forward pass, and so
-    batch statistics.
+    section 3.4); threshold and argmax see the aligned q.
 
     Args:
       inputs: the step.
       threshold: tau, in [0, 1].
       unlabeled_weight: lambda_u in `l_s + lambda_u l_u`.
+      weak_forward: one of `WEAK_FORWARD`; the published FixMatch's is "joint". Running batch
+        statistics take in every view as often either way.
     """
     weak_key, strong_key = jnp.moveaxis(jax.vmap(jax.random.split)(inputs.unlabeled_keys), 1, 0)
-    images = jnp.concatenate(
-        [
-            inputs.weak(inputs.labeled, inputs.labeled_keys),
-            inputs.weak(inputs.unlabeled, weak_key),
-            inputs.strong(inputs.unlabeled, strong_key),
-        ]
-    )
-    logits, batch_stats = inputs.forward(images)
-    labeled, unlabeled = len(inputs.labeled), len(inputs.unlabeled)
-    labeled_logits, weak_logits, strong_logits = jnp.split(logits, [labeled, labeled + unlabeled])
+    labeled = inputs.weak(inputs.labeled, inputs.labeled_keys)
+    weak = inputs.weak(inputs.unlabeled, weak_key)
+    strong = inputs.strong(inputs.unlabeled, strong_key)
+    if weak_forward == "joint":
+        logits, batch_stats = inputs.forward(jnp.concatenate([labeled, weak, strong]))
+        labeled_logits, weak_logits, strong_logits = jnp.split(
+            logits, [len(labeled), len(labeled) + len(weak)]
+        )
+    else:
+        weak_logits, of_weak = inputs.forward(weak)
+        logits, of_others = inputs.forward(jnp.concatenate([labeled, strong]))
+        labeled_logits, strong_logits = jnp.split(logits, [len(labeled)])
+        share = len(weak) / (len(weak) + len(logits))
+        batch_stats = optax.incremental_update(of_weak, of_others, share)
 
     probs = jax.lax.stop_gradient(jax.nn.softmax(weak_logits))
     guesses = inputs.align(probs)

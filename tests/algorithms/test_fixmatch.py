@@ -1,14 +1,20 @@
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from crest_jax.algorithms.fixmatch import fixmatch
+from crest_jax.algorithms.fixmatch import fixmatch as fixmatch_of
 
 LABELED, UNLABELED = 4, 12
 RATIO = np.array([0.01, 5.0, 1.0, 0.1, 30.0])
 ONES = np.ones(5)
 WEIGHTS = np.array([0.2, 0.4, 1.0, 1.4, 2.0], np.float32)
+
+
+fixmatch = partial(fixmatch_of, weak_forward="joint")
 
 
 def views_of(step):
@@ -108,3 +114,40 @@ def test_no_gradient_reaches_the_weak_view(step):
     step.offsets[0] = np.zeros((len(gradient), 5), np.float32)
     step.offsets[0][LABELED : LABELED + UNLABELED, 0] = 20
     assert loss(step.inputs()).total != pytest.approx(float(result.total), rel=1e-3)
+
+
+def test_weak_views_with_a_pass_of_their_own_make_the_same_loss(step):
+    """But for batch statistics, which a linear model does not look at."""
+    joint = fixmatch(step.inputs(), threshold=0.6, unlabeled_weight=2.0)
+    labeled, weak, strong = views_of(step)
+    step.start()
+    separate = fixmatch_of(
+        step.inputs(), threshold=0.6, unlabeled_weight=2.0, weak_forward="separate"
+    )
+    np.testing.assert_array_equal(step.forward[0], weak)
+    np.testing.assert_array_equal(step.forward[1], np.concatenate([labeled, strong]))
+    for name in ("total", "prediction", "guesses"):
+        np.testing.assert_allclose(getattr(separate, name), getattr(joint, name), rtol=1e-5)
+    # Running statistics are the mean over views: 12 of 28 are weak ones of unlabeled images.
+    expected = (12 * weak[0, 0, 0, 0] + 16 * labeled[0, 0, 0, 0]) / 28
+    assert separate.batch_stats["first_pixel"] == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(("weak_forward", "rows"), [("joint", 28), ("separate", 16)])
+def test_a_pass_of_its_own_is_not_gone_back_through(step, weak_forward, rows):
+    """The weights' gradient is a matrix product over so many views."""
+
+    def total(weights):
+        inputs = step.inputs(forward=lambda images: (step.logits(images, weights), {}))
+        return fixmatch_of(
+            inputs, threshold=0.6, unlabeled_weight=1.0, weak_forward=weak_forward
+        ).total
+
+    program = jax.make_jaxpr(jax.grad(total))(jnp.asarray(step.student, jnp.float32))
+    summed_over = [
+        equation.invars[0].aval.size // equation.outvars[0].aval.shape[0]
+        for equation in program.jaxpr.eqns
+        if equation.primitive.name == "dot_general"
+        and sorted(equation.outvars[0].aval.shape) == [4, 5]
+    ]
+    assert summed_over == [rows]
