@@ -1,5 +1,5 @@
 # What every host of a slice does when it starts: it runs the job's container, again where that
-# helps; in the end the first host deletes the slice, which costs as long as it is there.
+# helps; in the end it deletes the slice, which costs as long as it is there.
 #
 # submit.sh writes the job's settings above this, and makes it the startup script.
 # shellcheck shell=bash
@@ -40,7 +40,8 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
   sleep "$pause"
 done
 
-if [[ $host == 0 && -z $keep ]]; then
+# A host that gives up has to, too: the others would wait for it.
+if [[ -z $keep && ($host == 0 || $status != 0) ]]; then
   say "deleting $name"
   sleep "$pause" # for the others to end and leave their logs
   gcloud compute tpus queued-resources delete "$name" --project="$project" --zone="$zone" \

@@ -19,19 +19,20 @@ while (($#)) && [[ $1 != -- ]]; do
   shift
 done
 (($#)) && shift
-what='' scale=''
+what='' scale='' folds=''
 for word in "$@"; do
   case $word in
     --table=*) what=table-${word#*=} ;;
     --figure=*) what=figure-${word#*=} ;;
     --scale=*) scale=-${word#*=} ;;
+    --folds=*) folds=-folds-${word#*=} ;;
   esac
 done
 if [[ -z $what ]]; then
   echo "error: after -- goes --table=N or --figure=N, with --runs=gs://..." >&2
   exit 64
 fi
-name=${name:-$what$scale}
+name=${name:-$what$scale$folds}
 
 cells=$("${PYTHON:-python}" -m crest_jax.paper "$@" --list --unfinished |
   sed -n 's/.*  # \([0-9][0-9]*\).*/\1/p')

@@ -235,9 +235,16 @@ def together(do: Callable[[], _Result], *, first_only: bool = False) -> _Result 
     return result
 
 
-def first_says(value: _Result) -> _Result:
-    """What the first host has for all; so that they decide alike whatever they see of a folder."""
-    return gather_json(value)[0]
+def first_says(find: Callable[[], _Result]) -> _Result:
+    """What the first host finds, for all; so that they decide alike whatever they would see.
+
+    Args:
+      find: called on the first host; what it returns must be fit for JSON.
+
+    Raises:
+      CrestError: as `together`.
+    """
+    return gather_json(together(find, first_only=True))[0]
 
 
 def check_agreement(value: Mapping[str, Any]) -> None:

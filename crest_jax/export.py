@@ -27,6 +27,7 @@ from crest_jax.config import to_plain
 from crest_jax.errors import CrestError, WorkdirError
 from crest_jax.trained import Trained
 
+DESCRIPTION = "model.json"  # written last
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -43,7 +44,7 @@ def serialise(model: Trained) -> bytes:
 
 
 def export(run: Path, output: Path, *, generation: int | None = None) -> Trained:
-    """Writes a run's model to a new folder, complete or not at all; returns the model.
+    """Writes a run's model to a new folder, which an error removes again; returns the model.
 
     Args:
       run: the run's folder.
@@ -55,12 +56,18 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
       ConfigError: as `trained.load`.
     """
     if output.exists():
-        raise WorkdirError(f"--output={output} exists already: choose another folder")
+        advice = "choose another folder"
+        if not (output / DESCRIPTION).exists():
+            advice += f"; it has no {DESCRIPTION}, and may be what a killed export has left"
+        raise WorkdirError(f"--output={output} exists already: {advice}")
     files.check_writable(output)
     model = trained.load(run, generation=generation)
     content = serialise(model)
     try:
         output.mkdir()
+    except files.failures() as error:
+        raise WorkdirError(f"--output={output} cannot be made ({files.reason(error)})") from error
+    try:
         files.write_bytes(output / "model.jax", content)
         with ocp.StandardCheckpointer() as checkpointer:
             weights = {"params": model.params, "batch_stats": model.batch_stats}
@@ -73,7 +80,7 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
             "environment": workdir.environment(),
             "config": to_plain(workdir.read_config(run)),
         }
-        files.write_json(output / "model.json", description)
+        files.write_json(output / DESCRIPTION, description)
     except BaseException:
         output.rmtree(missing_ok=True)
         raise

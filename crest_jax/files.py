@@ -15,6 +15,8 @@ from etils.epath import Path
 
 from crest_jax.errors import WorkdirError
 
+MANIFEST = "manifest.json"
+
 
 def is_remote(path: Path) -> bool:
     """Whether a path names something in a bucket."""
@@ -45,11 +47,17 @@ def check_bucket(path: Path) -> None:
     Raises:
       WorkdirError: it is not, or cannot be reached.
     """
-    bucket = Path(f"{path.parts[1]}://{path.parts[2]}")
+    _, scheme, *names = path.parts
+    if not names:
+        raise WorkdirError(f"{path} names no bucket: give {scheme}://BUCKET/FOLDER")
+    bucket = Path(f"{scheme}://{names[0]}")
     try:
         found = bucket.exists()
     except failures() as error:
-        raise WorkdirError(f"bucket {bucket} cannot be reached ({reason(error)})") from error
+        raise WorkdirError(
+            f"bucket {bucket} cannot be looked at ({reason(error)}): does this account have a role "
+            "with storage.buckets.get, such as roles/storage.legacyBucketReader?"
+        ) from error
     if not found:
         raise WorkdirError(
             f"there is no bucket {bucket}, or none that this account may see: make it first"
@@ -123,24 +131,88 @@ def append_text(path: Path, text: str) -> None:
         raise WorkdirError(f"{path} cannot be written ({reason(error)})") from error
 
 
+def read_bytes(path: Path) -> bytes:
+    """Reads a whole file.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      WorkdirError: it cannot be read at the moment, which says nothing of what is in it.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except failures() as error:
+        raise WorkdirError(
+            f"{path} cannot be read ({reason(error)}): run again when it can"
+        ) from error
+
+
 def read_json(path: Path) -> Any:
     """Reads what `write_json` wrote.
 
     Raises:
-      WorkdirError: the file is not JSON.
+      WorkdirError: the file is not there, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, *failures()) as error:
+        return json.loads(read_bytes(path))
+    except FileNotFoundError as error:
+        raise WorkdirError(f"{path} is missing: run again to make it anew") from error
+    except ValueError as error:
         raise WorkdirError(
             f"{path} is not readable JSON ({reason(error)}): delete it and run again"
         ) from error
 
 
+def size(path: Path) -> int:
+    """Bytes of a file.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      WorkdirError: it cannot be looked at.
+    """
+    try:
+        # Of a file on a disk `Path.stat` wants to know its owner's name, which may have none.
+        return path.stat().length if is_remote(path) else os.stat(path).st_size  # noqa: PTH116
+    except FileNotFoundError:
+        raise
+    except failures() as error:
+        raise WorkdirError(
+            f"{path} cannot be read ({reason(error)}): run again when it can"
+        ) from error
+
+
 def sha256(path: Path) -> str:
-    """Digest of a file's content, which is not held in memory."""
+    """Digest of a file's content, which is not held in memory.
+
+    Raises:
+      WorkdirError: it cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except failures() as error:
+        raise WorkdirError(
+            f"{path} cannot be read ({reason(error)}): run again when it can"
+        ) from error
     return digest.hexdigest()
+
+
+def begin_folder(folder: Path) -> None:
+    """Makes a folder that is not whole yet, without what an earlier attempt has left in it.
+
+    Raises:
+      WorkdirError: it cannot be written.
+    """
+    try:
+        folder.rmtree(missing_ok=True)
+        folder.mkdir(parents=True)
+    except failures() as error:
+        raise WorkdirError(f"{folder} cannot be written ({reason(error)})") from error
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has the file that is written last."""
+    return (folder / MANIFEST).exists()

@@ -1,9 +1,9 @@
 """The outer driver: train, pseudo-label, select, rewrite the labeled set, train again.
 
 A *generation* is one full training of a fresh model (paper section 3.3, Fig. 3). Only the labeled
-set passes from one generation to the next. Every stage leaves its result on disk under its final
-name when it is whole, and is skipped when that is there: so the same command continues a run from
-wherever it was stopped.
+set passes from one generation to the next. Every stage ends with a file that says that its result
+is whole, and is skipped when that is there: so the same command continues a run from wherever it
+was stopped.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -72,14 +72,14 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
       What results.json holds.
     """
     distributed.together(lambda: splits_lib.prepare(config, folder / "splits"), first_only=True)
-    splits = splits_lib.load(config.data, folder / "splits")
+    splits = distributed.together(partial(splits_lib.load, config.data, folder / "splits"))
     program = build(config, splits)
     finished: list[dict[str, Any]] = []
     for generation in range(config.generations):
         result = run_generation(config, folder, generation, splits, program)
         finished.append(result)
         # Where the next one is finished too, they are written with that.
-        if not distributed.first_says(is_finished(folder, generation + 1)):
+        if not distributed.first_says(partial(is_finished, folder, generation + 1)):
             summary = results.of_run(config, splits.class_names, finished)
             distributed.together(partial(_write_results, folder, summary), first_only=True)
         distributed.say(text.generation_table(result, splits.class_names))
@@ -201,16 +201,17 @@ def run_generation(
 ) -> dict[str, Any]:
     """Runs what is left of one generation, and returns its result.json."""
     here = folder_of(folder, generation)
-    if distributed.first_says(is_finished(folder, generation)):
-        return files.read_json(here / RESULT)
-    if not distributed.first_says(records.is_whole(here / "labeled")):
+    if distributed.first_says(partial(is_finished, folder, generation)):
+        return distributed.first_says(partial(files.read_json, here / RESULT))
+    if not distributed.first_says(partial(files.is_whole, here / "labeled")):
         rewrite_labeled(config, folder, generation, splits)
     state = train_generation(config, here, generation, splits, program)
-    if not distributed.first_says(pseudo_labels.is_whole(here / "pseudo_labels")):
+    if not distributed.first_says(partial(files.is_whole, here / "pseudo_labels")):
         scored = score_unlabeled(config, generation, state, splits, program)
         write_pseudo_labels(here / "pseudo_labels", scored)
 
-    summary = results.summarize_evaluations(keep_metrics(here / METRICS, up_to=config.steps))
+    history = distributed.together(partial(keep_metrics, here / METRICS, up_to=config.steps))
+    summary = results.summarize_evaluations(history)
     images = config.steps * config.batch_size * (1 + config.unlabeled_ratio)
     result = {
         "generation": generation,
@@ -218,7 +219,7 @@ def run_generation(
         "temperature": temperature_of(config, generation),
         **summary,
         "images_per_second": images / max(summary["seconds"], 1e-9),
-        "labeled_per_class": records.read_manifest(here / "labeled")["examples_per_class"],
+        "labeled_per_class": labeled_per_class(here),
         "pseudo_labels": results.summarize_pseudo_labels(
             *count_pseudo_labels(here / "pseudo_labels", len(splits.class_names))
         ),
@@ -230,7 +231,7 @@ def run_generation(
 def write_pseudo_labels(folder: Path, scored: PseudoLabels) -> None:
     """Writes what this host has scored, and waits for the others."""
     host, hosts = jax.process_index(), jax.process_count()
-    distributed.together(lambda: pseudo_labels.begin(folder), first_only=True)
+    distributed.together(partial(files.begin_folder, folder), first_only=True)
     written = distributed.gather_json(
         distributed.together(
             lambda: pseudo_labels.write_shard(folder, scored, host=host, hosts=hosts)
@@ -263,7 +264,9 @@ def rewrite_labeled(config: ConfigDict, folder: Path, generation: int, splits: S
     """
     original = splits.labeled.examples
     selection = folder_of(folder, generation - 1) / "pseudo_labels" if generation else None
-    chosen = pseudo_labels.selected_count(selection) if selection else 0
+    chosen = 0
+    if selection:
+        chosen = distributed.first_says(partial(pseudo_labels.selected_count, selection))
     writer = records.Writer(
         folder_of(folder, generation) / "labeled",
         examples=original + chosen,
@@ -327,13 +330,15 @@ def train_generation(
         held_out["validation"] = splits.validation
     rebalance = parts(config.rebalance)
     init_key, step_key = generation_keys(config, generation)
+    per_class = labeled_per_class(here)
 
     def constants(evaluated: Mapping[str, Any] | None) -> Generation:
         temperature = temperature_of(config, generation)
         weights = np.ones(len(splits.class_names))
         if "cb" in rebalance:
-            counts = np.array(records.read_manifest(here / "labeled")["examples_per_class"])
-            weights = class_balanced_loss.class_weights(counts, config.class_balanced_loss.b)
+            weights = class_balanced_loss.class_weights(
+                np.array(per_class), config.class_balanced_loss.b
+            )
         inputs = Generation(
             step_key,
             # Where there is no temperature, the step does not look at it.
@@ -404,7 +409,9 @@ def batches_of(
             stream.Streaming(config.data.image_size, config.data.lanes, config.data.window),
             **shared,
         )
-    labeled = records.load(here / "labeled", image_size=config.data.image_size)
+    labeled = distributed.together(
+        partial(records.load, here / "labeled", image_size=config.data.image_size)
+    )
     probabilities = None
     if "rs" in parts(config.rebalance):
         probabilities = resampling.sampling_probabilities(labeled.labels, splits.class_names)
@@ -412,6 +419,12 @@ def batches_of(
     return partial(
         pipeline.batches, labeled, everything, labeled_probabilities=probabilities, **shared
     )
+
+
+def labeled_per_class(here: Path) -> list[int]:
+    """How many examples of each class a generation trains on."""
+    manifest = distributed.first_says(partial(records.read_manifest, here / "labeled"))
+    return manifest["examples_per_class"]
 
 
 def score_unlabeled(
@@ -543,7 +556,7 @@ def generation_keys(config: ConfigDict, generation: int) -> tuple[Key[Array, ""]
 def is_finished(folder: Path, generation: int) -> bool:
     """Whether a generation's results are there, and what the next one is made from."""
     here = folder_of(folder, generation)
-    return (here / RESULT).exists() and pseudo_labels.is_whole(here / "pseudo_labels")
+    return (here / RESULT).exists() and files.is_whole(here / "pseudo_labels")
 
 
 def folder_of(folder: Path, generation: int) -> Path:

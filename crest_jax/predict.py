@@ -80,7 +80,7 @@ def read_image(
     except (
         SyntaxError, ValueError, Image.DecompressionBombError, *files.failures()
     ) as error:  # fmt: skip
-        raise DataError(f"{path} cannot be read as an image ({error})") from error
+        raise DataError(f"{path} cannot be read as an image ({files.reason(error)})") from error
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -18,7 +18,7 @@ _steps = itertools.count(1)
 def raised_on_sigterm() -> Iterator[None]:
     """Within, SIGTERM raises `Preempted` wherever the program is.
 
-    Nothing is lost by that: every file is written beside its place, then renamed.
+    Nothing is lost by that: what is not whole is made anew.
     """
 
     def stop(signum, frame):

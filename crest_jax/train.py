@@ -82,7 +82,7 @@ def train(
         # The first host drops what came after the checkpoint, and then all read the same.
         metrics_file = folder / METRICS
         distributed.together(lambda: keep_metrics(metrics_file, up_to=start), first_only=True)
-        history = keep_metrics(metrics_file, up_to=start)
+        history = distributed.together(lambda: keep_metrics(metrics_file, up_to=start))
         distributed.check_agreement({"step": start, "evaluations": len(history)})
         missing = evaluations_until(start, schedule) - len(history)
         if missing > 0:
@@ -164,7 +164,7 @@ def keep_metrics(path: Path, *, up_to: int) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    text = path.read_text()
+    text = files.read_bytes(path).decode()
     kept = []
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):

@@ -27,8 +27,7 @@ def gcs():
 @pytest.fixture(scope="module")
 def start(gcs):
     """Starts Python, whose buckets are this store's."""
-    # TensorFlow would set 64 MB aside for each file that it reads.
-    environment = os.environ | gcs.environment | {"GCS_READ_CACHE_BLOCK_SIZE_MB": "1"}
+    environment = os.environ | gcs.environment
 
     def start(*arguments):
         return subprocess.Popen(

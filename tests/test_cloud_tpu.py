@@ -296,14 +296,17 @@ def test_a_run_is_started_again_where_that_helps(cloud, statuses, attempts):
     assert verbs(calls) == ["delete"]
 
 
-def test_only_the_first_host_deletes_the_slice_and_only_where_it_may(cloud):
+def test_the_first_host_deletes_the_slice_and_any_that_gives_up(cloud):
     cloud.submit()
     for host in (1, ""):  # the latter where the metadata server does not say
         _, _, calls = cloud.run_on_host(0, host=host)
         assert verbs(calls) == []
+        _, _, calls = cloud.run_on_host(1, host=host)
+        assert verbs(calls) == ["delete"]
     cloud.submit("--keep")
-    _, _, calls = cloud.run_on_host(0)
-    assert verbs(calls) == []
+    for status in (0, 1):
+        _, _, calls = cloud.run_on_host(status)
+        assert verbs(calls) == []
 
 
 # Tables

@@ -14,7 +14,7 @@ import pytest
 from conftest import TINY
 from etils.epath import Path
 
-from crest_jax import distributed
+from crest_jax import distributed, files
 from crest_jax.data import pseudo_labels, records
 from crest_jax.data.records import Images
 from crest_jax.data.splits import Split
@@ -86,7 +86,7 @@ def two_processes(make_folder):
     processes[0].wait(timeout=240)
     lived_on = time.monotonic() - killed
     (status, _), ((_, errors), _) = end(processes)
-    assert not pseudo_labels.is_whole(folder / "generation_00" / "pseudo_labels")
+    assert not files.is_whole(folder / "generation_00" / "pseudo_labels")
     statuses, printed = end(start_two(folder))
     assert statuses == [0, 0], printed
     return folder, (lived_on, status, errors), printed
@@ -229,7 +229,7 @@ distributed.initialize(f"127.0.0.1:{port}", 2, host, find=False, heartbeat_timeo
                        join_timeout=60)
 assert distributed.together(lambda: host) == host
 assert distributed.together(lambda: host, first_only=True) == (0 if host == 0 else None)
-assert distributed.first_says(["host", host]) == ["host", 0]
+assert distributed.first_says(lambda: ["host", host]) == ["host", 0]
 assert distributed.total(np.array([2**40 + host])).tolist() == [2**41 + 1]
 for error in (DataError("no data"), OSError("no space")):
     def do():
@@ -251,7 +251,7 @@ with deferred_sigterm() as stopping:
 if host == 1:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(2)
-distributed.first_says(None)
+distributed.first_says(lambda: None)
 with deferred_sigterm() as stopping:
     second = [stopping() for _ in range(3)]
 print(any(first), any(second))
@@ -316,7 +316,7 @@ def test_shares_are_all_of_a_split_in_its_order():
 
 def test_a_pseudo_label_shard_that_is_missing_is_found(tmp_path):
     folder = tmp_path / "pseudo_labels"
-    pseudo_labels.begin(folder)
+    files.begin_folder(folder)
     written = []
     for host in range(3):
         some = np.arange(4 * host, 4 * host + 4)
@@ -325,7 +325,7 @@ def test_a_pseudo_label_shard_that_is_missing_is_found(tmp_path):
     for wrong in (written[1:], written + written[:1]):
         with pytest.raises(DataError, match="not a shard each"):
             pseudo_labels.finish(folder, wrong)
-    assert not pseudo_labels.is_whole(folder)
+    assert not files.is_whole(folder)
     pseudo_labels.finish(folder, written[::-1])
     assert pseudo_labels.read(folder).labels.tolist() == list(range(12))
     (folder / "shard-00001-of-00003.npz").unlink()
@@ -355,7 +355,7 @@ def test_records_of_several_hosts_are_those_of_one(tmp_path, one_process):
     for wrong in (written[1:], written + written[:1]):
         with pytest.raises(DataError, match="not each of 7 once"):
             writers[0].finish(wrong)
-    assert not records.is_whole(tmp_path / "three")
+    assert not files.is_whole(tmp_path / "three")
     writers[0].finish(written)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "three" / file.name).read_bytes()

@@ -15,9 +15,8 @@ from etils.epath import Path
 from jaxtyping import Bool, Float, Int, Shaped
 
 from crest_jax import files
-from crest_jax.errors import DataError, WorkdirError
+from crest_jax.errors import DataError
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 
 
@@ -44,25 +43,12 @@ class Selected(NamedTuple):
 
 def write(folder: Path, pseudo_labels: PseudoLabels) -> None:
     """Writes a folder, on one host."""
-    begin(folder)
+    files.begin_folder(folder)
     finish(folder, [write_shard(folder, pseudo_labels, host=0, hosts=1)])
 
 
-def begin(folder: Path) -> None:
-    """Prepares for every host to write its shard, whatever an earlier attempt has left; on one.
-
-    Raises:
-      WorkdirError: it cannot be written.
-    """
-    try:
-        folder.rmtree(missing_ok=True)
-        folder.mkdir(parents=True)
-    except files.failures() as error:
-        raise WorkdirError(f"{folder} cannot be written ({files.reason(error)})") from error
-
-
 def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: int) -> dict:
-    """Writes what one host has scored, and returns what the manifest says of it.
+    """Writes what one host has scored into a folder begun by one, and returns the manifest's entry.
 
     Raises:
       WorkdirError: it cannot be written.
@@ -91,12 +77,7 @@ def finish(folder: Path, written: Sequence[dict]) -> None:
     names = [entry["file"] for entry in written]
     if names != [_shard(host, len(names)) for host in range(len(names))]:
         raise DataError(f"{folder}: the hosts have written {', '.join(names)}, not a shard each")
-    files.write_json(folder / MANIFEST, {"format": FORMAT, "shards": written})
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a folder was written to the end."""
-    return (folder / MANIFEST).exists()
+    files.write_json(folder / files.MANIFEST, {"format": FORMAT, "shards": written})
 
 
 def read(folder: Path) -> PseudoLabels:
@@ -155,9 +136,9 @@ def selected(folder: Path, numbers: range) -> Selected:
 
 def _entries(folder: Path) -> list[dict]:
     """What the manifest says of the shards."""
-    path = folder / MANIFEST
+    path = folder / files.MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(files.read_bytes(path))
         known = manifest["format"] == FORMAT
         entries = manifest["shards"]
         sound = all(
@@ -165,7 +146,7 @@ def _entries(folder: Path) -> list[dict]:
             for entry in entries
             for name, kind in (("file", str), ("examples", int), ("selected", int), ("sha256", str))
         )
-    except (ValueError, KeyError, TypeError, *files.failures()) as error:
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise DataError(
             f"{path} is not a readable manifest ({files.reason(error)}): {_way_out(folder)}"
         ) from error
@@ -177,12 +158,12 @@ def _entries(folder: Path) -> list[dict]:
 def _read_shard(folder: Path, entry: dict) -> PseudoLabels:
     path = folder / entry["file"]
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path)
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise DataError(f"{path} has changed since written: {_way_out(folder)}")
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             shard = PseudoLabels(*(archive[name] for name in PseudoLabels._fields))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, *files.failures()) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, FileNotFoundError) as error:
         raise DataError(
             f"{path} cannot be read ({files.reason(error)}): {_way_out(folder)}"
         ) from error

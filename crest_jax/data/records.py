@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +22,7 @@ from crest_jax.data import decode
 from crest_jax.data.sources import Example
 from crest_jax.errors import DataError, WorkdirError
 
-MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 _FIELDS = {
     "examples": int,
     "examples_per_class": list,
@@ -74,7 +74,7 @@ class Writer:
         """Prepares to write.
 
         Args:
-          folder: must not be there yet.
+          folder: is replaced if it is there.
           examples: how many there will be in all; consecutive ones share a shard.
           class_names: by label.
           shards: how many files.
@@ -106,13 +106,7 @@ class Writer:
         Raises:
           WorkdirError: it cannot be written.
         """
-        try:
-            self._folder.rmtree(missing_ok=True)
-            self._folder.mkdir(parents=True)
-        except files.failures() as error:
-            raise WorkdirError(
-                f"{self._folder} cannot be written ({files.reason(error)})"
-            ) from error
+        files.begin_folder(self._folder)
 
     def add(self, example: Example) -> None:
         """Appends an example.
@@ -131,12 +125,7 @@ class Writer:
         shape = _stored_shape(example)
         while self._open is None or self._open.examples == self._open.size:
             self._next_shard()
-        try:
-            self._open.add(example, shape)
-        except tf.errors.OpError as error:
-            raise WorkdirError(
-                f"{self._open.path} cannot be written ({files.reason(error)})"
-            ) from error
+        self._open.add(example, shape)
         self._ids.add(example.id)
         self._added += 1
 
@@ -188,7 +177,7 @@ class Writer:
             "ids_sha256": _digest_of_digests(entry["ids_sha256"] for entry in written),
             "shards": [{name: entry[name] for name in _SHARD_FIELDS} for entry in written],
         }
-        files.write_json(self._folder / MANIFEST, manifest)
+        files.write_json(self._folder / files.MANIFEST, manifest)
 
     def _next_shard(self) -> bool:
         """Ends the shard that is open, and opens the next one; False where there is none."""
@@ -211,13 +200,15 @@ class _OpenShard:
 
     def __init__(self, path: Path, size: int, classes: int):
         self.path, self.size, self.examples = path, size, 0
-        self._file = tf.io.TFRecordWriter(str(path))
+        with self._said_what_fails():
+            self._file = tf.io.TFRecordWriter(str(path))
         self._ids = _IdDigest()
         self._per_class = np.zeros(classes, np.int64)
         self._shapes: set[tuple[int, int, int]] = set()
 
     def add(self, example: Example, shape: tuple[int, int, int]) -> None:
-        self._file.write(_serialize(example))
+        with self._said_what_fails():
+            self._file.write(_serialize(example))
         self._ids.add(example.id)
         self._per_class[example.label] += 1
         self._shapes.add(shape)
@@ -225,20 +216,24 @@ class _OpenShard:
 
     def close(self) -> dict:
         """What is to be known of it."""
-        try:
+        with self._said_what_fails():
             self._file.close()
-            size, digest = self.path.stat().length, files.sha256(self.path)
-        except files.failures() as error:
-            raise WorkdirError(f"{self.path} cannot be written ({files.reason(error)})") from error
         return {
             "file": self.path.name,
             "examples": self.examples,
-            "bytes": size,
-            "sha256": digest,
+            "bytes": files.size(self.path),
+            "sha256": files.sha256(self.path),
             "ids_sha256": self._ids.hexdigest(),
             "examples_per_class": self._per_class.tolist(),
             "image_shapes": sorted(self._shapes),
         }
+
+    @contextmanager
+    def _said_what_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except files.failures() as error:
+            raise WorkdirError(f"{self.path} cannot be written ({files.reason(error)})") from error
 
 
 def write(
@@ -255,25 +250,20 @@ def write(
             writer.add(example)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder was written to the end."""
-    return (folder / MANIFEST).exists()
-
-
 def read_manifest(folder: Path) -> dict:
     """Returns the manifest of a folder that `write` made.
 
     Raises:
       DataError: there is none, or it is not readable.
     """
-    path = folder / MANIFEST
+    path = folder / files.MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(files.read_bytes(path))
         found = manifest["format"]
         missing = [name for name in _FIELDS if not isinstance(manifest.get(name), _FIELDS[name])]
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: {_way_out(folder)}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, *files.failures()) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a readable manifest: {_way_out(folder)}") from error
     if found != FORMAT:
         raise DataError(
@@ -486,7 +476,7 @@ def _verify(path: Path, entry: dict) -> None:
 
 def _check_size(path: Path, entry: dict) -> None:
     try:
-        size = path.stat().length
+        size = files.size(path)
     except FileNotFoundError as error:
         raise DataError(f"{_name(path)} is missing: {_way_out(path.parent)}") from error
     if size < entry["bytes"]:

@@ -12,6 +12,7 @@ from etils.epath import Path
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
+from crest_jax import files
 from crest_jax.data import long_tail, records, sources
 from crest_jax.data.records import Images
 from crest_jax.data.stream import Parts
@@ -69,7 +70,7 @@ def prepare(config: ConfigDict, folder: Path) -> None:
       DataError: the source is not there, or does not fit the config.
     """
     names = ("labeled", "unlabeled", "validation", "test")
-    missing = [name for name in names if not records.is_whole(folder / name)]
+    missing = [name for name in names if not files.is_whole(folder / name)]
     if not missing:
         return
     source = sources.load(

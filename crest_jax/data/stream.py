@@ -68,16 +68,15 @@ def batches(
     Raises:
       DataError: a shard is missing, damaged, or shorter than its manifest says.
     """
-    for folders in (labeled, unlabeled) if unlabeled_ratio else (labeled,):
-        _check_lanes(folders, streaming.lanes)
+    of_labeled = _shards_of_lanes(labeled, streaming.lanes)
     share = streaming.lanes // processes
     lanes = range(process * share, (process + 1) * share)
 
-    def stream(folders: Sequence[Path], order: int, size: int) -> tf.data.Dataset:
+    def stream(shards: Sequence[Sequence[records.Shard]], order: int, size: int) -> tf.data.Dataset:
         """What this host gives of each global batch."""
         of_lanes = [
             _lane(
-                [shards[lane :: streaming.lanes] for shards in map(records.shards, folders)],
+                shards[lane],
                 streaming,
                 size=size // streaming.lanes,
                 seed=_folded((seed, generation), 2 * lane + order),
@@ -89,9 +88,10 @@ def batches(
             lambda *parts: tuple(tf.concat(leaves, axis=0) for leaves in zip(*parts, strict=True))
         )
 
-    labeled_stream = stream(labeled, 0, batch_size)
+    labeled_stream = stream(of_labeled, 0, batch_size)
     if unlabeled_ratio:
-        unlabeled_stream = stream(unlabeled, 1, batch_size * unlabeled_ratio)
+        of_unlabeled = _shards_of_lanes(unlabeled, streaming.lanes)
+        unlabeled_stream = stream(of_unlabeled, 1, batch_size * unlabeled_ratio)
     else:
         shape = (0, *labeled_stream.element_spec[0].shape[1:])
         nothing = (np.zeros(shape, np.uint8), np.zeros(0, np.int64))
@@ -103,19 +103,24 @@ def batches(
         yield Batch(images, labels.astype(np.int32), unlabeled_images, rows)
 
 
-def _check_lanes(folders: Sequence[Path], lanes: int) -> None:
-    """Finds a lane without examples, whichever host it is of."""
-    shards = list(map(records.shards, folders))
-    for lane in range(lanes):
-        if not any(shard.examples for of_folder in shards for shard in of_folder[lane::lanes]):
+def _shards_of_lanes(folders: Sequence[Path], lanes: int) -> list[list[records.Shard]]:
+    """Each lane's shards that hold examples. A lane without is an error on every host."""
+    of_folders = list(map(records.shards, folders))
+    dealt = [
+        [shard for shards in of_folders for shard in shards[lane::lanes] if shard.examples]
+        for lane in range(lanes)
+    ]
+    for shards in dealt:
+        if not shards:
             raise DataError(
                 f"data.lanes={lanes} is more than there are shards with an example in "
                 f"{' and '.join(map(str, folders))}: lower it, or data.shards"
             )
+    return dealt
 
 
 def _lane(
-    folders: Sequence[Sequence[records.Shard]],
+    shards: Sequence[records.Shard],
     streaming: Streaming,
     *,
     size: int,
@@ -123,7 +128,6 @@ def _lane(
     start: int,
 ) -> tf.data.Dataset:
     """Images and labels of a lane from step `start` on, `size` of each a step, without end."""
-    shards = [shard for of_folder in folders for shard in of_folder if shard.examples]
     files = tf.constant([str(shard.path) for shard in shards])
     counts = np.array([shard.examples for shard in shards])
     window = max(streaming.window // streaming.lanes, 1)

@@ -107,9 +107,10 @@ def main() -> None:
     parser.add_argument("workdir", type=Path, nargs="+")
     arguments = parser.parse_args()
     try:
+        files.check_writable(arguments.output)
         runs = [results.read(workdir) for workdir in arguments.workdir]
         picture = io.BytesIO()
-        overview(runs).savefig(picture, format=arguments.output.suffix[1:], dpi=150)
+        overview(runs).savefig(picture, format=arguments.output.suffix[1:] or "svg", dpi=150)
         files.write_bytes(arguments.output, picture.getvalue())
     except CrestError as error:
         sys.exit(f"error: {error}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crest_jax import files
 from crest_jax.data import records
 from crest_jax.data.records import Images
 from crest_jax.data.sources import Example
@@ -237,7 +238,7 @@ def test_a_folder_that_is_not_there_is_found(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b'{"format": 1, "exam', b"[]", b"null", b"{}", b"\xff\xfe"]
+    "content", [b"", b'{"format": 2, "exam', b"[]", b"null", b"{}", b"\xff\xfe"]
 )
 def test_a_manifest_that_is_none_is_found(folder, content):
     (folder / "manifest.json").write_bytes(content)
@@ -246,15 +247,15 @@ def test_a_manifest_that_is_none_is_found(folder, content):
 
 
 def test_a_manifest_that_is_not_whole_is_found(folder):
-    (folder / "manifest.json").write_text('{"format": 1, "examples": 11}')
+    (folder / "manifest.json").write_text('{"format": 2, "examples": 11}')
     assert "manifest" in damage_of(folder)
 
 
 def test_a_manifest_of_another_format_says_so(folder):
-    edit_manifest(folder, format=2)
+    edit_manifest(folder, format=1)
     message = damage_of(folder)
-    assert "has format 2" in message
-    assert "reads 1" in message
+    assert "has format 1" in message
+    assert "reads 2" in message
     assert "delete" not in message, "nothing is damaged: another version wrote it"
 
 
@@ -305,7 +306,7 @@ def test_examples_that_stop_with_an_error_leave_no_whole_folder(tmp_path):
 
     with pytest.raises(ConnectionError):
         records.write(tmp_path / "labeled", failing(), class_names=CLASSES, shards=2)
-    assert not records.is_whole(tmp_path / "labeled")
+    assert not files.is_whole(tmp_path / "labeled")
 
 
 def test_a_crash_after_some_shards_leaves_no_whole_folder_and_the_next_attempt_is_whole(
@@ -323,7 +324,7 @@ def test_a_crash_after_some_shards_leaves_no_whole_folder_and_the_next_attempt_i
     with pytest.raises(KeyboardInterrupt):
         records.write(tmp_path / "labeled", examples, class_names=CLASSES, shards=4)
     monkeypatch.undo()
-    assert not records.is_whole(tmp_path / "labeled")
+    assert not files.is_whole(tmp_path / "labeled")
     begun = {path.name for path in (tmp_path / "labeled").iterdir()}
     assert "shard-00000-of-00004.tfrecord" in begun, "the crash came in the middle"
     assert "manifest.json" not in begun, "the manifest comes last"
@@ -358,7 +359,7 @@ def test_more_or_fewer_examples_than_announced_are_refused(tmp_path, announced):
 
     with pytest.raises(DataError, match=f"(more examples than|not) {announced}"):
         write_four()
-    assert not records.is_whole(folder)
+    assert not files.is_whole(folder)
 
 
 def test_an_id_that_occurs_twice_is_refused(tmp_path):
@@ -366,7 +367,7 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path):
     examples[3] = examples[3]._replace(id=examples[0].id)
     with pytest.raises(DataError, match="same id"):
         records.write(tmp_path / "labeled", examples, class_names=CLASSES, shards=1)
-    assert not records.is_whole(tmp_path / "labeled")
+    assert not files.is_whole(tmp_path / "labeled")
 
 
 @pytest.mark.parametrize("label", [-1, 3, 1000])
@@ -375,7 +376,7 @@ def test_a_label_that_is_no_class_is_refused(tmp_path, label):
     examples[2] = examples[2]._replace(label=label)
     with pytest.raises(DataError, match=r"label is not in 0\.\.2"):
         records.write(tmp_path / "labeled", examples, class_names=CLASSES, shards=1)
-    assert not records.is_whole(tmp_path / "labeled")
+    assert not files.is_whole(tmp_path / "labeled")
 
 
 def test_a_folder_can_be_moved(folder, tmp_path):
