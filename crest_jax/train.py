@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import metric_writers
 from etils.epath import Path
 from jaxtyping import Array, Bool, PyTree
 from tqdm import tqdm
@@ -99,7 +98,7 @@ def train(
         began = 0.0
         stopping = False
         pending: list[Metrics] = []
-        with _writer(folder) as writer, _progress(title, start, steps) as progress:
+        with _writer(folder) as write, _progress(title, start, steps) as progress:
             for done, batch in enumerate(batches(start), start=start + 1):
                 state, metrics = train_step(state, batch, generation)
                 pending.append(metrics)
@@ -125,7 +124,7 @@ def train(
                         files.append_text(folder / METRICS, text)
                     generation = constants(line)
                     rate = (done - start - 1) / max(time.perf_counter() - began, 1e-9)
-                    writer.write_scalars(done, {**_scalars(line), "steps_per_second": rate})
+                    write(done, {**_scalars(line), "steps_per_second": rate})
                     progress.set_postfix_str(f"accuracy {summary['test']['ema']['accuracy']:.1f} %")
                     pending = []
                 if saving:
@@ -223,18 +222,31 @@ def _non_finite(title: str, name: str, value: Any, step: int) -> str:
 
 
 @contextmanager
-def _writer(folder: Path) -> Iterator[metric_writers.MetricWriter]:
-    """TensorBoard events, and log lines where no progress bar shows the same."""
-    writers: list[metric_writers.MetricWriter] = []
-    if distributed.is_first():
-        writers.append(metric_writers.SummaryWriter(str(folder)))
-        if not sys.stderr.isatty():
-            writers.append(metric_writers.LoggingWriter())
-    writer = metric_writers.AsyncMultiWriter(writers)
+def _writer(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Writes scalars of a step as TensorBoard events, and as log lines without a progress bar.
+
+    What that takes is loaded when there is something to write: TensorBoard brings Keras with it,
+    for which no first step should wait.
+    """
+    opened = []
+
+    def write(step: int, scalars: Mapping[str, float]) -> None:
+        if not distributed.is_first():
+            return
+        if not opened:
+            from clu import metric_writers
+
+            writers = [metric_writers.SummaryWriter(str(folder))]
+            if not sys.stderr.isatty():
+                writers.append(metric_writers.LoggingWriter())
+            opened.append(metric_writers.AsyncMultiWriter(writers))
+        opened[0].write_scalars(step, scalars)
+
     try:
-        yield writer
+        yield write
     finally:
-        writer.close()
+        for writer in opened:
+            writer.close()
 
 
 def _progress(title: str, start: int, steps: int) -> tqdm:
