@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 
 import jax
@@ -30,6 +31,30 @@ def learned(tiny_config, make_folder):
     config = tiny_config(LEARNED_ARGUMENTS, **LEARNED)
     main.run(config, workdir)
     return workdir, json.loads((workdir / "results.json").read_text())
+
+
+def test_the_second_generation_compiles_nothing(
+    tiny_config, tiny_model, tmp_path, caplog, monkeypatch
+):
+    """By JAX's own log."""
+    logged_before = []
+    run_generation = generations.run_generation
+
+    def noted(*arguments):
+        logged_before.append(len(caplog.records))
+        return run_generation(*arguments)
+
+    monkeypatch.setattr(generations, "run_generation", noted)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        main.run(tiny_config(**tiny_model), tmp_path / "run")
+    second = caplog.records[logged_before[1] :]
+    compiled, again = (
+        {words[1] for words in (record.getMessage().split() for record in records)
+         if words[0] == "Compiling"}
+        for records in (caplog.records, second)
+    )  # fmt: skip
+    assert {"jit(create)", "jit(step)", "jit(on_device)"} <= compiled
+    assert not again
 
 
 def test_it_learns_well_above_chance(learned):
