@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from crest_jax.models.convolution import Conv
+
 _convolution = partial(
-    nn.Conv,
-    use_bias=False,
+    Conv,
     kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
 )
 _AROUND = ((1, 1), (1, 1))  # the padding of a 3 x 3 window

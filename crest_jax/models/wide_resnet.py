@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from crest_jax.models.convolution import Conv
+
 _activation = partial(nn.leaky_relu, negative_slope=0.1)
 _convolution = partial(
-    nn.Conv,
-    use_bias=False,
+    Conv,
     padding="SAME",
     kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
 )

@@ -1,0 +1,221 @@
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from crest_jax.distributed import AXIS, over_devices
+from crest_jax.models import MODELS, convolution
+from crest_jax.models.convolution import Conv, convolve
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler"
+)
+COMPILED = "crest_jax."  # in what calls the compiled handlers
+
+
+@pytest.fixture
+def compiled():
+    assert convolution._compiled()
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def windows(x, size, stride, pads):
+    """What the kernel meets at [batch, y, x, ky, kx, channel], of the padded images."""
+    padded = np.pad(x, [(0, 0), *pads, (0, 0)])
+    seen = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
+    return np.moveaxis(seen[:, ::stride, ::stride], 3, -1)
+
+
+def by_hand(x, kernel, dy, stride, pads):
+    """The convolution and both gradients in float64, from their definitions."""
+    x, kernel, dy = (array.astype(np.float64) for array in (x, kernel, dy))
+    size = kernel.shape[0]
+    seen = windows(x, size, stride, pads)
+    dx = np.zeros(np.pad(x, [(0, 0), *pads, (0, 0)]).shape)
+    for row, column in np.ndindex(dy.shape[1:3]):
+        top, left = row * stride, column * stride
+        share = np.einsum("no,yxio->nyxi", dy[:, row, column], kernel)
+        dx[:, top : top + size, left : left + size] += share
+    (top, _), (left, _) = pads
+    return (
+        np.einsum("nhwyxi,yxio->nhwo", seen, kernel),
+        dx[:, top : top + x.shape[1], left : left + x.shape[2]],
+        np.einsum("nhwyxi,nhwo->yxio", seen, dy),
+    )
+
+
+def same(size, stride, length):
+    total = max((-(-length // stride) - 1) * stride + size - length, 0)
+    return total // 2, total - total // 2
+
+
+def with_gradients(x, kernel, dy, stride, padding):
+    y, pullback = jax.vjp(partial(convolve, stride=stride, padding=padding), x, kernel)
+    return y, *pullback(dy)
+
+
+@needs_compiler
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 0), (0, 0)), ((0, 0), (0, 5))])
+# Vectors and what is left over from them, of channels as of pixels; more images than are summed at
+# once; and one.
+@pytest.mark.parametrize("shape", [(2, 9, 11, 3, 16), (19, 8, 7, 16, 39), (1, 12, 8, 33, 1)])
+def test_convolution_and_gradients_are_those_of_their_definitions(
+    compiled, shape, size, stride, padding
+):
+    batch, height, width, channels, features = shape
+    match padding:
+        case "SAME":
+            pads = [same(size, stride, length) for length in (height, width)]
+        case "VALID":
+            pads = [(0, 0), (0, 0)]
+        case _:
+            padding = pads = [(low + size // 2, high) for low, high in padding]
+    x, kernel = normal(batch, height, width, channels), normal(size, size, channels, features)
+    shape = windows(x, size, stride, pads).shape[:3]
+    dy = normal(*shape, features, seed=1)
+    ours = jax.jit(partial(with_gradients, stride=stride, padding=padding))
+    assert COMPILED in ours.lower(x, kernel, dy).as_text()
+    for mine, theirs in zip(ours(x, kernel, dy), by_hand(x, kernel, dy, stride, pads), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max())
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MODELS)
+def test_models_have_the_gradients_that_xla_gives_them(compiled, monkeypatch, name):
+    model = MODELS[name](5, depth=MODELS[name].DEPTHS[0], batch_norm_momentum=0.9)
+    images = jnp.asarray(normal(16, 32, 32, 3))
+    variables = jax.jit(partial(model.init, train=True))(jax.random.key(0), images)
+
+    def loss(params):
+        applied = {**variables, "params": params}
+        logits, _ = model.apply(applied, images, train=True, mutable=["batch_stats"])
+        return (logits**2).mean()
+
+    ours = jax.jit(jax.grad(loss))(variables["params"])
+    monkeypatch.setattr(convolution, "_compiled", lambda: False)
+    theirs = jax.jit(jax.grad(lambda params: loss(params)))(variables["params"])
+    size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4 * size, rtol=1e-3), ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layer_is_flax_linen_conv_without_a_bias(dtype):
+    settings = {"padding": ((1, 0), (2, 1)), "strides": 2, "dtype": dtype}
+    images = jnp.asarray(normal(2, 9, 8, 3))
+    ours = Conv(16, (3, 3), **settings)
+    theirs = nn.Conv(16, (3, 3), use_bias=False, **settings)
+    variables = ours.init(jax.random.key(0), images)
+    jax.tree.map(np.testing.assert_array_equal, variables, theirs.init(jax.random.key(0), images))
+    mine, flax = (layer.apply(variables, images) for layer in (ours, theirs))
+    assert mine.dtype == flax.dtype == dtype
+    np.testing.assert_allclose(
+        mine.astype(np.float32), flax.astype(np.float32), atol=1e-5 * np.abs(flax).max()
+    )
+
+
+def bits():
+    """A convolution and its gradients, in a form to compare; also run by another process."""
+    x, kernel, dy = normal(37, 16, 16, 8), normal(3, 3, 8, 32), normal(37, 16, 16, 32, seed=1)
+    results = jax.jit(partial(with_gradients, stride=1, padding="SAME"))(x, kernel, dy)
+    return [hashlib.sha256(np.asarray(result)).hexdigest() for result in results]
+
+
+@needs_compiler
+def test_bits_are_the_same_at_every_call_in_every_process_and_on_any_number_of_threads(compiled):
+    program = f"""
+import os, sys
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_convolution
+print(*test_convolution.bits())
+"""
+    one_thread = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert bits() == bits() == one_thread.stdout.split()
+
+
+@needs_compiler
+def test_devices_sum_their_gradients_of_a_kernel(compiled):
+    x, kernel = normal(8, 8, 8, 16), normal(3, 3, 16, 16)
+
+    def gradient(x, kernel, mean):
+        return jax.grad(lambda kernel: mean(jnp.sin(convolve(x, kernel)).mean()))(kernel)
+
+    mesh = jax.make_mesh((4,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    mapped = over_devices(
+        partial(gradient, mean=lambda value: jax.lax.pmean(value, AXIS)),
+        mesh,
+        in_specs=(PartitionSpec(AXIS), PartitionSpec()),
+        out_specs=PartitionSpec(),
+    )
+    assert COMPILED in mapped.lower(x, kernel).as_text()
+    whole = jax.jit(partial(gradient, mean=lambda value: value))(x, kernel)
+    np.testing.assert_allclose(mapped(x, kernel), whole, atol=1e-7)
+
+
+@needs_compiler
+def test_vmap_convolves_each(compiled):
+    x, kernels = jnp.asarray(normal(2, 4, 8, 8, 16)), jnp.asarray(normal(2, 3, 3, 16, 16))
+    each = [convolve(images, kernel) for images, kernel in zip(x, kernels, strict=True)]
+    np.testing.assert_array_equal(jax.vmap(convolve)(x, kernels), each)
+
+
+@needs_compiler
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_other_platforms_get_xla_s_convolution(compiled, platform):
+    traced = jax.jit(with_gradients, static_argnums=(3, 4)).trace(
+        normal(2, 8, 8, 3), normal(3, 3, 3, 16), normal(2, 8, 8, 16), 1, "SAME"
+    )
+    lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert COMPILED not in lowered
+    assert lowered.count("stablehlo.convolution") == 3
+
+
+def test_nothing_is_compiled_for_other_platforms(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(convolution, "_library", pytest.fail)
+    assert not convolution._compiled.__wrapped__()
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+def test_without_a_compiler_convolutions_are_xla_s(monkeypatch, tmp_path, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not convolution._compiled.__wrapped__()
+    assert not list(tmp_path.iterdir())
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("dtype", "padding"), [(jnp.bfloat16, "SAME"), (jnp.float32, ((3, 0), (0, 0)))]
+)
+def test_what_is_not_compiled_is_xla_s(compiled, dtype, padding):
+    x, kernel = normal(2, 8, 8, 3).astype(dtype), normal(3, 3, 3, 16).astype(dtype)
+    lowered = jax.jit(partial(convolve, padding=padding)).lower(x, kernel).as_text()
+    assert COMPILED not in lowered
+
+
+@needs_compiler
+def test_exported_models_need_nothing_of_this_package(compiled):
+    (batch,) = jax.export.symbolic_shape("batch")
+    x = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32)
+    exported = jax.export.export(jax.jit(convolve), platforms=("cpu", "cuda", "tpu"))(
+        x, normal(3, 3, 3, 16)
+    )
+    assert COMPILED not in exported.mlir_module()
