@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from crest_jax import config as config_lib
 from crest_jax import files
 from crest_jax.errors import ConfigError, WorkdirError
+from crest_jax.models import convolution
 
 CONFIG = "config.json"
 # What may change within a run: where data comes from, since its splits are its own, and how long
@@ -75,6 +76,7 @@ def environment() -> dict[str, Any]:
     return {
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "cpus": _visible_cpus(),
+        "convolutions": convolution.whose(),
         **versions(),
     }
 

@@ -118,6 +118,11 @@ def _backward(strides: _Pair, pads: tuple[_Pair, _Pair], inputs: tuple[Array, Ar
 _convolve.defvjp(_forward, _backward)
 
 
+def whose() -> str:
+    """Who computes float32 convolutions here: "crest_jax" or "XLA". Their last digits differ."""
+    return "crest_jax" if _compiled() else "XLA"
+
+
 def _call(
     handler: str,
     like: Array | jax.ShapeDtypeStruct,

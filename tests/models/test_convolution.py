@@ -14,8 +14,9 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from crest_jax.distributed import AXIS, over_devices
-from crest_jax.models import MODELS, convolution
+from crest_jax.models import convolution
 from crest_jax.models.convolution import Conv, convolve
+from crest_jax.models.wide_resnet import WideResNet
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler"
@@ -95,10 +96,9 @@ def test_convolution_and_gradients_are_those_of_their_definitions(
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", MODELS)
-def test_models_have_the_gradients_that_xla_gives_them(compiled, monkeypatch, name):
-    model = MODELS[name](5, depth=MODELS[name].DEPTHS[0], batch_norm_momentum=0.9)
-    images = jnp.asarray(normal(16, 32, 32, 3))
+def test_a_model_has_the_gradients_that_xla_gives_it(compiled, monkeypatch):
+    model = WideResNet(5, depth=10, width=1, batch_norm_momentum=0.9)
+    images = jnp.asarray(normal(16, 16, 16, 3))
     variables = jax.jit(partial(model.init, train=True))(jax.random.key(0), images)
 
     def loss(params):
