@@ -80,9 +80,7 @@ def settings_of(arguments: argparse.Namespace) -> list[Setting]:
     ]
 
 
-def interleaved(
-    ways: Mapping[str, Callable[[int], None]], samples: int
-) -> dict[str, list[float]]:
+def interleaved(ways: Mapping[str, Callable[[int], None]], samples: int) -> dict[str, list[float]]:
     """Seconds that each way takes, measured in turns, so that other load falls on all alike.
 
     Args:
