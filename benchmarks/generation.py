@@ -41,9 +41,12 @@ class Clock:
         self.ends: dict[str, list[tuple[float, int]]] = defaultdict(list)
         self.compiled = 0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_listener(self._heard)
 
     def _heard(self, event: str, *_: Any, **__: Any) -> None:
+        # JAX counts what it finds in the cache as compiled, too.
         self.compiled += event == "/jax/core/compile/backend_compile_duration"
+        self.compiled -= event == "/jax/compilation_cache/cache_hits"
 
     def timed(self, name: str, function: Callable) -> Callable:
         """The same function, timed until its result is there."""
@@ -156,7 +159,12 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
     )
     clock.watch(splits, prepare="prepare", load="load")
     clock.watch(
-        generations, score_unlabeled="score", write_pseudo_labels="write", rewrite_labeled="rewrite"
+        generations,
+        score_unlabeled="score",
+        write_pseudo_labels="write",
+        _write_results="report",
+        rewrite_labeled="rewrite",
+        batches_of="read",
     )
     with tempfile.TemporaryDirectory() as temporary:
         program.run(config, Path(temporary) / "run")
@@ -178,7 +186,9 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
         "scoring": seconds["score"][0],
         "… of which selection": seconds["select"][0],
         "writing pseudo-labels": seconds["write"][0],
+        "results and report of the first generation": seconds["report"][0],
         "rewriting the labeled set": seconds["rewrite"][1],
+        "reading it": seconds["read"][1],
         "**last step to next generation's first**": steps[STEPS] - steps[STEPS - 1],
         "… in which compiles, of programs": compiled[STEPS] - compiled[STEPS - 1],
     }
