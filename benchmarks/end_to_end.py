@@ -97,7 +97,7 @@ def run_loop(step: measure.Step, setting: measure.Setting, everything: Images, s
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    measure.add_settings(parser, sizes=["10-1", "16-2"])
+    measure.add_settings(parser, sizes=["10-1"])
     parser.add_argument("--steps", type=int, default=8, help="of a sample, at least 2")
     arguments = parser.parse_args()
     measure.print_heading(

@@ -184,7 +184,7 @@ def process(python: str, options: list[str]) -> Iterator[Way]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    measure.add_settings(parser, sizes=["10-1", "16-2"])
+    measure.add_settings(parser, sizes=["10-1"])
     parser.add_argument("--python", default=sys.executable, help="that has PyTorch")
     parser.add_argument(
         "--compile", nargs="+", default=["none"], help="modes of torch.compile, or none"

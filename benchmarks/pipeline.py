@@ -1,6 +1,6 @@
 """The input pipeline: how fast it is alone, and how long training waits for it.
 
-python benchmarks/pipeline.py [--size 10-1] [--batch 16 64] [--steps 8]
+python benchmarks/pipeline.py [--size 10-1] [--batch 16] [--steps 8]
 python benchmarks/pipeline.py --size 28-2 --batch 64 --dtype bfloat16 --steps 500     # the paper's
 
 Alone, `data.pipeline` gives one batch after the other to nobody. In the loop, which is
@@ -34,7 +34,6 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     measure.add_settings(parser, sizes=["10-1"])
-    parser.set_defaults(batch=[16, 64])
     parser.add_argument("--steps", type=int, default=8, help="of a sample, at least 2")
     arguments = parser.parse_args()
     measure.print_heading(

@@ -45,7 +45,7 @@ def product(mesh: jax.sharding.Mesh, side: int, dtype: str) -> Callable[[int], N
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    measure.add_settings(parser, sizes=["10-1", "16-2"])
+    measure.add_settings(parser, sizes=["10-1"])
     parser.add_argument("--devices", type=int, nargs="+", default=[jax.device_count()])
     parser.add_argument(
         "--product", type=int, default=1024 if jax.default_backend() == "cpu" else 8192,
