@@ -1,0 +1,128 @@
+"""The training loop as a whole against its compiled step alone.
+
+python benchmarks/end_to_end.py [--size 10-1 16-2] [--batch 16] [--steps 8]
+python benchmarks/end_to_end.py --size 28-2 --batch 64 --dtype bfloat16 --steps 500   # the paper's
+
+The loop is `crest_jax.train.train` with everything that goes on between two evaluations: batches
+from the input pipeline, their way to the devices, metrics, the progress bar, and the check at the
+end that all is finite. The step alone has a batch that is already on the devices. Both do the same
+steps in turns. The loop's clock runs from the end of its first step to the end of its last, before
+it evaluates and saves. Its images are noise, as many as CIFAR10-LT has.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import measure
+import numpy as np
+from etils.epath import Path
+
+from crest_jax import distributed
+from crest_jax.data import pipeline
+from crest_jax.data.records import Images
+from crest_jax.train import Schedule, train
+from crest_jax.train_step import DeviceBatch
+
+# Of CIFAR10-LT with gamma = 100 and beta = 10 %.
+LABELED = 1237
+ALL = 12_406
+
+
+class Loop(NamedTuple):
+    """How a training went."""
+
+    seconds: float  # a step, on average
+    waits: list[float]  # seconds until each batch was there, after the first one
+
+
+def noise(setting: measure.Setting, count: int) -> Images:
+    """A set of images."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, setting.side, setting.side, 3), dtype=np.uint8)
+    labels = rng.integers(0, setting.classes, count).astype(np.int32)
+    return Images([str(number) for number in range(count)], images, labels)
+
+
+def pipeline_of(
+    setting: measure.Setting, everything: Images, *, start: int, stop: int
+) -> Iterator[pipeline.Batch]:
+    """The batches of some steps, on this host."""
+    return pipeline.batches(
+        Images(*(field[:LABELED] for field in everything)),
+        everything,
+        batch_size=setting.batch,
+        unlabeled_ratio=setting.ratio,
+        seed=0,
+        generation=0,
+        start=start,
+        stop=stop,
+    )
+
+
+def run_loop(step: measure.Step, setting: measure.Setting, everything: Images, steps: int) -> Loop:
+    """Trains a fresh model for some steps."""
+    began = ended = 0.0
+    waits: list[float] = []
+
+    def batches(start: int) -> Iterator[DeviceBatch]:
+        nonlocal began
+        source = pipeline_of(setting, everything, start=start, stop=steps)
+        for number, batch in enumerate(source):
+            yield distributed.split(DeviceBatch(*batch), step.mesh)
+            if number == 0:  # the loop asks for its second batch when the first step is done
+                began = time.perf_counter()
+
+    def evaluate(state) -> dict:
+        nonlocal ended
+        ended = time.perf_counter()
+        return {"test": {"ema": {"accuracy": 0.0}}}
+
+    with tempfile.TemporaryDirectory() as temporary:
+        train(
+            step.new_state(),
+            step.compiled,
+            lambda start: measure.timed(batches(start), waits),
+            lambda evaluated: step.constants,
+            evaluate,
+            folder=Path(temporary),
+            schedule=Schedule(steps, eval_every=steps, checkpoint_every=steps),
+            title="benchmark",
+        )
+    return Loop((ended - began) / (steps - 1), waits[1:])
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    measure.add_settings(parser, sizes=["10-1"])
+    parser.add_argument("--steps", type=int, default=8, help="of a sample, at least 2")
+    arguments = parser.parse_args()
+    measure.print_heading(
+        *measure.SETTING, f"loop on {measure.on_what()}: ms (least)", "step alone: ms (least)",
+        "step alone : loop",
+    )  # fmt: skip
+    for setting in measure.settings_of(arguments):
+        everything = noise(setting, ALL)
+        step = measure.compile_step(setting)
+        run_loop(step, setting, everything, 2)  # compiles what is around the step
+        # Not through `interleaved`, whose clock would run while the loop starts and saves.
+        alone, loop = [], []
+        repeated = step.repeated()
+        for _ in range(arguments.samples):
+            loop.append(run_loop(step, setting, everything, arguments.steps).seconds)
+            began = time.perf_counter()
+            repeated(arguments.steps - 1)
+            alone.append((time.perf_counter() - began) / (arguments.steps - 1))
+        measure.print_row(
+            setting,
+            measure.spread(loop),
+            measure.spread(alone),
+            f"{100 * measure.ratio(alone, loop):.1f} %",
+        )
+
+
+if __name__ == "__main__":
+    main()

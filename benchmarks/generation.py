@@ -1,0 +1,282 @@
+"""Seconds of everything in a run that is not a step of training.
+
+python benchmarks/generation.py [--size 10-1] [--largest 500] [--eval_batch 256]
+python benchmarks/generation.py --size 28-2 --batch 64 --largest 5000 --eval_batch 1024   # paper
+
+Runs CReST+ for two generations of a few steps as `crest_jax.main` does, on a long-tailed set of
+noise of CIFAR's size, in a process of its own: once with an empty compilation cache, and once with
+what that has left there. The clock starts when the process does. Steps and evaluations are waited
+for; of a checkpoint there are the time that the loop is held up, and the time until it is on the
+disk. Times of what happens several times are medians without the first. At the end the model scores
+the unlabeled images over and over, in turns with the bare forward passes: compiled, and over the
+same batches, which are on the devices already.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import measure
+
+STEPS = 4
+TEST = 1000
+
+
+class Clock:
+    """Notes how long things take, when they end, and what had been compiled by then."""
+
+    def __init__(self):
+        import jax
+
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.ends: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self.compiled = 0
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_listener(self._heard)
+
+    def _heard(self, event: str, *_: Any, **__: Any) -> None:
+        # JAX counts what it finds in the cache as compiled, too.
+        self.compiled += event == "/jax/core/compile/backend_compile_duration"
+        self.compiled -= event == "/jax/compilation_cache/cache_hits"
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        """The same function, timed until its result is there."""
+        import jax
+
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            result = jax.block_until_ready(function(*arguments, **options))
+            self.seconds[name].append(time.perf_counter() - began)
+            self.ends[name].append((time.time(), self.compiled))
+            return result
+
+        return wrapped
+
+    def watch(self, module: Any, **names: str) -> None:
+        """Times functions of a module wherever it calls them, each under a name."""
+        for function, name in names.items():
+            setattr(module, function, self.timed(name, getattr(module, function)))
+
+    def usual(self, name: str) -> float:
+        """The median, without the first time, which compiles."""
+        return statistics.median(self.seconds[name][1:])
+
+
+def noise(per_class: int) -> Any:
+    """A data set that looks like CIFAR10."""
+    import numpy as np
+    from PIL import Image
+
+    from crest_jax.data.sources import Example, Source
+
+    sizes = {"train": 10 * per_class, "test": TEST}
+
+    def examples(split: str) -> Iterator[Example]:
+        rng = np.random.default_rng(0)
+        for number in range(sizes[split]):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
+            yield Example(f"{split}-{number}", file.getvalue(), number % 10)
+
+    names = tuple(str(label) for label in range(10))
+    return Source("noise", names, lambda split: np.arange(sizes[split]) % 10, examples)
+
+
+def config_of(arguments: argparse.Namespace) -> Any:
+    """Two short generations of the paper's CReST+."""
+    from crest_jax.config import default_config, parse_arguments
+
+    config = default_config(parse_arguments("rebalance=crest_plus"))
+    depth, width = map(int, arguments.size.split("-"))
+    config.update_from_flattened_dict(
+        {
+            "generations": 2,
+            "steps": STEPS,
+            "eval_every": STEPS // 2,
+            "checkpoint_every": STEPS // 2,
+            "batch_size": arguments.batch,
+            "eval_batch_size": arguments.eval_batch,
+            "dtype": arguments.dtype,
+            "model.name": arguments.network,
+            "model.depth": depth,
+            "model.width": width,
+            "long_tail.n_max": arguments.largest,
+        }
+    )
+    return config
+
+
+def run(arguments: argparse.Namespace) -> dict[str, float | str]:
+    """Runs it in this process; returns the table's column."""
+    config = config_of(arguments)
+    from etils.epath import Path
+
+    from crest_jax import checkpoints, generations
+    from crest_jax import main as program
+    from crest_jax.data import sources, splits
+    from crest_jax.rebalancing import crest
+
+    imported = time.time()
+    clock = Clock()
+    sources.load = lambda *_, **__: noise(arguments.largest)
+    select, save, train, build = (
+        crest.select,
+        checkpoints.save,
+        generations.train,
+        generations.build,
+    )
+    built: list[Any] = []  # splits, program, and the last state
+
+    def keep_built(config, splits):
+        made = build(config, splits)
+        made = made._replace(new_state=clock.timed("fresh state", made.new_state))
+        built[:] = [splits, made, None]
+        return made
+
+    def timed_train(state, train_step, batches, constants, evaluate, **options):
+        step, evaluation = clock.timed("step", train_step), clock.timed("evaluation", evaluate)
+        built[2] = train(state, step, batches, constants, evaluation, **options)
+        return built[2]
+
+    def save_at_once(manager, state):
+        save_held_up(manager, state)
+        manager.wait_until_finished()
+
+    save_held_up = clock.timed("held up", save)
+    checkpoints.save = clock.timed("checkpoint", save_at_once)
+    generations.build, generations.train = keep_built, timed_train
+    crest.select = clock.timed(
+        "select", lambda *inputs, **options: list(select(*inputs, **options))
+    )
+    clock.watch(splits, prepare="prepare", load="load")
+    clock.watch(
+        generations,
+        score_unlabeled="score",
+        write_pseudo_labels="write",
+        _write_results="report",
+        rewrite_labeled="rewrite",
+        batches_of="read",
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        program.run(config, Path(temporary) / "run")
+    steps, compiled = zip(*clock.ends["step"], strict=True)
+    seconds = clock.seconds
+    column = {
+        "start to imported": imported - arguments.began,
+        "splits: write": seconds["prepare"][0],
+        "splits: read": seconds["load"][0],
+        "fresh state, with compilation": seconds["fresh state"][0],
+        "first step, with compilation": seconds["step"][0],
+        "**start to first step**": steps[0] - arguments.began,
+        "… which compiles, of programs": compiled[0],
+        "a step": clock.usual("step"),
+        "first evaluation, with compilation": seconds["evaluation"][0],
+        "evaluation, ema and raw": clock.usual("evaluation"),
+        "checkpoint: loop held up": clock.usual("held up"),
+        "checkpoint: in all": clock.usual("checkpoint"),
+        "scoring": seconds["score"][0],
+        "… of which selection": seconds["select"][0],
+        "writing pseudo-labels": seconds["write"][0],
+        "results and report of the first generation": seconds["report"][0],
+        "rewriting the labeled set": seconds["rewrite"][1],
+        "reading it": seconds["read"][1],
+        "**last step to next generation's first**": steps[STEPS] - steps[STEPS - 1],
+        "… in which compiles, of programs": compiled[STEPS] - compiled[STEPS - 1],
+    }
+    scoring = measure.interleaved(
+        {"score": _scoring(config, *built), "bare": _bare(config, *built)}, arguments.samples
+    )
+    column["scoring, without selection"] = statistics.median(scoring["score"])
+    column["bare forward passes"] = statistics.median(scoring["bare"])
+    column["bare : scoring"] = f"{100 * measure.ratio(scoring['bare'], scoring['score']):.1f} %"
+    return column
+
+
+def _scoring(config: Any, splits: Any, made: Any, state: Any) -> Callable[[int], None]:
+    """A way to score the unlabeled images, which the last generation does without selecting."""
+    from crest_jax import generations
+
+    def run(calls: int) -> None:
+        for _ in range(calls):
+            generations.score_unlabeled(config, config.generations - 1, state, splits, made)
+
+    return run
+
+
+def _bare(config: Any, splits: Any, made: Any, state: Any) -> Callable[[int], None]:
+    """A way to pass over the same batches, the padding of the last one included."""
+    import jax
+    import numpy as np
+
+    from crest_jax import augment, distributed, generations
+
+    model = generations.model_of(config, len(splits.class_names), axis_name=None)
+    forward = distributed.over_devices(
+        lambda images, variables: model.apply(variables, augment.rescale(images), train=False),
+        made.local_mesh,
+        in_specs=(distributed.SPLIT, distributed.REPLICATED),
+        out_specs=distributed.SPLIT,
+    )
+    images, size = splits.unlabeled.images.images, config.eval_batch_size
+    images = np.pad(images, [(0, -len(images) % size), (0, 0), (0, 0), (0, 0)])
+    batches = [
+        distributed.split(images[start : start + size], made.local_mesh)
+        for start in range(0, len(images), size)
+    ]
+    variables = {"params": state.ema_params, "batch_stats": state.batch_stats}
+
+    def run(calls: int) -> None:
+        for _ in range(calls):
+            jax.block_until_ready([forward(batch, variables) for batch in batches])
+
+    return run
+
+
+def in_a_process(arguments: argparse.Namespace, cache: str) -> dict[str, float | str]:
+    """Runs it in a fresh process, and returns the table's column."""
+    options = [f"--{name}={value}" for name, value in vars(arguments).items() if name != "began"]
+    command = [sys.executable, __file__, *options, f"--began={time.time()}"]
+    done = subprocess.run(
+        command,
+        check=True,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="wide_resnet", help="of crest_jax.models")
+    parser.add_argument("--size", default="10-1", help="depth-width")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batch", type=int, default=16, help="labeled images")
+    parser.add_argument("--eval_batch", type=int, default=256, help="images")
+    parser.add_argument("--largest", type=int, default=500, help="class, in images")
+    measure.add_samples(parser)
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.began:
+        print(json.dumps(run(arguments)))
+        return
+    with tempfile.TemporaryDirectory() as cache:
+        cold, warm = (in_a_process(arguments, cache) for _ in range(2))
+    measure.print_heading("seconds", "empty compilation cache", "filled")
+    for name in cold:
+        cells = (column[name] for column in (cold, warm))
+        measure.print_row(name, *(f"{x:.3g}" if isinstance(x, float) else x for x in cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""What the benchmarks of training share: their settings, a step to time, and how it is timed.
+
+JAX is imported where it is used, so that a process which has PyTorch alone can use the rest.
+"""
+
+import argparse
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# A sample shorter than this, in seconds, says more of the clock than of what it times.
+SHORTEST = 0.1
+
+
+class Setting(NamedTuple):
+    """What is trained, by its options."""
+
+    network: str
+    size: str  # depth-width
+    dtype: str
+    batch: int
+    ratio: int
+    side: int
+    classes: int
+
+    @property
+    def depth_and_width(self) -> tuple[int, int]:
+        """The size's numbers."""
+        depth, width = self.size.split("-")
+        return int(depth), int(width)
+
+    @property
+    def images(self) -> int:
+        """Which the network sees in a step: labeled ones, and two views of the unlabeled ones."""
+        return self.batch * (1 + 2 * self.ratio)
+
+    def __str__(self) -> str:
+        """For a table's first cells: model, dtype and batch."""
+        unlabeled = self.batch * self.ratio
+        batch = f"{self.batch} + {unlabeled} + {unlabeled}"
+        return f"{self.network}-{self.size} | {self.side} | {self.dtype} | {batch}"
+
+
+# The table's columns that a setting fills.
+SETTING = ("model", "pixels", "dtype", "labeled + weak + strong")
+
+
+def add_settings(parser: argparse.ArgumentParser, *, sizes: Sequence[str]) -> None:
+    """Adds the options that say what to train; those that take several are all combined.
+
+    Args:
+      parser: to add to.
+      sizes: by default.
+    """
+    parser.add_argument("--network", default="wide_resnet", help="of crest_jax.models")
+    parser.add_argument("--size", nargs="+", default=sizes, help="depth-width")
+    parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16")
+    parser.add_argument("--batch", type=int, nargs="+", default=[16], help="labeled images")
+    parser.add_argument("--ratio", type=int, nargs="+", default=[7], help="unlabeled per labeled")
+    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
+    parser.add_argument("--classes", type=int, default=10)
+    add_samples(parser)
+
+
+def add_samples(parser: argparse.ArgumentParser, default: int = 7) -> None:
+    """Adds the option of how often to measure."""
+    parser.add_argument("--samples", type=int, default=default, help="of each time, interleaved")
+
+
+def settings_of(arguments: argparse.Namespace) -> list[Setting]:
+    """All combinations that the options ask for."""
+    return [
+        Setting(arguments.network, *several, arguments.side, arguments.classes)
+        for several in itertools.product(
+            arguments.size, arguments.dtype, arguments.batch, arguments.ratio
+        )
+    ]
+
+
+def interleaved(ways: Mapping[str, Callable[[int], None]], samples: int) -> dict[str, list[float]]:
+    """Seconds that each way takes, measured in turns, so that other load falls on all alike.
+
+    Args:
+      ways: each does its work so many times over, and returns when all of it is done.
+      samples: how many to take of each, after one that warms up.
+
+    Returns:
+      The samples of each way, in seconds for doing its work once.
+    """
+    calls = {}
+    for name, way in ways.items():
+        way(1)
+        began = time.perf_counter()
+        way(1)
+        calls[name] = max(1, math.ceil(SHORTEST / (time.perf_counter() - began)))
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(samples):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way(calls[name])
+            seconds[name].append((time.perf_counter() - began) / calls[name])
+    return seconds
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Median of the ratios of samples that were taken side by side."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """Milliseconds: the median, and the smallest, which other load has touched least."""
+    return f"{1000 * statistics.median(seconds):.1f} ({1000 * min(seconds):.1f})"
+
+
+def print_heading(*columns: str) -> None:
+    """Prints the first two lines of a table; `spread` fills columns in "ms (least)"."""
+    print_row(*columns)
+    print("|" + "---|" * len(columns), flush=True)
+
+
+def print_row(*cells: Any) -> None:
+    """Prints a line of a table."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def on_what() -> str:
+    """The devices, for a table's heading."""
+    import jax
+
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+class Step(NamedTuple):
+    """A compiled FixMatch step, with all it takes."""
+
+    compiled: Any
+    model: Any
+    mesh: Any
+    # Makes a state that a call may use up.
+    new_state: Callable[[], Any]
+    batch: Any
+    constants: Any
+
+    def repeated(self) -> Callable[[int], None]:
+        """A way to do it over and over on a batch that is already there, for `interleaved`."""
+        import jax
+
+        state = self.new_state()
+
+        def run(calls: int) -> None:
+            nonlocal state
+            for _ in range(calls):
+                state, _ = self.compiled(state, self.batch, self.constants)
+            jax.block_until_ready(state)
+
+        return run
+
+
+def compile_step(setting: Setting, *, devices: int | None = None, augmented: bool = True) -> Step:
+    """Compiles crest_jax's FixMatch step, as `generations.build` does but without TensorFlow.
+
+    Args:
+      setting: what to train.
+      devices: how many to train on; all by default.
+      augmented: whether images are augmented, or only rescaled.
+    """
+    from functools import partial
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import AxisType
+
+    from crest_jax import augment, distributed, train_state
+    from crest_jax.algorithms import ALGORITHMS
+    from crest_jax.config import default_config, parse_arguments
+    from crest_jax.models import MODELS
+    from crest_jax.train_step import DeviceBatch, Generation, make_train_step
+
+    config = default_config(parse_arguments("rebalance=none"))
+    count = devices or jax.device_count()
+    mesh = jax.make_mesh(
+        (count,), (distributed.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
+    )
+    depth, width = setting.depth_and_width
+    model = MODELS[setting.network](
+        classes=setting.classes,
+        depth=depth,
+        width=width,
+        batch_norm_momentum=config.model.batch_norm_momentum,
+        dtype=jnp.dtype(setting.dtype),
+        axis_name=distributed.AXIS,
+    )
+    optimizer = train_state.make_optimizer(
+        train_state.learning_rate_schedule(
+            config.optimizer.learning_rate, steps=config.steps, level=config.optimizer.cosine_level
+        ),
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    loss = partial(
+        ALGORITHMS["fixmatch"].loss,
+        threshold=config.threshold,
+        unlabeled_weight=config.unlabeled_weight,
+    )
+
+    def only_rescaled(inputs):
+        def view(images, keys):
+            return augment.rescale(images)
+
+        return loss(inputs._replace(weak=view, strong=view))
+
+    step = make_train_step(
+        loss if augmented else only_rescaled,
+        model,
+        optimizer,
+        mesh,
+        steps=config.steps,
+        alignment_target=config.alignment.target,
+        refinement=None,
+        ema_decay=config.ema_decay,
+        flip=config.augment.flip,
+        operations=config.augment.operations,
+    )
+    shape = (setting.side, setting.side, 3)
+    create = jax.jit(
+        partial(
+            train_state.create,
+            model=model,
+            optimizer=optimizer,
+            image_shape=shape,
+            classes=setting.classes,
+        )
+    )
+    rng = np.random.default_rng(0)
+    unlabeled = setting.batch * setting.ratio
+    batch = DeviceBatch(
+        rng.integers(0, 256, (setting.batch, *shape), dtype=np.uint8),
+        rng.integers(0, setting.classes, setting.batch).astype(np.int32),
+        rng.integers(0, 256, (unlabeled, *shape), dtype=np.uint8),
+        np.arange(unlabeled, dtype=np.int32),
+    )
+    constants = Generation(
+        jax.random.key(0),
+        jnp.float32(1),
+        jnp.full(setting.classes, 1 / setting.classes),
+        jnp.ones(setting.classes),
+    )
+
+    def new_state():
+        return distributed.replicate(create(jax.random.key(0)), mesh)
+
+    batch = distributed.split(batch, mesh)
+    constants = distributed.replicate(constants, mesh)
+    compiled = step.lower(new_state(), batch, constants).compile()
+    return Step(compiled, model, mesh, new_state, batch, constants)
+
+
+def model_flops(model: Any, side: int) -> float:
+    """FLOPs of an image's forward pass: two for each weight in each place where it is used.
+
+    Those of convolutions and matrix products alone, padding included, as is the custom.
+    """
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict
+
+    # Batch norm as in evaluation: it knows of no mesh axis here.
+    seen = jax.eval_shape(
+        lambda images: model.clone(axis_name=None).init_with_output(
+            jax.random.key(0), images, train=False, mutable=True,
+            capture_intermediates=lambda module, _: isinstance(module, nn.Conv | nn.Dense),
+        )[1],
+        jnp.zeros((1, side, side, 3)),
+    )  # fmt: skip
+    kernels = flatten_dict(seen["params"])
+    return sum(
+        2.0 * math.prod(output.shape[:-1]) * math.prod(kernels[*path[:-1], "kernel"].shape)
+        for path, (output,) in flatten_dict(seen["intermediates"]).items()
+    )
+
+
+def timed(iterator: Iterator, seconds: list[float]) -> Iterator:
+    """The same, noting how long each item takes to come."""
+    while True:
+        began = time.perf_counter()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        seconds.append(time.perf_counter() - began)
+        yield item

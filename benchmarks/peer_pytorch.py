@@ -1,0 +1,227 @@
+"""FixMatch's step in crest_jax against one in PyTorch: the same work on the same device.
+
+python benchmarks/peer_pytorch.py [--python PYTORCHS_PYTHON] [--size 10-1 16-2] [--batch 16]
+python benchmarks/peer_pytorch.py --size 28-2 --batch 64 --dtype float32 bfloat16 --compile default
+
+Both take uint8 images that are on the device already and rescale them, without augmentation, which
+PyTorch usually leaves to other processes. Then come one forward pass of all views, FixMatch's loss,
+its gradient, Nesterov SGD with weight decay on all but batch norm, the cosine schedule, and the
+moving averages of batch norm's statistics and of the weights. PyTorch's model is the same Wide
+ResNet, channels last, but for which side of an image its strided convolutions pad; its bfloat16 is
+autocast, its SGD fused. Each has a process of its own with all cores, and does its samples while
+the other waits. Times are the median of the samples, and in brackets the least.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import measure
+
+
+class Way(NamedTuple):
+    """A step that can be repeated."""
+
+    run: Callable[[int], None]
+    weights: int  # of the model
+    what: str
+
+
+def crest_jax_way(setting: measure.Setting) -> Way:
+    """crest_jax's step, on one device."""
+    import jax
+
+    step = measure.compile_step(setting, devices=1, augmented=False)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(step.new_state().params))
+    return Way(step.repeated(), weights, f"JAX {jax.__version__}, {jax.devices()[0].device_kind}")
+
+
+def pytorch_way(setting: measure.Setting, compiler: str) -> Way:
+    """PyTorch's step."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    def norm(channels: int) -> nn.Module:
+        return nn.BatchNorm2d(channels, eps=1e-3, momentum=1e-3)
+
+    def conv(before: int, after: int, side: int = 3, stride: int = 1) -> nn.Module:
+        return nn.Conv2d(before, after, side, stride, padding=side // 2, bias=False)
+
+    def activation() -> nn.Module:
+        return nn.LeakyReLU(0.1, inplace=True)
+
+    class Block(nn.Module):
+        def __init__(self, before: int, after: int, stride: int):
+            super().__init__()
+            # Not in place: the input is needed once more.
+            first = nn.Sequential(norm(before), nn.LeakyReLU(0.1), conv(before, after, 3, stride))
+            self.residual = nn.Sequential(first, norm(after), activation(), conv(after, after))
+            self.shortcut = conv(before, after, 1, stride) if before != after else nn.Identity()
+
+        def forward(self, x):
+            return self.shortcut(x) + self.residual(x)
+
+    if setting.network != "wide_resnet":
+        raise SystemExit("--network: PyTorch's step has a wide_resnet alone")
+    depth, width = setting.depth_and_width
+    layers, channels = [conv(3, 16)], 16
+    for group in range(3):
+        for block in range((depth - 4) // 6):
+            after = 16 * width * 2**group
+            layers.append(Block(channels, after, 2 if group and not block else 1))
+            channels = after
+    layers += [norm(channels), activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers.append(nn.Linear(channels, setting.classes))
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.backends.cudnn.benchmark = True
+    # As JAX multiplies float32 on GPUs.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = nn.Sequential(*layers).to(device, memory_format=torch.channels_last)
+    weights = list(model.parameters())
+    of_norms = {
+        id(weight)
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for weight in module.parameters()
+    }
+    groups = [
+        {"params": [w for w in weights if id(w) not in of_norms], "weight_decay": 5e-4},
+        {"params": [w for w in weights if id(w) in of_norms], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.03, momentum=0.9, nesterov=True, fused=True)
+    averages = [weight.detach().clone() for weight in weights]
+
+    def pictures(count: int):
+        shape = (count, 3, setting.side, setting.side)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    unlabeled = setting.batch * setting.ratio
+    views = [pictures(setting.batch), pictures(unlabeled), pictures(unlabeled)]
+    labels = torch.randint(0, setting.classes, (setting.batch,), device=device)
+
+    def loss_of(views, labels):
+        images = torch.cat(views).to(torch.float32) * (2 / 255) - 1
+        with torch.autocast(device, torch.bfloat16, enabled=setting.dtype == "bfloat16"):
+            logits = model(images)
+        of_labeled, of_weak, of_strong = logits.float().split([len(view) for view in views])
+        confidence, guesses = of_weak.detach().softmax(dim=1).max(dim=1)
+        of_guesses = F.cross_entropy(of_strong, guesses, reduction="none")
+        return F.cross_entropy(of_labeled, labels) + (of_guesses * (confidence >= 0.95)).mean()
+
+    if compiler != "none":
+        loss_of = torch.compile(loss_of, mode=compiler)
+    done = 0
+
+    def run(calls: int) -> None:
+        nonlocal done
+        for _ in range(calls):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.03 * math.cos(math.pi * done / 2**16 / 16)
+            optimizer.zero_grad()
+            loss_of(views, labels).backward()
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, weights, 1e-3)
+            done += 1
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    kind = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    what = f"PyTorch {torch.__version__}, {kind}"
+    return Way(run, sum(weight.numel() for weight in weights), what)
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """One of the two processes: does as many steps as it is told, and says when they are done."""
+    (setting,) = measure.settings_of(arguments)
+    if arguments.serve == "crest_jax":
+        way = crest_jax_way(setting)
+    else:
+        way = pytorch_way(setting, *arguments.compile)
+    print(json.dumps([way.weights, way.what]), flush=True)
+    for line in sys.stdin:
+        way.run(int(line))
+        print(flush=True)
+
+
+@contextmanager
+def process(python: str, options: list[str]) -> Iterator[Way]:
+    """Starts one, and ends it."""
+    started = subprocess.Popen(
+        [python, __file__, *options],
+        # Two processes may have to share a device's memory.
+        env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with started:
+
+        def ask(calls: int) -> None:
+            print(calls, file=started.stdin, flush=True)
+            if not started.stdout.readline():
+                raise SystemExit(f"{python} has ended in the middle of its samples")
+
+        line = started.stdout.readline()
+        if not line:
+            raise SystemExit(f"{python} {' '.join(options)} has failed")
+        weights, what = json.loads(line)
+        yield Way(ask, weights, what)
+        started.stdin.close()
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    measure.add_settings(parser, sizes=["10-1"])
+    parser.add_argument("--python", default=sys.executable, help="that has PyTorch")
+    parser.add_argument(
+        "--compile", nargs="+", default=["none"], help="modes of torch.compile, or none"
+    )
+    parser.add_argument("--serve", choices=["crest_jax", "pytorch"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments)
+        return
+    pythons = {"crest_jax": sys.executable, "pytorch": arguments.python}
+    measure.print_heading(
+        *measure.SETTING, "torch.compile", "crest_jax: ms (least)", "PyTorch: ms (least)",
+        "PyTorch : crest_jax", "versions",
+    )  # fmt: skip
+    for setting, compiler in itertools.product(measure.settings_of(arguments), arguments.compile):
+        options = [f"--{name}={value}" for name, value in setting._asdict().items()]
+        options.append(f"--compile={compiler}")
+        with ExitStack() as stack:
+            ways = {
+                name: stack.enter_context(process(python, [*options, f"--serve={name}"]))
+                for name, python in pythons.items()
+            }
+            ours, theirs = ways.values()
+            if ours.weights != theirs.weights:
+                raise SystemExit(f"the models have {ours.weights} and {theirs.weights} weights")
+            seconds = measure.interleaved(
+                {name: way.run for name, way in ways.items()}, arguments.samples
+            )
+        measure.print_row(
+            setting,
+            compiler,
+            measure.spread(seconds["crest_jax"]),
+            measure.spread(seconds["pytorch"]),
+            f"{measure.ratio(seconds['pytorch'], seconds['crest_jax']):.2f}",
+            f"{ours.what}; {theirs.what}",
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The compiled training step: its time, and what the device could do in that time.
+
+python benchmarks/step.py [--size 10-1 16-2] [--dtype float32 bfloat16] [--batch 16] [--ratio 7]
+python benchmarks/step.py --size 28-2 --batch 64 --dtype float32 bfloat16     # the paper's
+
+FixMatch on noise that is already on the device, with augmentation and without; the two take turns
+with a large product of matrices of the same dtype. Model FLOPs are three times those of a forward
+pass, of convolutions and matrix products alone; MFU is their rate as a share of that product's.
+FLOPs and bytes are what XLA says of its program for one device, where it says anything: all
+operations count, and on some devices those of libraries do not. Times are the median of the
+samples, and in brackets the least.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import measure
+
+from crest_jax import distributed
+
+
+def product(mesh: jax.sharding.Mesh, side: int, dtype: str) -> Callable[[int], None]:
+    """A way to multiply two square matrices, on every device of the mesh."""
+    matrix = jnp.ones((side, side), dtype)
+    matrix = distributed.replicate(matrix / side, mesh)
+    multiply = distributed.over_devices(
+        lambda a, b: a @ b,
+        mesh,
+        in_specs=(distributed.REPLICATED, distributed.REPLICATED),
+        out_specs=distributed.REPLICATED,
+    )
+
+    def run(calls: int) -> None:
+        result = matrix
+        for _ in range(calls):
+            result = multiply(result, matrix)
+        jax.block_until_ready(result)
+
+    return run
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    measure.add_settings(parser, sizes=["10-1"])
+    parser.add_argument("--devices", type=int, nargs="+", default=[jax.device_count()])
+    parser.add_argument(
+        "--product", type=int, default=1024 if jax.default_backend() == "cpu" else 8192,
+        help="side of the matrices",
+    )  # fmt: skip
+    arguments = parser.parse_args()
+    measure.print_heading(
+        *measure.SETTING, "devices", "ms (least)", "images/s", "unaugmented: ms", "augmentation",
+        "model GFLOPs", "product TFLOP/s", "MFU", "XLA: GFLOPs", "XLA: GB",
+    )  # fmt: skip
+    for setting in measure.settings_of(arguments):
+        for devices in arguments.devices:
+            measure_step(setting, devices, arguments.product, arguments.samples)
+
+
+def measure_step(setting: measure.Setting, devices: int, side: int, samples: int) -> None:
+    """Prints a line."""
+    step = measure.compile_step(setting, devices=devices)
+    plain = measure.compile_step(setting, devices=devices, augmented=False)
+    seconds = measure.interleaved(
+        {
+            "step": step.repeated(),
+            "plain": plain.repeated(),
+            "product": product(step.mesh, side, setting.dtype),
+        },
+        samples,
+    )
+    flops = 3 * setting.images * measure.model_flops(step.model, setting.side)
+    peak = devices * 2 * side**3  # in the time of the product
+    share = flops / peak * measure.ratio(seconds["product"], seconds["step"])
+    cost = step.compiled.cost_analysis() or {}
+    measure.print_row(
+        setting,
+        f"{devices} x {jax.devices()[0].device_kind}",
+        measure.spread(seconds["step"]),
+        f"{setting.images / statistics.median(seconds['step']):.0f}",
+        measure.spread(seconds["plain"]),
+        f"{100 * (1 - measure.ratio(seconds['plain'], seconds['step'])):.1f} %",
+        f"{flops / 1e9:.1f}",
+        f"{peak / min(seconds['product']) / 1e12:.3f}",
+        f"{100 * share:.0f} %",
+        f"{cost['flops'] / 1e9:.1f}" if "flops" in cost else "",
+        f"{cost['bytes accessed'] / 1e9:.2f}" if "bytes accessed" in cost else "",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Benchmarks still run: those that can be made small do, the others say how they are used."""
+
+import functools
+import importlib
+import re
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+BENCHMARKS = REPOSITORY / "benchmarks"
+NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "measure")
+TINY = [
+    "--network=tiny_net", "--size=10-1", "--side=8", "--batch=8", "--ratio=1", "--samples=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a benchmark in this process, and returns what it prints."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def call(name, *options):
+        benchmark = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *options])
+        benchmark.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model):
+    """A model and an augmentation that compile in a moment, and once for all benchmarks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        measure = importlib.import_module("measure")
+        patch.setattr("crest_jax.config.OPERATIONS", ("Brightness",))
+        patch.setattr(measure, "compile_step", functools.cache(measure.compile_step))
+        yield
+
+
+def cells_of(table):
+    heading, rule, *rows = ([cell.strip() for cell in line.split("|")[1:-1]]
+                            for line in table.splitlines())  # fmt: skip
+    assert set(rule) == {"---"}
+    assert rows
+    assert all(len(row) == len(heading) for row in rows)
+    return [dict(zip(heading, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_says_how_it_is_used(run, name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(name, "--help")
+    assert ended.value.code == 0
+    assert "--" in capsys.readouterr().out
+
+
+def test_a_step_is_timed_on_some_of_the_devices(run, tiny):
+    (row,) = cells_of(run("step", *TINY, "--devices=1", "--product=64"))
+    assert float(row["images/s"]) > 0
+    assert row["devices"].startswith("1 x ")
+
+
+def test_augmentation_is_timed_beside_pillow(run):
+    rows = cells_of(run("augment", "--images=8", "--side=8", "--processes=1", "--samples=1"))
+    assert [row["view"] for row in rows] == ["weak", "strong"]
+
+
+@pytest.mark.parametrize("name", ["pipeline", "end_to_end"])
+def test_the_loop_is_timed(run, tiny, name):
+    (row,) = cells_of(run(name, *TINY, "--steps=2"))
+    assert any(re.fullmatch(r"-?\d+(\.\d+)? %", cell) for cell in row.values())
+
+
+def test_model_flops_are_those_of_the_weights(monkeypatch):
+    """A 3 x 3 convolution from 3 to 16 channels in 4 x 4 places, then 256 times 10 weights."""
+    from tiny_net import TinyNet
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    measure = importlib.import_module("measure")
+    expected = 2 * (4 * 4 * 3 * 3 * 3 * 16 + 256 * 10)
+    assert measure.model_flops(TinyNet(10), 8) == expected
