@@ -23,6 +23,7 @@ class Setting(NamedTuple):
     dtype: str
     batch: int
     ratio: int
+    weak_forward: str
     side: int
     classes: int
 
@@ -37,11 +38,18 @@ class Setting(NamedTuple):
         """Which the network sees in a step: labeled ones, and two views of the unlabeled ones."""
         return self.batch * (1 + 2 * self.ratio)
 
+    @property
+    def forward_passes(self) -> int:
+        """What a step costs, in forward passes of an image; a backward pass is two of them."""
+        forward_only = self.batch * self.ratio if self.weak_forward == "separate" else 0
+        return 3 * self.images - 2 * forward_only
+
     def __str__(self) -> str:
         """For a table's first cells: model, dtype and batch."""
         unlabeled = self.batch * self.ratio
         batch = f"{self.batch} + {unlabeled} + {unlabeled}"
-        return f"{self.network}-{self.size} | {self.side} | {self.dtype} | {batch}"
+        separate = " (separate)" if self.weak_forward == "separate" else ""
+        return f"{self.network}-{self.size} | {self.side} | {self.dtype} | {batch}{separate}"
 
 
 # The table's columns that a setting fills.
@@ -60,6 +68,7 @@ def add_settings(parser: argparse.ArgumentParser, *, sizes: Sequence[str]) -> No
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16")
     parser.add_argument("--batch", type=int, nargs="+", default=[16], help="labeled images")
     parser.add_argument("--ratio", type=int, nargs="+", default=[7], help="unlabeled per labeled")
+    parser.add_argument("--weak-forward", nargs="+", default=["joint"], help="joint, separate")
     parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
     parser.add_argument("--classes", type=int, default=10)
     add_samples(parser)
@@ -75,8 +84,12 @@ def settings_of(arguments: argparse.Namespace) -> list[Setting]:
     return [
         Setting(arguments.network, *several, arguments.side, arguments.classes)
         for several in itertools.product(
-            arguments.size, arguments.dtype, arguments.batch, arguments.ratio
-        )
+            arguments.size,
+            arguments.dtype,
+            arguments.batch,
+            arguments.ratio,
+            arguments.weak_forward,
+        )  # fmt: skip
     ]
 
 
@@ -205,6 +218,7 @@ def compile_step(setting: Setting, *, devices: int | None = None, augmented: boo
         ALGORITHMS["fixmatch"].loss,
         threshold=config.threshold,
         unlabeled_weight=config.unlabeled_weight,
+        weak_forward=setting.weak_forward,
     )
 
     def only_rescaled(inputs):
@@ -269,11 +283,13 @@ def model_flops(model: Any, side: int) -> float:
     import jax.numpy as jnp
     from flax.traverse_util import flatten_dict
 
+    from crest_jax.models.convolution import Conv
+
     # Batch norm as in evaluation: it knows of no mesh axis here.
     seen = jax.eval_shape(
         lambda images: model.clone(axis_name=None).init_with_output(
             jax.random.key(0), images, train=False, mutable=True,
-            capture_intermediates=lambda module, _: isinstance(module, nn.Conv | nn.Dense),
+            capture_intermediates=lambda module, _: isinstance(module, Conv | nn.Conv | nn.Dense),
         )[1],
         jnp.zeros((1, side, side, 3)),
     )  # fmt: skip

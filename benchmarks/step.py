@@ -4,8 +4,9 @@ python benchmarks/step.py [--size 10-1 16-2] [--dtype float32 bfloat16] [--batch
 python benchmarks/step.py --size 28-2 --batch 64 --dtype float32 bfloat16     # the paper's
 
 FixMatch on noise that is already on the device, with augmentation and without; the two take turns
-with a large product of matrices of the same dtype. Model FLOPs are three times those of a forward
-pass, of convolutions and matrix products alone; MFU is their rate as a share of that product's.
+with a large product of matrices of the same dtype. Model FLOPs are those of convolutions and matrix
+products alone, a backward pass counted as two forward ones; MFU is their rate as a share of that
+product's.
 FLOPs and bytes are what XLA says of its program for one device, where it says anything: all
 operations count, and on some devices those of libraries do not. Times are the median of the
 samples, and in brackets the least.
@@ -73,7 +74,7 @@ def measure_step(setting: measure.Setting, devices: int, side: int, samples: int
         },
         samples,
     )
-    flops = 3 * setting.images * measure.model_flops(step.model, setting.side)
+    flops = setting.forward_passes * measure.model_flops(step.model, setting.side)
     peak = devices * 2 * side**3  # in the time of the product
     share = flops / peak * measure.ratio(seconds["product"], seconds["step"])
     cost = step.compiled.cost_analysis() or {}

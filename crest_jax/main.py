@@ -89,6 +89,8 @@ def _run(config: ConfigDict, workdir: Path) -> None:
 
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR sets it too
         jax.config.update("jax_compilation_cache_dir", str(_COMPILATION_CACHE))
+    # There are small programs too, which take longer to compile than to read.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     devices, hosts = jax.device_count(), jax.process_count()
     distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
     distributed.check_agreement(

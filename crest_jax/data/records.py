@@ -6,9 +6,11 @@ digest and count, because a TFRecord reader does not notice a file that was cut 
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from crest_jax.data.sources import Example
 from crest_jax.errors import DataError, WorkdirError
 
 FORMAT = 2
+_AT_ONCE = 256  # records that TensorFlow hands over together, in a quarter of the time
 _FIELDS = {
     "examples": int,
     "examples_per_class": list,
@@ -359,7 +362,10 @@ def _read_shard(folder: Path, entry: dict, classes: int) -> Iterator[Example]:
     path = folder / entry["file"]
     _verify(path, entry)
     count = 0
-    for name, image, label in tf.data.TFRecordDataset(str(path)).map(parse).as_numpy_iterator():
+    parsed = tf.data.TFRecordDataset(str(path)).map(parse).batch(_AT_ONCE).as_numpy_iterator()
+    for name, image, label in itertools.chain.from_iterable(
+        zip(*batch, strict=True) for batch in parsed
+    ):
         example = Example(name.decode(), image, int(label))
         if not 0 <= example.label < classes:
             raise DataError(
@@ -389,12 +395,19 @@ def load(folder: Path, *, image_size: int = 0) -> Images:
     examples = list(read(folder))
     shape = image_shape(folder, image_size) if examples else (0, 0, 0)
     images = np.zeros([len(examples), *shape], np.uint8)
+    encoded = tf.constant([example.image for example in examples], tf.string)
+    decoded = (
+        tf.data.Dataset.from_tensor_slices(encoded)
+        .map(
+            partial(decode.central, size=image_size) if image_size else decode.stored,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        .as_numpy_iterator()
+    )
     for row, example in enumerate(examples):
         try:
-            if image_size:
-                image = decode.central(example.image, image_size).numpy()
-            else:
-                image = decode.stored(example.image).numpy()
+            image = next(decoded)
         except tf.errors.InvalidArgumentError as error:
             raise DataError(f"{_name(folder)}: image {example.id} cannot be decoded") from error
         if image.shape != images.shape[1:]:
