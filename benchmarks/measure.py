@@ -89,7 +89,7 @@ def settings_of(arguments: argparse.Namespace) -> list[Setting]:
             arguments.batch,
             arguments.ratio,
             arguments.weak_forward,
-        )  # fmt: skip
+        )
     ]
 
 

@@ -362,11 +362,9 @@ def _read_shard(folder: Path, entry: dict, classes: int) -> Iterator[Example]:
     path = folder / entry["file"]
     _verify(path, entry)
     count = 0
-    parsed = tf.data.TFRecordDataset(str(path)).map(parse).batch(_AT_ONCE).as_numpy_iterator()
-    for name, image, label in itertools.chain.from_iterable(
-        zip(*batch, strict=True) for batch in parsed
-    ):
-        example = Example(name.decode(), image, int(label))
+    batches = tf.data.TFRecordDataset(str(path)).batch(_AT_ONCE).as_numpy_iterator()
+    for record in itertools.chain.from_iterable(batches):
+        example = _deserialize(record)
         if not 0 <= example.label < classes:
             raise DataError(
                 f"{_name(path)}: {example.id} has label {example.label}, but the manifest has "
@@ -450,6 +448,15 @@ def _serialize(example: Example) -> bytes:
     }
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
         deterministic=True
+    )
+
+
+def _deserialize(record: bytes) -> Example:
+    feature = tf.train.Example.FromString(record).features.feature
+    return Example(
+        feature["id"].bytes_list.value[0].decode(),
+        feature["image"].bytes_list.value[0],
+        feature["label"].int64_list.value[0],
     )
 
 
