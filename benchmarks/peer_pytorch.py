@@ -110,11 +110,20 @@ def pytorch_way(setting: measure.Setting, compiler: str) -> Way:
     views = [pictures(setting.batch), pictures(unlabeled), pictures(unlabeled)]
     labels = torch.randint(0, setting.classes, (setting.batch,), device=device)
 
-    def loss_of(views, labels):
+    def logits_of(*views):
         images = torch.cat(views).to(torch.float32) * (2 / 255) - 1
         with torch.autocast(device, torch.bfloat16, enabled=setting.dtype == "bfloat16"):
             logits = model(images)
-        of_labeled, of_weak, of_strong = logits.float().split([len(view) for view in views])
+        return logits.float().split([len(view) for view in views])
+
+    def loss_of(views, labels):
+        labeled, weak, strong = views
+        if setting.weak_forward == "joint":
+            of_labeled, of_weak, of_strong = logits_of(labeled, weak, strong)
+        else:
+            with torch.no_grad():
+                (of_weak,) = logits_of(weak)
+            of_labeled, of_strong = logits_of(labeled, strong)
         confidence, guesses = of_weak.detach().softmax(dim=1).max(dim=1)
         of_guesses = F.cross_entropy(of_strong, guesses, reduction="none")
         return F.cross_entropy(of_labeled, labels) + (of_guesses * (confidence >= 0.95)).mean()
@@ -200,7 +209,9 @@ def main() -> None:
         "PyTorch : crest_jax", "versions",
     )  # fmt: skip
     for setting, compiler in itertools.product(measure.settings_of(arguments), arguments.compile):
-        options = [f"--{name}={value}" for name, value in setting._asdict().items()]
+        options = [
+            f"--{name.replace('_', '-')}={value}" for name, value in setting._asdict().items()
+        ]
         options.append(f"--compile={compiler}")
         with ExitStack() as stack:
             ways = {
