@@ -86,6 +86,7 @@ def _run(config: ConfigDict, workdir: Path) -> None:
 
     from crest_jax import distributed, files, generations, results
     from crest_jax import workdir as workdir_lib
+    from crest_jax.models import convolution
 
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR sets it too
         jax.config.update("jax_compilation_cache_dir", str(_COMPILATION_CACHE))
@@ -95,7 +96,7 @@ def _run(config: ConfigDict, workdir: Path) -> None:
     distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
     distributed.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir))}
-        | {"versions": workdir_lib.versions()}
+        | {"versions": workdir_lib.versions(), "convolutions": convolution.whose()}
     )
     distributed.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
     distributed.say(

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -95,15 +96,21 @@ void add_product(const Product& p, int64_t rows, int64_t cols, const float* a, c
 }
 
 // Calls f(0) ... f(count - 1) on XLA's threads and this one. It waits only for calls that have
-// begun, as no thread may ever become free to begin one.
+// begun, as no thread may ever become free to begin one. Returns when no call is under way any
+// more, and only then throws if memory was short in one.
 void parallel(ffi::ThreadPool& pool, int64_t count, const std::function<void(int64_t)>& f) {
   struct Progress {
     std::atomic<int64_t> begun{0}, done{0};
+    std::atomic<bool> failed{false};
   };
   auto progress = std::make_shared<Progress>();
   auto work = [progress, count, &f] {
     for (int64_t i; (i = progress->begun++) < count;) {
-      f(i);
+      try {
+        f(i);
+      } catch (...) {
+        progress->failed = true;
+      }
       if (++progress->done == count) progress->done.notify_all();
     }
   };
@@ -111,6 +118,7 @@ void parallel(ffi::ThreadPool& pool, int64_t count, const std::function<void(int
     pool.Schedule(std::function<void()>(work));
   work();
   for (int64_t done; (done = progress->done) < count;) progress->done.wait(done);
+  if (progress->failed) throw std::bad_alloc();
 }
 
 using Array = ffi::Buffer<ffi::F32, 4>;

@@ -9,9 +9,13 @@ models, which must run without this package. `CXX=false` in the environment leav
 Results do not depend on the number of threads, nor on who else is computing.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
+import shlex
+import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -61,19 +65,26 @@ def convolve(
     stride: int = 1,
     padding: Padding = "SAME",
 ) -> Float[Array, "batch new_height new_width features"]:
-    """Convolves images; can be differentiated once, in reverse."""
+    """Convolves images; can be differentiated once, in reverse.
+
+    On a CPU whose devices share arrays, map it over them (`jax.shard_map`): in a function that is
+    only compiled for them, each device would convolve all images.
+    """
     strides = (stride, stride)
     pads = padding
     if isinstance(padding, str):
         pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     within = all(0 <= low < size for (low, _), size in zip(pads, kernel.shape, strict=False))
+    float32 = x.dtype == kernel.dtype == jnp.float32
     # An exported model takes any number of images.
     exported = jax.export.is_symbolic_dim(x.shape[0])
-    if exported or x.dtype != jnp.float32 or not within or not _compiled():
+    if exported or not float32 or not within or not _compiled():
         return _by_xla(x, kernel, strides, padding)
-    # In a mapped function the kernel may be all devices', but its gradient is each device's own:
-    # JAX sums them where it has to make the kernel vary as the images do.
-    kernel += jnp.zeros_like(x, shape=())
+    if 0 in jax.eval_shape(partial(_by_xla, strides=strides, padding=pads), x, kernel).shape:
+        return _by_xla(x, kernel, strides, padding)
+    # In a mapped function either may be all devices', but its gradient is each device's own: JAX
+    # sums them where it has to make one vary as the other does.
+    x, kernel = x + jnp.zeros_like(kernel, shape=()), kernel + jnp.zeros_like(x, shape=())
     return _convolve(x, kernel, strides, tuple(map(tuple, pads)))
 
 
@@ -147,7 +158,8 @@ def _compiled() -> bool:
     try:
         library = ctypes.CDLL(str(_library()))
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        logging.info("Convolutions are XLA's, which are slower: %s", error)
+        if os.environ.get("CXX") != "false":
+            logging.warning("convolutions are XLA's, which are several times slower: %s", error)
         return False
     for handler in _HANDLERS:
         capsule = jax.ffi.pycapsule(getattr(library, handler))
@@ -158,18 +170,38 @@ def _compiled() -> bool:
 def _library() -> Path:
     """The compiled handlers; made unless they have been, for this processor and this JAX."""
     compile = partial(subprocess.run, check=True, capture_output=True)
-    compiler = (os.environ.get("CXX", "g++"), *_FLAGS)
+    compiler = (*shlex.split(os.environ.get("CXX", "g++")), *_FLAGS)
     # The compiler's version, and all that -march=native stands for.
     macros = compile([*compiler, "-dM", "-E", "-x", "c++", os.devnull]).stdout
     rest = repr((compiler, jax.__version__)).encode()
     identity = hashlib.sha256(macros + _SOURCE.read_bytes() + rest)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crest_jax"
-    library = folder / f"convolution_{identity.hexdigest()[:16]}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    library = _cache_folder() / f"convolution_{identity.hexdigest()[:16]}.so"
+    if not (library.exists() and _is_ours(library)):
         # Other processes may be at it, too: a file appears under its name when it is whole.
-        with tempfile.TemporaryDirectory(dir=folder) as beside:
+        with tempfile.TemporaryDirectory(dir=library.parent) as beside:
             made = Path(beside) / library.name
             compile([*compiler, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(made)])
+            with made.open("rb") as file:
+                os.fsync(file.fileno())
             made.replace(library)
     return library
+
+
+def _cache_folder() -> Path:
+    """The user's, or one for this process alone where there is none that nobody else can change."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crest_jax"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.is_absolute() and _is_ours(folder) and os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):  # the latter without a home
+        pass
+    private = Path(tempfile.mkdtemp(prefix="crest_jax_"))
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    return private
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether nobody but this user, and perhaps their group, can have put it there."""
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH

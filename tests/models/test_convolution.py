@@ -1,6 +1,7 @@
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from functools import partial
@@ -167,6 +168,58 @@ def test_devices_sum_their_gradients_of_a_kernel(compiled):
     assert COMPILED in mapped.lower(x, kernel).as_text()
     whole = jax.jit(partial(gradient, mean=lambda value: value))(x, kernel)
     np.testing.assert_allclose(mapped(x, kernel), whole, atol=1e-7)
+
+
+@needs_compiler
+def test_devices_sum_their_gradients_of_shared_images(compiled):
+    """Where each device has a kernel of its own."""
+    x, kernel = normal(2, 8, 8, 16), normal(3, 3, 16, 32)
+
+    def gradient(x, kernel, total):
+        return jax.grad(lambda x: total(jnp.sin(convolve(x, kernel)).sum()))(x)
+
+    mesh = jax.make_mesh((4,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    mapped = over_devices(
+        partial(gradient, total=lambda value: jax.lax.psum(value, AXIS)),
+        mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(None, None, None, AXIS)),
+        out_specs=PartitionSpec(),
+    )
+    whole = jax.jit(partial(gradient, total=lambda value: value))(x, kernel)
+    np.testing.assert_allclose(mapped(x, kernel), whole, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("x", "kernel", "stride", "padding"),
+    [
+        ((2, 2, 2, 4), (3, 3, 4, 5), 3, "VALID"),
+        ((2, 0, 4, 3), (1, 1, 3, 5), 1, "SAME"),
+        ((2, 4, 4, 4), (3, 3, 4, 5), 2, ((0, 0), (2, -4))),
+        ((0, 4, 4, 4), (3, 3, 4, 5), 1, "SAME"),
+    ],
+)
+def test_nothing_convolved_has_no_gradient(compiled, x, kernel, stride, padding):
+    shape = jax.eval_shape(
+        partial(convolve, stride=stride, padding=padding), jnp.zeros(x), jnp.zeros(kernel)
+    ).shape
+    _, dx, dkernel = jax.jit(with_gradients, static_argnums=(3, 4))(
+        normal(*x), normal(*kernel), normal(*shape), stride, padding
+    )
+    assert 0 in shape
+    assert not dx.any()
+    assert not dkernel.any()
+
+
+@needs_compiler
+def test_a_cache_that_others_can_change_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = convolution._cache_folder()
+    assert folder == Path(tmp_path) / "crest_jax"
+    folder.chmod(0o777)
+    private = convolution._cache_folder()
+    assert private != folder
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
 
 @needs_compiler
