@@ -14,6 +14,9 @@ from tiny_net import TinyNet
 # one compilation cache for all processes of this test session, which its first makes.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# One step at a time: eight devices on two cores share few threads, and those of one step could wait
+# for those of the next, until XLA ends the process.
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="crest_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
