@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from etils.epath import Path
@@ -39,6 +41,31 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within, what goes wrong is said of `path`.
+
+    Raises:
+      WorkdirError: it cannot be written.
+    """
+    try:
+        yield
+    except failures() as error:
+        raise WorkdirError(f"{path} cannot be written ({reason(error)})") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except failures() as error:
+        raise WorkdirError(
+            f"{path} cannot be read ({reason(error)}): run again when it can"
+        ) from error
 
 
 def check_bucket(path: Path) -> None:
@@ -87,7 +114,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
       WorkdirError: it cannot be written.
     """
-    try:
+    with writing(path):
         if is_remote(path):
             path.write_bytes(content)
             return
@@ -101,8 +128,6 @@ def write_bytes(path: Path, content: bytes) -> None:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
-    except failures() as error:
-        raise WorkdirError(f"{path} cannot be written ({reason(error)})") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -121,14 +146,11 @@ def append_text(path: Path, text: str) -> None:
     Raises:
       WorkdirError: it cannot be written.
     """
-    try:
-        with path.open("a") as file:
-            file.write(text)
-            if not is_remote(path):
-                file.flush()
-                os.fsync(file.fileno())
-    except failures() as error:
-        raise WorkdirError(f"{path} cannot be written ({reason(error)})") from error
+    with writing(path), path.open("a") as file:
+        file.write(text)
+        if not is_remote(path):
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_bytes(path: Path) -> bytes:
@@ -138,14 +160,8 @@ def read_bytes(path: Path) -> bytes:
       FileNotFoundError: it is not there.
       WorkdirError: it cannot be read at the moment, which says nothing of what is in it.
     """
-    try:
+    with _reading(path):
         return path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except failures() as error:
-        raise WorkdirError(
-            f"{path} cannot be read ({reason(error)}): run again when it can"
-        ) from error
 
 
 def read_json(path: Path) -> Any:
@@ -171,32 +187,22 @@ def size(path: Path) -> int:
       FileNotFoundError: it is not there.
       WorkdirError: it cannot be looked at.
     """
-    try:
+    with _reading(path):
         # Of a file on a disk `Path.stat` wants to know its owner's name, which may have none.
         return path.stat().length if is_remote(path) else os.stat(path).st_size  # noqa: PTH116
-    except FileNotFoundError:
-        raise
-    except failures() as error:
-        raise WorkdirError(
-            f"{path} cannot be read ({reason(error)}): run again when it can"
-        ) from error
 
 
 def sha256(path: Path) -> str:
     """Digest of a file's content, which is not held in memory.
 
     Raises:
+      FileNotFoundError: it is not there.
       WorkdirError: it cannot be read.
     """
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    except failures() as error:
-        raise WorkdirError(
-            f"{path} cannot be read ({reason(error)}): run again when it can"
-        ) from error
+    with _reading(path), path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
     return digest.hexdigest()
 
 
@@ -206,11 +212,9 @@ def begin_folder(folder: Path) -> None:
     Raises:
       WorkdirError: it cannot be written.
     """
-    try:
+    with writing(folder):
         folder.rmtree(missing_ok=True)
         folder.mkdir(parents=True)
-    except failures() as error:
-        raise WorkdirError(f"{folder} cannot be written ({reason(error)})") from error
 
 
 def is_whole(folder: Path) -> bool:

@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from PIL import Image
 from crest_jax import files
 from crest_jax.data import decode
 from crest_jax.data.sources import Example
-from crest_jax.errors import DataError, WorkdirError
+from crest_jax.errors import DataError
 
 FORMAT = 2
 _AT_ONCE = 256  # records that TensorFlow hands over together, in a quarter of the time
@@ -203,14 +202,14 @@ class _OpenShard:
 
     def __init__(self, path: Path, size: int, classes: int):
         self.path, self.size, self.examples = path, size, 0
-        with self._said_what_fails():
+        with files.writing(self.path):
             self._file = tf.io.TFRecordWriter(str(path))
         self._ids = _IdDigest()
         self._per_class = np.zeros(classes, np.int64)
         self._shapes: set[tuple[int, int, int]] = set()
 
     def add(self, example: Example, shape: tuple[int, int, int]) -> None:
-        with self._said_what_fails():
+        with files.writing(self.path):
             self._file.write(_serialize(example))
         self._ids.add(example.id)
         self._per_class[example.label] += 1
@@ -219,7 +218,7 @@ class _OpenShard:
 
     def close(self) -> dict:
         """What is to be known of it."""
-        with self._said_what_fails():
+        with files.writing(self.path):
             self._file.close()
         return {
             "file": self.path.name,
@@ -230,13 +229,6 @@ class _OpenShard:
             "examples_per_class": self._per_class.tolist(),
             "image_shapes": sorted(self._shapes),
         }
-
-    @contextmanager
-    def _said_what_fails(self) -> Iterator[None]:
-        try:
-            yield
-        except files.failures() as error:
-            raise WorkdirError(f"{self.path} cannot be written ({files.reason(error)})") from error
 
 
 def write(
