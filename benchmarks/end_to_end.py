@@ -1,16 +1,18 @@
 """The training loop as a whole against its compiled step alone.
 
-python benchmarks/end_to_end.py [--size 10-1 16-2] [--batch 16] [--steps 8]
+python benchmarks/end_to_end.py [--size 10-1 16-2] [--batch 16] [--steps 16]
 python benchmarks/end_to_end.py --size 28-2 --batch 64 --dtype bfloat16 --steps 500   # the paper's
 
 The loop is `crest_jax.train.train` with everything that goes on between two evaluations: batches
 from the input pipeline, their way to the devices, metrics, the progress bar, and the check at the
 end that all is finite. The step alone has a batch that is already on the devices. Both do the same
-steps in turns. The loop's clock runs from the end of its first step to the end of its last, before
-it evaluates and saves. Its images are noise, as many as CIFAR10-LT has.
+steps in turns. The loop's clock runs from the end of its first steps, those that are sent
+together, to the end of its last, before it evaluates and saves. Its images are noise, as many as
+CIFAR10-LT has.
 """
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,7 +37,7 @@ class Loop(NamedTuple):
     """How a training went."""
 
     seconds: float  # a step, on average
-    waits: list[float]  # seconds until each batch was there, after the first one
+    waits: list[float]  # seconds until the batches of the next steps were there
 
 
 def noise(setting: measure.Setting, count: int) -> Images:
@@ -62,7 +64,9 @@ def pipeline_of(
     )
 
 
-def run_loop(step: measure.Step, setting: measure.Setting, everything: Images, steps: int) -> Loop:
+def run_loop(
+    compiled: measure.Steps, setting: measure.Setting, everything: Images, steps: int
+) -> Loop:
     """Trains a fresh model for some steps."""
     began = ended = 0.0
     waits: list[float] = []
@@ -70,10 +74,10 @@ def run_loop(step: measure.Step, setting: measure.Setting, everything: Images, s
     def batches(start: int) -> Iterator[DeviceBatch]:
         nonlocal began
         source = pipeline_of(setting, everything, start=start, stop=steps)
-        for number, batch in enumerate(source):
-            yield distributed.split(DeviceBatch(*batch), step.mesh)
-            if number == 0:  # the loop asks for its second batch when the first step is done
-                began = time.perf_counter()
+        while several := list(itertools.islice(source, setting.at_once)):
+            stacked = DeviceBatch(*map(np.stack, zip(*several, strict=True)))
+            yield distributed.split(stacked, compiled.mesh, axis=1)
+            began = began or time.perf_counter()  # the loop asks again when the first are done
 
     def evaluate(state) -> dict:
         nonlocal ended
@@ -82,23 +86,25 @@ def run_loop(step: measure.Step, setting: measure.Setting, everything: Images, s
 
     with tempfile.TemporaryDirectory() as temporary:
         train(
-            step.new_state(),
-            step.compiled,
+            compiled.new_state(),
+            compiled.compiled,
             lambda start: measure.timed(batches(start), waits),
-            lambda evaluated: step.constants,
+            lambda evaluated: compiled.constants,
             evaluate,
             folder=Path(temporary),
             schedule=Schedule(steps, eval_every=steps, checkpoint_every=steps),
             title="benchmark",
         )
-    return Loop((ended - began) / (steps - 1), waits[1:])
+    return Loop((ended - began) / (steps - setting.at_once), waits[1:])
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     measure.add_settings(parser, sizes=["10-1"])
-    parser.add_argument("--steps", type=int, default=8, help="of a sample, at least 2")
+    parser.add_argument(
+        "--steps", type=int, default=16, help="of a sample; two times --at-once or more"
+    )
     arguments = parser.parse_args()
     measure.print_heading(
         *measure.SETTING, f"loop on {measure.on_what()}: ms (least)", "step alone: ms (least)",
@@ -106,16 +112,17 @@ def main() -> None:
     )  # fmt: skip
     for setting in measure.settings_of(arguments):
         everything = noise(setting, ALL)
-        step = measure.compile_step(setting)
-        run_loop(step, setting, everything, 2)  # compiles what is around the step
+        compiled = measure.compile_steps(setting)
+        run_loop(compiled, setting, everything, setting.at_once)  # compiles what is around them
         # Not through `interleaved`, whose clock would run while the loop starts and saves.
         alone, loop = [], []
-        repeated = step.repeated()
+        repeated = compiled.repeated()
+        calls = arguments.steps // setting.at_once - 1
         for _ in range(arguments.samples):
-            loop.append(run_loop(step, setting, everything, arguments.steps).seconds)
+            loop.append(run_loop(compiled, setting, everything, arguments.steps).seconds)
             began = time.perf_counter()
-            repeated(arguments.steps - 1)
-            alone.append((time.perf_counter() - began) / (arguments.steps - 1))
+            repeated(calls)
+            alone.append((time.perf_counter() - began) / calls / setting.at_once)
         measure.print_row(
             setting,
             measure.spread(loop),

@@ -26,6 +26,7 @@ class Setting(NamedTuple):
     weak_forward: str
     side: int
     classes: int
+    at_once: int  # steps that the devices are sent together
 
     @property
     def depth_and_width(self) -> tuple[int, int]:
@@ -71,6 +72,7 @@ def add_settings(parser: argparse.ArgumentParser, *, sizes: Sequence[str]) -> No
     parser.add_argument("--weak-forward", nargs="+", default=["joint"], help="joint, separate")
     parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
     parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--at-once", type=int, default=8, help="steps sent to the devices together")
     add_samples(parser)
 
 
@@ -82,7 +84,7 @@ def add_samples(parser: argparse.ArgumentParser, default: int = 7) -> None:
 def settings_of(arguments: argparse.Namespace) -> list[Setting]:
     """All combinations that the options ask for."""
     return [
-        Setting(arguments.network, *several, arguments.side, arguments.classes)
+        Setting(arguments.network, *several, arguments.side, arguments.classes, arguments.at_once)
         for several in itertools.product(
             arguments.size,
             arguments.dtype,
@@ -118,6 +120,11 @@ def interleaved(ways: Mapping[str, Callable[[int], None]], samples: int) -> dict
     return seconds
 
 
+def per_step(seconds: Sequence[float], setting: Setting) -> list[float]:
+    """Seconds of a step, from those of the steps that are sent together."""
+    return [each / setting.at_once for each in seconds]
+
+
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
     """Median of the ratios of samples that were taken side by side."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
@@ -146,19 +153,19 @@ def on_what() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
-class Step(NamedTuple):
-    """A compiled FixMatch step, with all it takes."""
+class Steps(NamedTuple):
+    """Compiled FixMatch steps in a row, with all they take."""
 
     compiled: Any
     model: Any
     mesh: Any
     # Makes a state that a call may use up.
     new_state: Callable[[], Any]
-    batch: Any
+    batches: Any
     constants: Any
 
     def repeated(self) -> Callable[[int], None]:
-        """A way to do it over and over on a batch that is already there, for `interleaved`."""
+        """A way to do them over and over on batches that are already there, for `interleaved`."""
         import jax
 
         state = self.new_state()
@@ -166,14 +173,14 @@ class Step(NamedTuple):
         def run(calls: int) -> None:
             nonlocal state
             for _ in range(calls):
-                state, _ = self.compiled(state, self.batch, self.constants)
+                state, _ = self.compiled(state, self.batches, self.constants)
             jax.block_until_ready(state)
 
         return run
 
 
-def compile_step(setting: Setting, *, devices: int | None = None, augmented: bool = True) -> Step:
-    """Compiles crest_jax's FixMatch step, as `generations.build` does but without TensorFlow.
+def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bool = True) -> Steps:
+    """Compiles crest_jax's FixMatch steps, as `generations.build` does but without TensorFlow.
 
     Args:
       setting: what to train.
@@ -191,7 +198,7 @@ def compile_step(setting: Setting, *, devices: int | None = None, augmented: boo
     from crest_jax.algorithms import ALGORITHMS
     from crest_jax.config import default_config, parse_arguments
     from crest_jax.models import MODELS
-    from crest_jax.train_step import DeviceBatch, Generation, make_train_step
+    from crest_jax.train_step import DeviceBatch, Generation, in_a_row, make_train_step
 
     config = default_config(parse_arguments("rebalance=none"))
     count = devices or jax.device_count()
@@ -250,12 +257,13 @@ def compile_step(setting: Setting, *, devices: int | None = None, augmented: boo
         )
     )
     rng = np.random.default_rng(0)
-    unlabeled = setting.batch * setting.ratio
-    batch = DeviceBatch(
-        rng.integers(0, 256, (setting.batch, *shape), dtype=np.uint8),
-        rng.integers(0, setting.classes, setting.batch).astype(np.int32),
-        rng.integers(0, 256, (unlabeled, *shape), dtype=np.uint8),
-        np.arange(unlabeled, dtype=np.int32),
+    labeled = (setting.at_once, setting.batch)
+    unlabeled = (setting.at_once, setting.batch * setting.ratio)
+    batches = DeviceBatch(
+        rng.integers(0, 256, (*labeled, *shape), dtype=np.uint8),
+        rng.integers(0, setting.classes, labeled).astype(np.int32),
+        rng.integers(0, 256, (*unlabeled, *shape), dtype=np.uint8),
+        np.zeros(unlabeled, np.int32),
     )
     constants = Generation(
         jax.random.key(0),
@@ -267,10 +275,10 @@ def compile_step(setting: Setting, *, devices: int | None = None, augmented: boo
     def new_state():
         return distributed.replicate(create(jax.random.key(0)), mesh)
 
-    batch = distributed.split(batch, mesh)
+    batches = distributed.split(batches, mesh, axis=1)
     constants = distributed.replicate(constants, mesh)
-    compiled = step.lower(new_state(), batch, constants).compile()
-    return Step(compiled, model, mesh, new_state, batch, constants)
+    compiled = in_a_row(step).lower(new_state(), batches, constants).compile()
+    return Steps(compiled, model, mesh, new_state, batches, constants)
 
 
 def model_flops(model: Any, side: int) -> float:

@@ -27,7 +27,7 @@ import measure
 
 
 class Way(NamedTuple):
-    """A step that can be repeated."""
+    """Steps, as many as the setting sends together, that can be repeated."""
 
     run: Callable[[int], None]
     weights: int  # of the model
@@ -38,9 +38,9 @@ def crest_jax_way(setting: measure.Setting) -> Way:
     """crest_jax's step, on one device."""
     import jax
 
-    step = measure.compile_step(setting, devices=1, augmented=False)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(step.new_state().params))
-    return Way(step.repeated(), weights, f"JAX {jax.__version__}, {jax.devices()[0].device_kind}")
+    steps = measure.compile_steps(setting, devices=1, augmented=False)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(steps.new_state().params))
+    return Way(steps.repeated(), weights, f"JAX {jax.__version__}, {jax.devices()[0].device_kind}")
 
 
 def pytorch_way(setting: measure.Setting, compiler: str) -> Way:
@@ -134,7 +134,7 @@ def pytorch_way(setting: measure.Setting, compiler: str) -> Way:
 
     def run(calls: int) -> None:
         nonlocal done
-        for _ in range(calls):
+        for _ in range(calls * setting.at_once):
             for group in optimizer.param_groups:
                 group["lr"] = 0.03 * math.cos(math.pi * done / 2**16 / 16)
             optimizer.zero_grad()
@@ -221,9 +221,10 @@ def main() -> None:
             ours, theirs = ways.values()
             if ours.weights != theirs.weights:
                 raise SystemExit(f"the models have {ours.weights} and {theirs.weights} weights")
-            seconds = measure.interleaved(
+            taken = measure.interleaved(
                 {name: way.run for name, way in ways.items()}, arguments.samples
             )
+        seconds = {name: measure.per_step(each, setting) for name, each in taken.items()}
         measure.print_row(
             setting,
             compiler,

@@ -1,12 +1,12 @@
 """The input pipeline: how fast it is alone, and how long training waits for it.
 
-python benchmarks/pipeline.py [--size 10-1] [--batch 16] [--steps 8]
+python benchmarks/pipeline.py [--size 10-1] [--batch 16] [--steps 16]
 python benchmarks/pipeline.py --size 28-2 --batch 64 --dtype bfloat16 --steps 500     # the paper's
 
 Alone, `data.pipeline` gives one batch after the other to nobody. In the loop, which is
-`crest_jax.train.train` without evaluation, a step waits for its batch from the moment it asks until
-the batch is on its way to the devices; the first one, which starts the pipeline, is left out.
-Medians of the samples; of waiting, the median of their means.
+`crest_jax.train.train` without evaluation, it waits for the batches of the next steps
+from the moment it asks until they are on their way to the devices; the first ones, which start the
+pipeline, are left out. Medians of the samples; of waiting, the median of their means.
 """
 
 import argparse
@@ -34,7 +34,9 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     measure.add_settings(parser, sizes=["10-1"])
-    parser.add_argument("--steps", type=int, default=8, help="of a sample, at least 2")
+    parser.add_argument(
+        "--steps", type=int, default=16, help="of a sample; two times --at-once or more"
+    )
     arguments = parser.parse_args()
     measure.print_heading(
         *measure.SETTING, "batches/s alone", "images/s alone",
@@ -44,13 +46,13 @@ def main() -> None:
         everything = end_to_end.noise(setting, end_to_end.ALL)
         ways = {"alone": alone(setting, everything)}
         seconds = statistics.median(measure.interleaved(ways, arguments.samples)["alone"])
-        step = measure.compile_step(setting)
+        compiled = measure.compile_steps(setting)
         loops = [
-            end_to_end.run_loop(step, setting, everything, arguments.steps)
+            end_to_end.run_loop(compiled, setting, everything, arguments.steps)
             for _ in range(1 + arguments.samples)
         ][1:]  # the first compiles what is around the step
         of_loop = statistics.median(loop.seconds for loop in loops)
-        waiting = statistics.median(statistics.mean(loop.waits) for loop in loops)
+        waiting = statistics.median(statistics.mean(loop.waits) for loop in loops) / setting.at_once
         measure.print_row(
             setting,
             f"{1 / seconds:,.0f}",

@@ -64,20 +64,22 @@ def main() -> None:
 
 def measure_step(setting: measure.Setting, devices: int, side: int, samples: int) -> None:
     """Prints a line."""
-    step = measure.compile_step(setting, devices=devices)
-    plain = measure.compile_step(setting, devices=devices, augmented=False)
+    steps = measure.compile_steps(setting, devices=devices)
+    plain = measure.compile_steps(setting, devices=devices, augmented=False)
     seconds = measure.interleaved(
         {
-            "step": step.repeated(),
+            "step": steps.repeated(),
             "plain": plain.repeated(),
-            "product": product(step.mesh, side, setting.dtype),
+            "product": product(steps.mesh, side, setting.dtype),
         },
         samples,
     )
-    flops = setting.forward_passes * measure.model_flops(step.model, setting.side)
+    for name in ("step", "plain"):
+        seconds[name] = measure.per_step(seconds[name], setting)
+    flops = setting.forward_passes * measure.model_flops(steps.model, setting.side)
     peak = devices * 2 * side**3  # in the time of the product
     share = flops / peak * measure.ratio(seconds["product"], seconds["step"])
-    cost = step.compiled.cost_analysis() or {}
+    cost = steps.compiled.cost_analysis() or {}
     measure.print_row(
         setting,
         f"{devices} x {jax.devices()[0].device_kind}",

@@ -106,6 +106,7 @@ def default_config(
             "unlabeled_ratio": 7,
             "eval_batch_size": 1024,
             "accumulation": 1,
+            "steps_at_once": 8,
             "heartbeat_timeout": 60,
             "dtype": "float32",
             "sync_batch_norm": True,
@@ -224,8 +225,8 @@ def _check_training(checks: _Checks, devices: int) -> None:
     checks.one_of("dtype", DTYPES)
     checks.within(
         1, math.inf, "generations", "steps", "eval_every", "checkpoint_every", "batch_size",
-        "eval_batch_size", "heartbeat_timeout", "model.width", "data.shards", "data.lanes",
-        "data.window", "darp.every", "darp.delta",
+        "eval_batch_size", "steps_at_once", "heartbeat_timeout", "model.width", "data.shards",
+        "data.lanes", "data.window", "darp.every", "darp.delta",
     )  # fmt: skip
     checks.within(
         0, math.inf, "fold", "seed", "crest.alpha", "logit_adjustment_tau",

@@ -74,9 +74,9 @@ def _replicate_over_hosts(leaf: Array, sharding: NamedSharding) -> Array:
     return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
 
 
-def split(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Splits the leading axis of every leaf of this host's part of a batch over the devices."""
-    sharding = NamedSharding(mesh, SPLIT)
+def split(tree: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
+    """Splits an axis of every leaf of this host's part of a batch over the devices."""
+    sharding = NamedSharding(mesh, P(*[None] * axis, AXIS))
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
     )

@@ -6,6 +6,8 @@ is whole, and is skipped when that is there: so the same command continues a run
 was stopped.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -43,11 +45,13 @@ from crest_jax.rebalancing.distribution_alignment import progressive_temperature
 from crest_jax.report import text
 from crest_jax.train import METRICS, Schedule, keep_metrics, train
 from crest_jax.train_state import TrainState
-from crest_jax.train_step import DeviceBatch, Generation, TrainStep, make_train_step
+from crest_jax.train_step import DeviceBatch, Generation, TrainStep, in_a_row, make_train_step
 
 RESULT = "result.json"
 # An evaluation's estimate of the unlabeled split's class distribution.
 UNLABELED_DISTRIBUTION = "unlabeled_distribution"
+# Of the batches that a device is sent together.
+_MOST_BYTES_AT_ONCE = 64 << 20
 
 
 class Program(NamedTuple):
@@ -57,7 +61,8 @@ class Program(NamedTuple):
     # This host's devices, with which it evaluates and scores for itself.
     local_mesh: Mesh
     new_state: Callable[[Key[Array, ""]], TrainState]  # replicated over the mesh
-    train_step: TrainStep
+    train_steps: TrainStep  # several in a row, `at_once` where none was left half done
+    at_once: int
     predict: evaluate.Predict
 
 
@@ -138,7 +143,8 @@ def build(config: ConfigDict, splits: Splits) -> Program:
         mesh,
         local_mesh,
         lambda key: distributed.replicate(create(key), mesh),
-        train_step,
+        in_a_row(train_step),
+        steps_at_once(config, splits.image_shape, devices=mesh.size),
         evaluate.make_predict(model, local_mesh, batch_size=config.eval_batch_size),
     )
 
@@ -351,8 +357,13 @@ def train_generation(
     batches_from = batches_of(config, here, generation, splits)
 
     def batches(start: int) -> Iterator[DeviceBatch]:
-        for batch in batches_from(start=start):
-            yield distributed.split(DeviceBatch(*batch), program.mesh)
+        following = batches_from(start=start)
+        # A run that was stopped elsewhere first comes back to where it evaluates and saves.
+        together = program.at_once - start % program.at_once
+        while several := list(itertools.islice(following, together)):
+            stacked = DeviceBatch(*map(np.stack, zip(*several, strict=True)))
+            yield distributed.split(stacked, program.mesh, axis=1)
+            together = program.at_once
 
     def evaluation(state: TrainState) -> dict[str, Any]:
         weights = {"ema": state.ema_params, "raw": state.params}
@@ -374,7 +385,7 @@ def train_generation(
 
     return train(
         program.new_state(init_key),
-        program.train_step,
+        program.train_steps,
         batches,
         constants,
         evaluation,
@@ -452,6 +463,20 @@ def score_unlabeled(
 def schedule_of(config: ConfigDict) -> Schedule:
     """How long each generation trains, and how often it looks up."""
     return Schedule(config.steps, config.eval_every, config.checkpoint_every)
+
+
+def steps_at_once(config: ConfigDict, image_shape: tuple[int, ...], *, devices: int) -> int:
+    """How many steps the devices are sent together.
+
+    As many as the config allows and a device's memory should hold, of which whole multiples make
+    up the steps from one evaluation or checkpoint to the next.
+    """
+    stops = [each for each in (config.eval_every, config.checkpoint_every) if each < config.steps]
+    between = math.gcd(config.steps, *stops)
+    images = config.batch_size * (1 + config.unlabeled_ratio) // devices
+    fitting = max(_MOST_BYTES_AT_ONCE // (images * math.prod(image_shape)), 1)
+    most = min(between, config.steps_at_once, fitting)
+    return next(steps for steps in range(most, 0, -1) if between % steps == 0)
 
 
 def temperature_of(config: ConfigDict, generation: int) -> float | None:

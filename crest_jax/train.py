@@ -22,10 +22,6 @@ from crest_jax.train_state import TrainState
 from crest_jax.train_step import DeviceBatch, Generation, Metrics, TrainStep
 
 METRICS = "metrics.jsonl"
-# How many steps may be sent before the first of them is done, if their batches take no more than
-# this of a host's device memory. Enough that the devices never wait for the host.
-_AHEAD = 16
-_AHEAD_BYTES = 1 << 30
 
 
 class Schedule(NamedTuple):
@@ -38,7 +34,7 @@ class Schedule(NamedTuple):
 
 def train(
     state: TrainState,
-    train_step: TrainStep,
+    train_steps: TrainStep,
     batches: Callable[[int], Iterator[DeviceBatch]],
     constants: Callable[[Mapping[str, Any] | None], Generation],
     evaluate: Callable[[TrainState], Mapping[str, Any]],
@@ -55,8 +51,9 @@ def train(
 
     Args:
       state: a fresh state, replicated over the devices.
-      train_step: from `make_train_step`.
-      batches: gives the batches from a step on.
+      train_steps: from `train_step.in_a_row`.
+      batches: gives the batches from a step on, several together: never any that are on both sides
+        of an evaluation or a checkpoint.
       constants: gives the step's other inputs until the next evaluation, from the latest one;
         from None before the first.
       evaluate: gives a JSON-ready summary of a state; called every `eval_every` steps.
@@ -95,20 +92,24 @@ def train(
             distributed.say(f"{title} continues at step {start} of {steps}")
         generation = constants(history[-1] if history else None)
         before = history[-1]["seconds"] if history else 0.0
-        began = 0.0
+        began, untimed = 0.0, start
         stopping = False
         pending: list[Metrics] = []
+        done = start
         with _writer(folder) as write, _progress(title, start, steps) as progress:
-            for done, batch in enumerate(batches(start), start=start + 1):
-                state, metrics = train_step(state, batch, generation)
+            for several in batches(start):
+                state, metrics = train_steps(state, several, generation)
                 pending.append(metrics)
-                if done == start + 1:
-                    # Compilation is not training: the clock starts when the first step is done.
+                together = len(several.labels)
+                done += together
+                if untimed == start:
+                    # Compilation is not training: the clock starts when the first steps are done.
                     jax.block_until_ready(metrics)
-                    began = time.perf_counter()
-                ahead = _ahead(batch)
-                if len(pending) > ahead:
-                    jax.block_until_ready(pending[-ahead])
+                    began, untimed = time.perf_counter(), done
+                if len(pending) > 1:
+                    # While the devices work on what they have just been sent, the host prepares
+                    # what comes next; it does not run further ahead.
+                    jax.block_until_ready(pending[-2])
                 stopping = preempted()
                 evaluating = done % schedule.eval_every == 0 or done == steps
                 saving = done % schedule.checkpoint_every == 0 or done in reported or stopping
@@ -123,13 +124,13 @@ def train(
                         text = json.dumps(line, allow_nan=False) + "\n"
                         files.append_text(folder / METRICS, text)
                     generation = constants(line)
-                    rate = (done - start - 1) / max(time.perf_counter() - began, 1e-9)
+                    rate = (done - untimed) / max(time.perf_counter() - began, 1e-9)
                     write(done, {**_scalars(line), "steps_per_second": rate})
                     progress.set_postfix_str(f"accuracy {summary['test']['ema']['accuracy']:.1f} %")
                     pending = []
                 if saving:
                     checkpoints.save(manager, state)
-                progress.update()
+                progress.update(together)
                 if stopping:
                     break
         if stopping:
@@ -183,18 +184,12 @@ def keep_metrics(path: Path, *, up_to: int) -> list[dict[str, Any]]:
     return [record for _, record in kept]
 
 
-def _ahead(batch: DeviceBatch) -> int:
-    """How many steps with such batches may be under way."""
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) // jax.process_count()
-    return min(max(_AHEAD_BYTES // size, 2), _AHEAD)
-
-
 def _average(pending: list[Metrics], *, last_step: int, title: str) -> dict[str, float]:
     """Fetches the metrics since the last evaluation, and averages them if all are finite."""
     fetched = jax.device_get(pending)
     averages = {}
     for name in fetched[0]:
-        values = np.array([metrics[name] for metrics in fetched], np.float64)
+        values = np.concatenate([metrics[name] for metrics in fetched]).astype(np.float64)
         if not np.isfinite(values).all():
             step = last_step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
             raise NonFiniteError(_non_finite(title, name, values[step - last_step - 1], step))

@@ -64,6 +64,22 @@ Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, DeviceBatch, Generation], tuple[TrainState, Metrics]]
 
 
+def in_a_row(train_step: TrainStep) -> TrainStep:
+    """The same for several batches one after the other, which the devices are sent together.
+
+    Batches and metrics have one axis more, in front: the steps. Between them no device waits for
+    the host, and each works in the memory of the one before; the operating system need not clear
+    it anew, which on a CPU is a quarter of the time of a small model's step.
+    """
+
+    def steps(
+        state: TrainState, batches: DeviceBatch, generation: Generation
+    ) -> tuple[TrainState, Metrics]:
+        return lax.scan(lambda state, batch: train_step(state, batch, generation), state, batches)
+
+    return jax.jit(steps, donate_argnums=0)
+
+
 def make_train_step(
     loss: Callable[[StepInputs], Loss],
     model: nn.Module,

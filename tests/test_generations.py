@@ -5,6 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from conftest import load_experiment
 
 from crest_jax import distributed, evaluate, generations, main, train
 from crest_jax.data import pseudo_labels, records, splits
@@ -53,7 +54,7 @@ def test_the_second_generation_compiles_nothing(
          if words[0] == "Compiling"}
         for records in (caplog.records, second)
     )  # fmt: skip
-    assert {"jit(create)", "jit(step)", "jit(on_device)"} <= compiled
+    assert {"jit(create)", "jit(steps)", "jit(on_device)"} <= compiled
     assert not again
 
 
@@ -177,7 +178,12 @@ class Wiring:
         self.splits = splits.load(config.data, folder / "splits")
         self.predicted_with = []
         self.program = generations.Program(
-            distributed.data_mesh(), distributed.local_mesh(), lambda key: None, None, self.predict
+            distributed.data_mesh(),
+            distributed.local_mesh(),
+            lambda key: None,
+            None,
+            2,
+            self.predict,
         )
 
     def predict(self, params, batch_stats, images, adjustment):
@@ -268,6 +274,43 @@ def test_what_a_later_generation_trains_with(wiring, second_generation):
     assert seen["constants"].temperature == pytest.approx(0.75)
     original = np.bincount(labeled.labels) / len(labeled.labels)
     np.testing.assert_allclose(seen["constants"].target_distribution, original, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices", "expected"),
+    [
+        ({}, 1, 8),  # the paper's, of 1 MiB a step
+        ({"steps_at_once": 3}, 1, 2),  # the next smaller divisor of 1024
+        ({"steps": 600, "eval_every": 20, "checkpoint_every": 200}, 1, 5),
+        ({"steps": 12, "eval_every": 1024, "checkpoint_every": 9}, 1, 3),  # evaluates at the end
+        ({"steps": 7, "eval_every": 3}, 1, 1),
+        ({"batch_size": 64 * 24}, 1, 1),  # 36 MiB
+        ({"batch_size": 64 * 24}, 8, 8),
+    ],
+)
+def test_as_many_steps_are_sent_together_as_fit_between_evaluations_and_into_memory(
+    changes, devices, expected
+):
+    config = load_experiment("cifar10_lt", **changes)
+    assert generations.steps_at_once(config, (32, 32, 3), devices=devices) == expected
+
+
+def test_a_run_that_stopped_between_comes_back_to_where_it_evaluates(
+    tiny_config, tmp_path, monkeypatch
+):
+    """From step 7 of 12, with evaluations every 6 steps and checkpoints every 4."""
+    wiring = Wiring(tiny_config(), tmp_path)
+    given = []
+
+    def train(state, steps, batches, *_, **__):
+        given.extend(len(several.labels) for several in batches(7))
+        return TrainState(*[None] * len(TrainState._fields))
+
+    monkeypatch.setattr(generations, "train", train)
+    generations.rewrite_labeled(wiring.config, wiring.folder, 0, wiring.splits)
+    here = generations.folder_of(wiring.folder, 0)
+    generations.train_generation(wiring.config, here, 0, wiring.splits, wiring.program)
+    assert given == [1, 2, 2]
 
 
 @pytest.mark.parametrize("rebalance", ["crest_plus+cb", "crest_plus+rs"])

@@ -174,15 +174,15 @@ def test_the_papers_own_step_of_resnet_50_gives_the_state_that_it_takes(finished
     assert sizes == 23_768_255  # ResNet-50 with 127 classes
     labeled, unlabeled = 1024, 5 * 1024
     batch = DeviceBatch(
-        jax.ShapeDtypeStruct((labeled, 224, 224, 3), np.uint8),
-        jax.ShapeDtypeStruct((labeled,), np.int32),
-        jax.ShapeDtypeStruct((unlabeled, 224, 224, 3), np.uint8),
-        jax.ShapeDtypeStruct((unlabeled,), np.int32),
+        jax.ShapeDtypeStruct((1, labeled, 224, 224, 3), np.uint8),
+        jax.ShapeDtypeStruct((1, labeled), np.int32),
+        jax.ShapeDtypeStruct((1, unlabeled, 224, 224, 3), np.uint8),
+        jax.ShapeDtypeStruct((1, unlabeled), np.int32),
     )
     number = jax.ShapeDtypeStruct((), np.float32)
     by_class = jax.ShapeDtypeStruct((127,), np.float32)
     inputs = Generation(jax.eval_shape(lambda: key), number, by_class, by_class)
-    after, metrics = jax.eval_shape(program.train_step, state, batch, inputs)
+    after, metrics = jax.eval_shape(program.train_steps, state, batch, inputs)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
     )

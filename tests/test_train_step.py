@@ -11,7 +11,13 @@ from tiny_net import TinyNet
 from crest_jax import distributed, train_state
 from crest_jax.algorithms import ALGORITHMS, Loss
 from crest_jax.rebalancing import crest, darp
-from crest_jax.train_step import DeviceBatch, Generation, make_train_step, shuffle
+from crest_jax.train_step import (
+    DeviceBatch,
+    Generation,
+    in_a_row,
+    make_train_step,
+    shuffle,
+)
 
 CLASSES = 4
 EXAMPLES = 40
@@ -121,6 +127,20 @@ def assert_same_history(ours, theirs):
     for (state, metrics), (state_1, metrics_1) in zip(ours, theirs, strict=True):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), metrics, metrics_1)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), state, state_1)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_steps_sent_together_are_those_sent_one_by_one(one_device, fresh, devices):
+    _, expected = one_device
+    mesh, _, step = build(devices)
+    batches = DeviceBatch(*map(np.stack, zip(*map(batch_at, range(3)), strict=True)))
+    state, metrics = in_a_row(step)(
+        distributed.replicate(fresh, mesh),
+        distributed.split(batches, mesh, axis=1),
+        distributed.replicate(generation(), mesh),
+    )
+    in_turn = jax.tree.map(lambda *each: np.stack(each), *(metrics for _, metrics in expected))
+    assert_same_history([(state, metrics)], [(expected[-1][0], in_turn)])
 
 
 def test_devices_share_a_batch_and_change_nothing(one_device, fresh):
