@@ -12,6 +12,11 @@ class CrestError(Exception):
 
     exit_status = 1
 
+    def __init__(self, what: str, way_out: str = ""):
+        """Says what is wrong and, where that is known by itself, what to do about it."""
+        super().__init__(f"{what}: {way_out}" if way_out else what)
+        self.what = what
+
 
 class ConfigError(CrestError):
     """A config field or an experiment argument is not usable.

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,8 @@ from etils.epath import Path
 from crest_jax.errors import WorkdirError
 
 MANIFEST = "manifest.json"
+# In a JSON object, the SHA-256 of the rest of it.
+_DIGEST = "digest"
 
 
 def is_remote(path: Path) -> bool:
@@ -135,9 +137,36 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as `write_text` does."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes an object, sealed, as `write_text` does."""
+    write_text(path, json.dumps(sealed(value), indent=1, allow_nan=False))
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with a digest of itself, by which `parse_json` knows it from a damaged one.
+
+    A flipped bit may well leave JSON that is as good as before, with another figure in it.
+    """
+    return {**value, _DIGEST: _digest(value)}
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON; of an object that was sealed, without its digest.
+
+    Raises:
+      ValueError: it is no JSON, or not what was sealed.
+    """
+    value = json.loads(text)
+    if isinstance(value, dict) and _DIGEST in value:
+        digest = value.pop(_DIGEST)
+        if digest != _digest(value):
+            raise ValueError("it is not what was written")
+    return value
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(value))  # keys, for one, are text there
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def append_text(path: Path, text: str) -> None:
@@ -171,12 +200,12 @@ def read_json(path: Path) -> Any:
       WorkdirError: the file is not there, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(read_bytes(path))
+        return parse_json(read_bytes(path))
     except FileNotFoundError as error:
         raise WorkdirError(f"{path} is missing: run again to make it anew") from error
     except ValueError as error:
         raise WorkdirError(
-            f"{path} is not readable JSON ({reason(error)}): delete it and run again"
+            f"{path} is damaged ({reason(error)}): delete it and run again"
         ) from error
 
 

@@ -5,7 +5,6 @@ Compressed NumPy archives, one from each host, read without pickle; and a manife
 
 import hashlib
 import io
-import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -104,6 +103,16 @@ def parts(folder: Path, *, host: int = 0, hosts: int = 1) -> Iterator[PseudoLabe
         yield _read_shard(folder, entry)
 
 
+def check(folder: Path) -> None:
+    """Makes sure that a folder's files are those that were written, to the last byte.
+
+    Raises:
+      DataError: a shard or the manifest is missing or damaged.
+    """
+    for _ in parts(folder):
+        pass
+
+
 def selected_count(folder: Path) -> int:
     """How many examples were selected.
 
@@ -138,7 +147,7 @@ def _entries(folder: Path) -> list[dict]:
     """What the manifest says of the shards."""
     path = folder / files.MANIFEST
     try:
-        manifest = json.loads(files.read_bytes(path))
+        manifest = files.parse_json(files.read_bytes(path))
         known = manifest["format"] == FORMAT
         entries = manifest["shards"]
         sound = all(
@@ -148,10 +157,10 @@ def _entries(folder: Path) -> list[dict]:
         )
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise DataError(
-            f"{path} is not a readable manifest ({files.reason(error)}): {_way_out(folder)}"
+            f"{path} is not a readable manifest ({files.reason(error)})", _way_out(folder)
         ) from error
     if not known or not sound or not entries:
-        raise DataError(f"{path} was not written by this version: {_way_out(folder)}")
+        raise DataError(f"{path} was not written by this version", _way_out(folder))
     return entries
 
 
@@ -160,15 +169,15 @@ def _read_shard(folder: Path, entry: dict) -> PseudoLabels:
     try:
         content = files.read_bytes(path)
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise DataError(f"{path} has changed since written: {_way_out(folder)}")
+            raise DataError(f"{path} has changed since written", _way_out(folder))
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             shard = PseudoLabels(*(archive[name] for name in PseudoLabels._fields))
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, FileNotFoundError) as error:
         raise DataError(
-            f"{path} cannot be read ({files.reason(error)}): {_way_out(folder)}"
+            f"{path} cannot be read ({files.reason(error)})", _way_out(folder)
         ) from error
     if (len(shard.ids), shard.selected.sum()) != (entry["examples"], entry["selected"]):
-        raise DataError(f"{path} holds others than its manifest says: {_way_out(folder)}")
+        raise DataError(f"{path} holds others than its manifest says", _way_out(folder))
     return shard
 
 

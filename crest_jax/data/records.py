@@ -7,7 +7,6 @@ digest and count, because a TFRecord reader does not notice a file that was cut 
 import hashlib
 import io
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -253,20 +252,20 @@ def read_manifest(folder: Path) -> dict:
     """
     path = folder / files.MANIFEST
     try:
-        manifest = json.loads(files.read_bytes(path))
+        manifest = files.parse_json(files.read_bytes(path))
         found = manifest["format"]
         missing = [name for name in _FIELDS if not isinstance(manifest.get(name), _FIELDS[name])]
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: {_way_out(folder)}") from error
+        raise DataError(f"{path} is missing", _way_out(folder)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a readable manifest: {_way_out(folder)}") from error
+        raise DataError(f"{path} is not a readable manifest", _way_out(folder)) from error
     if found != FORMAT:
         raise DataError(
             f"{path} has format {found}, this version reads {FORMAT}: "
             "continue with the version that wrote it"
         )
     if missing:
-        raise DataError(f"manifest {path} lacks a usable {', '.join(missing)}: {_way_out(folder)}")
+        raise DataError(f"manifest {path} lacks a usable {', '.join(missing)}", _way_out(folder))
     return manifest
 
 
@@ -292,6 +291,16 @@ def shards(folder: Path) -> list[Shard]:
         _check_size(path, entry)
         found.append(Shard(path, entry["examples"], tuple(shape) if shape else None))
     return found
+
+
+def check(folder: Path) -> None:
+    """Makes sure that a folder's files are those that were written, to the last byte.
+
+    Raises:
+      DataError: one is missing or damaged; or there is no usable manifest.
+    """
+    for entry in read_manifest(folder)["shards"]:
+        _verify(folder / entry["file"], entry)
 
 
 def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -346,7 +355,8 @@ def read(folder: Path, rows: range | None = None) -> Iterator[Example]:
         if manifest[field] != value:
             raise DataError(
                 f"{_name(folder)}: the manifest's {field} is {manifest[field]}, but its records "
-                f"give {value}: {_way_out(folder)}"
+                f"give {value}",
+                _way_out(folder),
             )
 
 
@@ -360,14 +370,15 @@ def _read_shard(folder: Path, entry: dict, classes: int) -> Iterator[Example]:
         if not 0 <= example.label < classes:
             raise DataError(
                 f"{_name(path)}: {example.id} has label {example.label}, but the manifest has "
-                f"{classes} class_names: {_way_out(folder)}"
+                f"{classes} class_names",
+                _way_out(folder),
             )
         count += 1
         yield example
     if count != entry["examples"]:
         raise DataError(
-            f"{_name(path)} holds {count} examples, its manifest says {entry['examples']}: "
-            f"{_way_out(folder)}"
+            f"{_name(path)} holds {count} examples, its manifest says {entry['examples']}",
+            _way_out(folder),
         )
 
 
@@ -403,7 +414,8 @@ def load(folder: Path, *, image_size: int = 0) -> Images:
         if image.shape != images.shape[1:]:
             raise DataError(
                 f"{_name(folder)}: image {example.id} has shape {image.shape}, its manifest says "
-                f"{images.shape[1:]}: {_way_out(folder)}"
+                f"{images.shape[1:]}",
+                _way_out(folder),
             )
         images[row] = image
     labels = np.array([example.label for example in examples], np.int32)
@@ -483,18 +495,17 @@ def _digest_of_digests(digests: Iterable[str]) -> str:
 def _verify(path: Path, entry: dict) -> None:
     _check_size(path, entry)
     if files.sha256(path) != entry["sha256"]:
-        raise DataError(f"{_name(path)} has changed since written: {_way_out(path.parent)}")
+        raise DataError(f"{_name(path)} has changed since written", _way_out(path.parent))
 
 
 def _check_size(path: Path, entry: dict) -> None:
     try:
         size = files.size(path)
     except FileNotFoundError as error:
-        raise DataError(f"{_name(path)} is missing: {_way_out(path.parent)}") from error
+        raise DataError(f"{_name(path)} is missing", _way_out(path.parent)) from error
     if size < entry["bytes"]:
         raise DataError(
-            f"{_name(path)} is truncated at byte {size} of {entry['bytes']}: "
-            f"{_way_out(path.parent)}"
+            f"{_name(path)} is truncated at byte {size} of {entry['bytes']}", _way_out(path.parent)
         )
 
 

@@ -1,6 +1,5 @@
 import hashlib
 import io
-import json
 import shutil
 import struct
 
@@ -65,8 +64,7 @@ def truncate(path, size):
 
 def edit_manifest(folder, **changes):
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | changes))
+    files.write_json(path, files.read_json(path) | changes)
 
 
 def damage_of(folder):
