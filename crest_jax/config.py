@@ -95,6 +95,7 @@ def default_config(
     config = ConfigDict(
         {
             "seed": 0,
+            "reseed": 0,
             "fold": arguments.fold,
             "method": arguments.method,
             "rebalance": arguments.rebalance,
@@ -229,7 +230,7 @@ def _check_training(checks: _Checks, devices: int) -> None:
         "data.lanes", "data.window", "darp.every", "darp.delta",
     )  # fmt: skip
     checks.within(
-        0, math.inf, "fold", "seed", "crest.alpha", "logit_adjustment_tau",
+        0, math.inf, "fold", "seed", "reseed", "crest.alpha", "logit_adjustment_tau",
         "optimizer.weight_decay", "data.image_size",
     )  # fmt: skip
     checks.within(

@@ -9,6 +9,7 @@ with the config; 75 stopped by SIGTERM, and the same command continues; 130 inte
 
 import logging as logging_levels
 import sys
+from contextlib import nullcontext
 
 from absl import app, flags, logging
 from etils.epath import Path
@@ -98,12 +99,13 @@ def _run(config: ConfigDict, workdir: Path) -> None:
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir))}
         | {"versions": workdir_lib.versions(), "convolutions": convolution.whose()}
     )
-    distributed.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
-    distributed.say(
-        f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
-        f"fold {config.fold}"
-    )
-    generations.run(config, workdir)
+    claimed = distributed.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
+    with claimed or nullcontext():
+        distributed.say(
+            f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
+            f"fold {config.fold}"
+        )
+        generations.run(config, workdir)
     distributed.say(f"results: {workdir / results.RESULTS}")
 
 
@@ -133,13 +135,15 @@ def _log_plainly() -> None:
     """Logs evaluations where there is no progress bar, without the libraries' inner life."""
     if not sys.stderr.isatty():
         logging.set_verbosity(logging.INFO)
-    handler = logging.get_absl_handler()
-    handler.addFilter(
-        lambda record: (
-            record.levelno > logging_levels.INFO
-            or {"crest_jax", "clu"} & set(Path(record.pathname).parts)
-        )
-    )
+
+    def is_wanted(record: logging_levels.LogRecord) -> bool:
+        if {"crest_jax", "clu"} & set(Path(record.pathname).parts):
+            return True
+        # What has gone wrong for a library is also raised, and said in a line.
+        record.exc_info = None
+        return record.levelno > logging_levels.INFO
+
+    logging.get_absl_handler().addFilter(is_wanted)
 
 
 def _config_argument() -> str:

@@ -1,8 +1,12 @@
 """The run folder: whom it belongs to."""
 
+import fcntl
 import os
 import platform
+import socket
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from datetime import datetime
 from importlib import metadata
 from typing import Any
 
@@ -17,9 +21,12 @@ from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.models import convolution
 
 CONFIG = "config.json"
+LOCK = ".lock"
 # What may change within a run: where data comes from, since its splits are its own, and how long
 # hosts wait for each other.
 INCIDENTAL = ("data.data_dir", "data.download", "heartbeat_timeout")
+# May be raised within a run, and is then remembered.
+RESEED = "reseed"
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -81,12 +88,26 @@ def environment() -> dict[str, Any]:
     }
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
+def claim(workdir: Path, config: ConfigDict) -> AbstractContextManager:
     """Makes `workdir` this config's, or finds that it is already.
 
+    Returns:
+      What keeps other processes out of it until it is left, or this process ends, however it does.
+      In a bucket nothing does.
+
     Raises:
-      WorkdirError: it cannot be written, belongs to another config, or is something else.
+      WorkdirError: it cannot be written, belongs to another config, is something else, or another
+        process is at work in it.
     """
+    _check_folder(workdir)
+    with ExitStack() as held:
+        held.enter_context(_lock(workdir))
+        _check_config(workdir, config)
+        return held.pop_all()
+
+
+def _check_folder(workdir: Path) -> None:
+    """Makes sure that a run can be here."""
     if files.is_remote(workdir):
         files.check_bucket(workdir)
     try:
@@ -100,19 +121,53 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             "--workdir"
         ) from error
 
-    path = workdir / CONFIG
-    ours = {"config": config_lib.to_plain(config), "environment": environment()}
-    # Nothing was made with the old config yet, so that an error in it can be mended.
-    untouched = not (workdir / "splits").exists()
-    if not path.exists():
-        foreign = sorted(p.name for p in workdir.iterdir() if p.name != CONFIG + ".partial")
+    if not (workdir / CONFIG).exists():
+        ours = {CONFIG + ".partial", LOCK}
+        foreign = sorted({path.name for path in workdir.iterdir()} - ours)
         if foreign:
             raise WorkdirError(
                 f"workdir {workdir} holds {', '.join(foreign[:3])} but no {CONFIG}, so it is not "
                 "a run: choose another with --workdir"
             )
+
+
+def _lock(workdir: Path) -> AbstractContextManager:
+    """Locks a file that says who has locked it; the system unlocks it when that process ends."""
+    if files.is_remote(workdir):
+        return nullcontext()
+    path = workdir / LOCK
+    with files.writing(path):
+        file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        owner = files.read_bytes(path).decode(errors="replace").strip() or "another process"
+        raise WorkdirError(
+            f"workdir {workdir} is in use by {owner}",
+            "wait until that ends, or choose another with --workdir",
+        ) from error
+    except OSError as error:
+        logging.warning("%s cannot be locked (%s)", path, files.reason(error))
+    with files.writing(path):
+        file.truncate(0)
+        file.write(
+            f"process {os.getpid()} on {socket.gethostname()}, since "
+            f"{datetime.now().astimezone().isoformat(' ', 'seconds')}\n"
+        )
+        file.flush()
+    return file
+
+
+def _check_config(workdir: Path, config: ConfigDict) -> None:
+    """Makes the run this config's, or finds that it is already."""
+    path = workdir / CONFIG
+    ours = {"config": config_lib.to_plain(config), "environment": environment()}
+    if not path.exists():
         files.write_json(path, ours)
         return
+    # Nothing was made with the old config yet, so that an error in it can be mended.
+    untouched = not (workdir / "splits").exists()
     try:
         theirs = files.read_json(path)
     except WorkdirError as error:
@@ -125,6 +180,9 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             f"{path} was not written by this program: choose another folder with --workdir"
         )
     changed = differences(theirs["config"], config)
+    reseeded = config[RESEED] > theirs["config"].get(RESEED, 0)
+    if reseeded:
+        changed = [line for line in changed if not line.startswith(f"{RESEED}: ")]
     if changed and untouched:
         files.write_json(path, ours)
     elif changed:
@@ -133,6 +191,9 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             + "\n  ".join(changed)
             + "\nchange these back to continue it, or choose another with --workdir"
         )
+    if reseeded:
+        raised = {**theirs["config"], RESEED: config[RESEED]}
+        files.write_json(path, {**theirs, "config": raised})
     moved = config_lib.differences(theirs["environment"], ours["environment"])
     if moved:
         logging.warning(

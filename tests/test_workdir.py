@@ -1,8 +1,16 @@
+import errno
+import fcntl
+import itertools
 import json
 import logging
 import math
+import os
+import subprocess
+import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crest_jax import files, workdir
 from crest_jax.config import default_config, parse_arguments
@@ -21,38 +29,43 @@ def contents(folder):
 # claim
 
 
+def claim(folder, config):
+    with workdir.claim(folder, config):
+        pass
+
+
 def test_a_new_folder_is_made_with_its_parents_and_keeps_config_and_environment(tmp_path, config):
     folder = tmp_path / "runs" / "cifar10_lt"
-    workdir.claim(folder, config)
-    assert list(contents(folder)) == ["config.json"], "nothing else is left behind"
+    claim(folder, config)
+    assert sorted(contents(folder)) == [".lock", "config.json"], "nothing else is left behind"
     written = json.loads((folder / "config.json").read_text())
     assert written["config"]["long_tail"] == {"n_max": 5000, "gamma": 100.0, "beta": 0.1}
     assert {"python", "jax", "cpus", "devices"} <= written["environment"].keys()
 
 
 def test_an_empty_folder_is_accepted(tmp_path, config):
-    workdir.claim(tmp_path, config)
+    claim(tmp_path, config)
     assert (tmp_path / "config.json").exists()
 
 
 def test_the_same_config_may_come_back_and_changes_nothing(tmp_path, config, caplog):
-    workdir.claim(tmp_path, config)
+    claim(tmp_path, config)
     (tmp_path / "generation_00").mkdir()
     before = (tmp_path / "config.json").read_bytes()
     with caplog.at_level(logging.WARNING, "absl"):
-        workdir.claim(tmp_path, default_config(parse_arguments(None)))
+        claim(tmp_path, default_config(parse_arguments(None)))
     assert (tmp_path / "config.json").read_bytes() == before
     assert not caplog.records
 
 
 def test_a_changed_config_is_refused_with_every_difference(tmp_path, config):
-    workdir.claim(tmp_path, config)
+    claim(tmp_path, config)
     (tmp_path / "splits").mkdir()
     before = contents(tmp_path)
     config.seed = 3
     config.long_tail.gamma = 50.0
     with pytest.raises(WorkdirError) as caught:
-        workdir.claim(tmp_path, config)
+        claim(tmp_path, config)
     message = str(caught.value)
     assert str(tmp_path) in message
     assert "seed: 0 -> 3" in message
@@ -63,24 +76,24 @@ def test_a_changed_config_is_refused_with_every_difference(tmp_path, config):
 
 
 def test_a_config_with_which_nothing_was_made_yet_can_be_mended(tmp_path, config):
-    workdir.claim(tmp_path, config)
+    claim(tmp_path, config)
     config.long_tail.gamma = 7.0
-    workdir.claim(tmp_path, config)
+    claim(tmp_path, config)
     assert files.read_json(tmp_path / "config.json")["config"]["long_tail"]["gamma"] == 7.0
 
 
 def test_where_the_data_lies_may_change(tmp_path, config):
-    workdir.claim(tmp_path, config)
+    claim(tmp_path, config)
     (tmp_path / "splits").mkdir()
     config.data.data_dir = "elsewhere"
     config.data.download = False
-    workdir.claim(tmp_path, config)
+    claim(tmp_path, config)
 
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path, config):
     (tmp_path / "thesis.tex").write_text("chapter one")
     with pytest.raises(WorkdirError) as caught:
-        workdir.claim(tmp_path, config)
+        claim(tmp_path, config)
     assert str(tmp_path) in str(caught.value)
     assert "thesis.tex" in str(caught.value)
     assert contents(tmp_path) == {"thesis.tex": b"chapter one"}
@@ -88,9 +101,9 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path, config):
 
 def test_a_run_that_died_while_its_config_was_written_can_start(tmp_path, config):
     (tmp_path / "config.json.partial").write_text('{"config": {"se')
-    workdir.claim(tmp_path, config)
-    workdir.claim(tmp_path, config)
-    assert list(contents(tmp_path)) == ["config.json"]
+    claim(tmp_path, config)
+    claim(tmp_path, config)
+    assert sorted(contents(tmp_path)) == [".lock", "config.json"]
 
 
 @pytest.mark.parametrize("below", ["", "runs/digits"])
@@ -99,7 +112,7 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path, config, below):
     (tmp_path / "file").write_text("mine")
     folder = tmp_path / "file" / below
     with pytest.raises(WorkdirError) as caught:
-        workdir.claim(folder, config)
+        claim(folder, config)
     assert f"{folder} cannot be written" in str(caught.value)
     assert "--workdir" in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
@@ -108,28 +121,110 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path, config, below):
 def test_a_config_that_is_not_json_is_refused_by_name(tmp_path, config):
     (tmp_path / "config.json").write_text('{"config": {"se')
     with pytest.raises(WorkdirError, match=r"config\.json is damaged.*restore it, or.*--workdir"):
-        workdir.claim(tmp_path, config)
+        claim(tmp_path, config)
 
 
 @pytest.mark.parametrize("foreign", ['{"model_type": "bert"}', "[1, 2]"])
 def test_another_programs_config_is_refused(tmp_path, config, foreign):
     (tmp_path / "config.json").write_text(foreign)
     with pytest.raises(WorkdirError, match="--workdir"):
-        workdir.claim(tmp_path, config)
+        claim(tmp_path, config)
 
 
 def test_another_environment_is_a_warning_and_no_error(tmp_path, config, caplog):
-    workdir.claim(tmp_path, config)
+    claim(tmp_path, config)
     path = tmp_path / "config.json"
-    written = json.loads(path.read_text())
+    written = files.read_json(path)
     cpus = written["environment"]["cpus"]
     written["environment"]["cpus"] = cpus + 1
-    path.write_text(json.dumps(written))
+    files.write_json(path, written)
     with caplog.at_level(logging.WARNING, "absl"):
-        workdir.claim(tmp_path, config)
+        claim(tmp_path, config)
     (record,) = caplog.records
     assert f"cpus: {cpus + 1} -> {cpus}" in record.getMessage()
     assert "python" not in record.getMessage(), "what is the same is not listed"
+
+
+def test_a_second_process_is_told_who_is_at_work(tmp_path, config):
+    with workdir.claim(tmp_path, config):
+        command = (
+            "from crest_jax import workdir; from crest_jax.config import *; "
+            "from etils.epath import Path; "
+            f"workdir.claim(Path({str(tmp_path)!r}), default_config(parse_arguments(None)))"
+        )
+        second = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+        assert f"workdir {tmp_path} is in use by process {os.getpid()} on " in second.stderr
+        with pytest.raises(WorkdirError, match=rf"in use by process {os.getpid()} on \S+, since 2"):
+            claim(tmp_path, config)
+    # What a process has left behind, however it ended, is no obstacle.
+    assert (tmp_path / ".lock").read_text()
+    claim(tmp_path, config)
+
+
+def test_where_nothing_can_be_locked_there_is_a_warning(tmp_path, config, caplog, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with caplog.at_level(logging.WARNING, "absl"):
+        claim(tmp_path, config)
+    assert ".lock cannot be locked (No locks available)" in caplog.text
+
+
+def test_a_raised_reseed_is_remembered_and_nothing_else_may_change_with_it(tmp_path, config):
+    claim(tmp_path, config)
+    (tmp_path / "splits").mkdir()
+    config.reseed = 2
+    claim(tmp_path, config)
+    assert workdir.read_config(tmp_path).reseed == 2
+    claim(tmp_path, config)
+    config.reseed = 1  # as if it had never been
+    with pytest.raises(WorkdirError, match="reseed: 2 -> 1"):
+        claim(tmp_path, config)
+    config.reseed, config.seed = 3, 5
+    with pytest.raises(WorkdirError, match="seed: 0 -> 5") as caught:
+        claim(tmp_path, config)
+    assert "reseed: " not in str(caught.value)
+    assert workdir.read_config(tmp_path).reseed == 2
+
+
+# sealed, parse_json
+
+
+@given(
+    st.dictionaries(
+        st.text(),
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.text()
+            | st.floats(allow_nan=False, allow_infinity=False),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+            max_leaves=8,
+        ),
+    ).filter(lambda value: "digest" not in value),
+)
+def test_what_is_sealed_is_parsed_as_it_was(value):
+    assert files.parse_json(json.dumps(files.sealed(value))) == value
+
+
+def test_any_flipped_bit_in_a_figure_or_a_name_is_found(tmp_path):
+    """Of every byte in turn; what is left as it was is white space, or the digest's own name."""
+    value = {"accuracy": 81.25, "steps": [12, 600], "name": "seven"}
+    content = json.dumps(files.sealed(value)).encode()
+    unnoticed = 0
+    for place, bit in itertools.product(range(len(content)), range(8)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << bit
+        try:
+            found = files.parse_json(bytes(damaged))
+        except ValueError:
+            continue
+        unnoticed += 1
+        # Nothing that was sealed is another.
+        assert {name: found[name] for name in value} == value
+    assert unnoticed < 8 * len("digest") + 8 * content.count(b" ")
 
 
 # write_json, read_json
@@ -163,5 +258,5 @@ def test_a_first_write_that_fails_leaves_no_file(tmp_path):
 @pytest.mark.parametrize("content", [b'{"accuracy": 8', b"", b"\xff\xfe"])
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "result.json").write_bytes(content)
-    with pytest.raises(WorkdirError, match=r"result\.json is not readable JSON.*delete it"):
+    with pytest.raises(WorkdirError, match=r"result\.json is damaged.*delete it"):
         files.read_json(tmp_path / "result.json")
