@@ -6,13 +6,17 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-faults lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m crest_jax.main --config=experiments/digits_lt.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# A hundred runs killed at random moments, among others, and every file of one damaged.
+test-faults: $(INSTALLED)
+	FAULTS=long $(BIN)/python -m pytest tests/faults --dist load
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

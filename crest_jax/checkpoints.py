@@ -1,8 +1,9 @@
 """Orbax checkpoints of a generation's training state."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,8 +12,8 @@ from etils.epath import Path
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from crest_jax import files
-from crest_jax.errors import WorkdirError
+from crest_jax import distributed, files
+from crest_jax.errors import CrestError, WorkdirError
 from crest_jax.train_state import TrainState
 
 # The one before the last stays until the last is whole, and beyond.
@@ -25,20 +26,34 @@ def open_checkpoints(folder: Path, *, lasting: Sequence[int]) -> Iterator[ocp.Ch
 
     The latest two stay, and those of the steps in `lasting`. What a killed process left unfinished
     is removed.
+
+    Raises:
+      WorkdirError: a checkpoint could not be saved.
     """
     keep = [preservation_policy.LatestN(KEEP), preservation_policy.CustomSteps(lasting)]
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
         cleanup_tmp_directories=True,
     )
-    with ocp.CheckpointManager(files.absolute(folder), options=options) as manager:
+    with _saving(folder):
+        manager = ocp.CheckpointManager(files.absolute(folder), options=options)
+    try:
         yield manager
+    finally:
+        with _saving(folder):
+            manager.close()
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
-    """Saves under the state's own step, in the background; a step already there is left alone."""
+    """Saves under the state's own step, in the background; a step already there is left alone.
+
+    Raises:
+      WorkdirError: this checkpoint, or the one that was still being saved, could not be.
+    """
     step = int(state.step)
-    if step not in manager.all_steps():
+    if step in manager.all_steps():
+        return
+    with _saving(Path(manager.directory)):
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -48,21 +63,61 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
         )
 
 
-def restore_latest(manager: ocp.CheckpointManager, fresh: TrainState) -> TrainState:
-    """Returns the newest checkpoint, or `fresh` where there is none.
+@contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except CrestError:  # SIGTERM
+        raise
+    except Exception as error:  # of a full disk Orbax and its libraries speak in many ways
+        raise WorkdirError(
+            f"a checkpoint in {folder} cannot be saved ({files.reason(error)})",
+            "run again when it can, to continue from the one before",
+        ) from error
+
+
+def restore_latest(
+    manager: ocp.CheckpointManager,
+    fresh: TrainState,
+    *,
+    check: Callable[[int], None] = lambda step: None,
+) -> TrainState:
+    """Returns the newest checkpoint that is whole, or `fresh` where there are none at all.
+
+    Newer ones, which are damaged, are deleted; training comes by their steps again. That is not
+    done before one has been found that is whole: so nothing is deleted because a disk is away.
+
+    Args:
+      manager: from `open_checkpoints`.
+      fresh: a state of the right shapes and sharding.
+      check: raises WorkdirError where something else is missing that belongs to a step's.
 
     Raises:
-      WorkdirError: the newest checkpoint cannot be read, or is not what was saved.
+      WorkdirError: no checkpoint is whole.
     """
-    step = manager.latest_step()
-    if step is None:
-        return fresh
-    way_out = "delete it and run again to continue from the one before"
-    return restore(manager, step, fresh, way_out=way_out)
+    wrong: dict[int, CrestError] = {}
+    for step in distributed.first_says(lambda: sorted(manager.all_steps(), reverse=True)):
+        try:
+            distributed.together(partial(check, step))
+            state = distributed.together(partial(restore, manager, step, fresh))
+        except WorkdirError as error:
+            wrong[step] = error
+            continue
+        for newer, error in wrong.items():
+            distributed.say(f"{error.what}; continuing from step {step}")
+            manager.delete(newer)
+        return state
+    if wrong:
+        folder = Path(manager.directory)
+        raise WorkdirError(
+            f"no checkpoint in {folder} can be used; {next(iter(wrong.values())).what}",
+            f"delete {folder.parent} and run again to train this generation anew",
+        )
+    return fresh
 
 
 def restore(
-    manager: ocp.CheckpointManager, step: int, template: PyTree, *, way_out: str
+    manager: ocp.CheckpointManager, step: int, template: PyTree, *, way_out: str = ""
 ) -> TrainState:
     """Returns the checkpoint of a step.
 
@@ -86,11 +141,11 @@ def restore(
         )
     except Exception as error:  # Orbax has no type of its own for a damaged checkpoint
         raise WorkdirError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}): {way_out}"
+            f"checkpoint {path} cannot be read ({type(error).__name__})", way_out
         ) from error
     # Orbax restores arrays with flipped bits without a word.
     if digest_of(restored.state) != restored.digest["sha256"]:
-        raise WorkdirError(f"checkpoint {path} is not what was saved: {way_out}")
+        raise WorkdirError(f"checkpoint {path} is not what was saved", way_out)
     return restored.state
 
 

@@ -30,7 +30,7 @@ from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import Example
 from crest_jax.data.splits import Split, Splits
-from crest_jax.errors import ConfigError, DataError, Preempted
+from crest_jax.errors import ConfigError, DataError, Preempted, WorkdirError
 from crest_jax.models import MODELS
 from crest_jax.rebalancing import (
     class_balanced_loss,
@@ -79,17 +79,23 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
     distributed.together(lambda: splits_lib.prepare(config, folder / "splits"), first_only=True)
     splits = distributed.together(partial(splits_lib.load, config.data, folder / "splits"))
     program = build(config, splits)
-    finished: list[dict[str, Any]] = []
-    for generation in range(config.generations):
-        result = run_generation(config, folder, generation, splits, program)
-        finished.append(result)
-        # Where the next one is finished too, they are written with that.
-        if not distributed.first_says(partial(is_finished, folder, generation + 1)):
-            summary = results.of_run(config, splits.class_names, finished)
+    finished = distributed.first_says(
+        lambda: [is_finished(folder, generation) for generation in range(config.generations)]
+    )
+    found: list[dict[str, Any]] = []
+    for generation, is_done in enumerate(finished):
+        if is_done:
+            path = folder_of(folder, generation) / RESULT
+            found.append(distributed.first_says(partial(files.read_json, path)))
+        else:
+            found.append(run_generation(config, folder, generation, splits, program))
+        # Where the next one was finished before, they are written with that.
+        if not any(finished[generation + 1 : generation + 2]):
+            summary = results.of_run(config, splits.class_names, found)
             distributed.together(partial(_write_results, folder, summary), first_only=True)
-        distributed.say(text.generation_table(result, splits.class_names))
+        distributed.say(text.generation_table(found[-1], splits.class_names))
     if config.generations > 1:
-        distributed.say(text.results_table(finished, splits.class_names))
+        distributed.say(text.results_table(found, splits.class_names))
     return summary
 
 
@@ -207,12 +213,12 @@ def run_generation(
 ) -> dict[str, Any]:
     """Runs what is left of one generation, and returns its result.json."""
     here = folder_of(folder, generation)
-    if distributed.first_says(partial(is_finished, folder, generation)):
-        return distributed.first_says(partial(files.read_json, here / RESULT))
-    if not distributed.first_says(partial(files.is_whole, here / "labeled")):
+    # What is streamed is too much to be read just for this.
+    check = records.shards if config.data.stream else records.check
+    if not distributed.first_says(partial(_is_whole, here / "labeled", check)):
         rewrite_labeled(config, folder, generation, splits)
     state = train_generation(config, here, generation, splits, program)
-    if not distributed.first_says(partial(files.is_whole, here / "pseudo_labels")):
+    if not distributed.first_says(partial(_is_whole, here / "pseudo_labels", pseudo_labels.check)):
         scored = score_unlabeled(config, generation, state, splits, program)
         write_pseudo_labels(here / "pseudo_labels", scored)
 
@@ -221,6 +227,7 @@ def run_generation(
     images = config.steps * config.batch_size * (1 + config.unlabeled_ratio)
     result = {
         "generation": generation,
+        "reseed": config.reseed,
         "environment": workdir.environment(),
         "temperature": temperature_of(config, generation),
         **summary,
@@ -405,7 +412,8 @@ def batches_of(
     shared = {
         "batch_size": config.batch_size,
         "unlabeled_ratio": config.unlabeled_ratio,
-        "seed": config.seed,
+        # JAX and NumPy seeds have 32 bits; streams of examples take 64.
+        "seed": config.seed + (config.reseed << 32),
         "generation": generation,
         "stop": config.steps,
         "process": jax.process_index(),
@@ -575,13 +583,34 @@ def generation_keys(config: ConfigDict, generation: int) -> tuple[Key[Array, ""]
     init_key, step_key = jax.random.split(
         jax.random.fold_in(jax.random.key(config.seed), generation)
     )
+    if config.reseed:
+        step_key = jax.random.fold_in(step_key, config.reseed)
     return init_key, step_key
 
 
 def is_finished(folder: Path, generation: int) -> bool:
     """Whether a generation's results are there, and what the next one is made from."""
     here = folder_of(folder, generation)
-    return (here / RESULT).exists() and files.is_whole(here / "pseudo_labels")
+    return (
+        (here / RESULT).exists()
+        and _is_undamaged(here / RESULT, files.read_json)
+        and _is_whole(here / "pseudo_labels", pseudo_labels.check)
+    )
+
+
+def _is_whole(folder: Path, check: Callable[[Path], Any]) -> bool:
+    """Whether a stage's folder is there, to the last byte."""
+    return files.is_whole(folder) and _is_undamaged(folder, check)
+
+
+def _is_undamaged(path: Path, check: Callable[[Path], Any]) -> bool:
+    """Says what is wrong with something that can be made anew."""
+    try:
+        check(path)
+    except (DataError, WorkdirError) as error:
+        print(f"{error.what}: {path} is made anew", flush=True)
+        return False
+    return True
 
 
 def folder_of(folder: Path, generation: int) -> Path:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -64,7 +65,8 @@ def train(
     Raises:
       Preempted: SIGTERM arrived; a checkpoint of the current step was saved first.
       NonFiniteError: a loss or a weight is NaN or infinite; nothing of it was saved.
-      WorkdirError: a checkpoint or an evaluation before it is missing or damaged.
+      WorkdirError: no checkpoint can be used, since it or an evaluation before it is damaged; or
+        something cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     steps = schedule.steps
@@ -73,19 +75,13 @@ def train(
         checkpoints.open_checkpoints(folder / "checkpoints", lasting=reported) as manager,
         preemption.deferred_sigterm() as preempted,
     ):
-        state = checkpoints.restore_latest(manager, state)
+        state = checkpoints.restore_latest(
+            manager, state, check=partial(_check_metrics, folder / METRICS, schedule)
+        )
         start = int(state.step)
-        # The first host drops what came after the checkpoint, and then all read the same.
-        metrics_file = folder / METRICS
-        distributed.together(lambda: keep_metrics(metrics_file, up_to=start), first_only=True)
-        history = distributed.together(lambda: keep_metrics(metrics_file, up_to=start))
-        distributed.check_agreement({"step": start, "evaluations": len(history)})
-        missing = evaluations_until(start, schedule) - len(history)
-        if missing > 0:
-            raise WorkdirError(
-                f"{folder / METRICS} lacks {missing} evaluations before step {start}: delete "
-                f"{folder} and run again"
-            )
+        distributed.check_agreement({"step": start})
+        # What came after the checkpoint comes again.
+        history = distributed.first_says(partial(keep_metrics, folder / METRICS, up_to=start))
         if start == steps:
             return state
         if start:
@@ -115,13 +111,13 @@ def train(
                 saving = done % schedule.checkpoint_every == 0 or done in reported or stopping
                 if evaluating or saving:
                     averages = _average(pending, last_step=done, title=title)
-                    _check_weights(state, step=done, title=title)
+                    _check_state(state, step=done, title=title)
                 if evaluating:
                     summary = evaluate(state)
                     seconds = before + time.perf_counter() - began
                     line = {"step": done, "seconds": seconds, "train": averages, **summary}
                     if distributed.is_first():
-                        text = json.dumps(line, allow_nan=False) + "\n"
+                        text = json.dumps(files.sealed(line), allow_nan=False) + "\n"
                         files.append_text(folder / METRICS, text)
                     generation = constants(line)
                     rate = (done - untimed) / max(time.perf_counter() - began, 1e-9)
@@ -134,7 +130,6 @@ def train(
                 if stopping:
                     break
         if stopping:
-            manager.wait_until_finished()
             raise Preempted(
                 f"stopped by SIGTERM: {title} is saved at step {int(state.step)} of {steps}; "
                 "run the same command again to continue"
@@ -158,61 +153,92 @@ def keep_metrics(path: Path, *, up_to: int) -> list[dict[str, Any]]:
     """Reads the evaluations up to a step, and drops later ones from the file.
 
     A run that was killed may have evaluated after its last checkpoint, or left half a line.
-
-    Raises:
-      WorkdirError: a line other than the last is not JSON.
     """
-    if not path.exists():
-        return []
-    text = files.read_bytes(path).decode()
-    kept = []
-    lines = text.splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise WorkdirError(
-                f"{path} is damaged at line {number}: delete {path.parent} and run again"
-            ) from error
-        if record["step"] <= up_to:
-            kept.append((line, record))
-    cleaned = "".join(line + "\n" for line, _ in kept)
-    if cleaned != text:
-        files.write_text(path, cleaned)
+    kept = [(line, record) for line, record in _intact_lines(path) if record["step"] <= up_to]
+    cleaned = b"".join(line for line, _ in kept)
+    if path.exists() and files.read_bytes(path) != cleaned:
+        files.write_bytes(path, cleaned)
     return [record for _, record in kept]
 
 
+def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a file, with what they say, before the first that is damaged."""
+    if not path.exists():
+        return
+    for line in files.read_bytes(path).splitlines(keepends=True):
+        try:
+            record = files.parse_json(line)
+            step = record["step"]
+        except (ValueError, TypeError, KeyError):
+            return
+        if not line.endswith(b"\n") or not isinstance(step, int):
+            return
+        yield line, record
+
+
+def _check_metrics(path: Path, schedule: Schedule, step: int) -> None:
+    """Makes sure that all evaluations before a step's checkpoint are there.
+
+    Raises:
+      WorkdirError: some are not.
+    """
+    found = [record for _, record in _intact_lines(path) if record["step"] <= step]
+    lacking = evaluations_until(step, schedule) - len(found)
+    if lacking:
+        raise WorkdirError(
+            f"{path} lacks {lacking} evaluations before step {step}, or is damaged at line "
+            f"{len(found) + 1}"
+        )
+
+
 def _average(pending: list[Metrics], *, last_step: int, title: str) -> dict[str, float]:
-    """Fetches the metrics since the last evaluation, and averages them if all are finite."""
+    """Fetches the metrics since the last evaluation, and averages them if all are finite.
+
+    Raises:
+      NonFiniteError: one is not; it names all that are not at the first step where this is so.
+    """
     fetched = jax.device_get(pending)
-    averages = {}
-    for name in fetched[0]:
-        values = np.concatenate([metrics[name] for metrics in fetched]).astype(np.float64)
-        if not np.isfinite(values).all():
-            step = last_step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
-            raise NonFiniteError(_non_finite(title, name, values[step - last_step - 1], step))
-        averages[name] = float(values.mean())
-    return averages
+    values = {
+        name: np.concatenate([metrics[name] for metrics in fetched]).astype(np.float64)
+        for name in fetched[0]
+    }
+    finite = np.all([np.isfinite(each) for each in values.values()], axis=0)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        wrong = [
+            f"{name} is {each[first]}"
+            for name, each in values.items()
+            if not np.isfinite(each[first])
+        ]
+        raise _non_finite(title, ", ".join(wrong), last_step - len(finite) + 1 + first)
+    return {name: float(each.mean()) for name, each in values.items()}
 
 
 @jax.jit
-def _all_finite(tree: PyTree) -> Bool[Array, ""]:
-    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+def _finite(state: TrainState) -> PyTree[Bool[Array, ""]]:
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), state)
 
 
-def _check_weights(state: TrainState, *, step: int, title: str) -> None:
-    """The loss of a step tells of the weights before it; these are the ones after it."""
-    if not jax.device_get(_all_finite(state.params)):
-        raise NonFiniteError(_non_finite(title, "a weight", "NaN or infinite", step))
+def _check_state(state: TrainState, *, step: int, title: str) -> None:
+    """The loss of a step tells of the weights before it; these are the ones after it.
+
+    Raises:
+      NonFiniteError: something in the state is not finite.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_finite(state)))
+    wrong = [
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, ok in leaves if not ok
+    ]
+    if wrong:
+        others = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
+        raise _non_finite(title, f"{wrong[0]}{others} of the state is NaN or infinite", step)
 
 
-def _non_finite(title: str, name: str, value: Any, step: int) -> str:
-    return (
-        f"{title}: {name} is {value} at step {step}. Nothing since the last checkpoint is kept. "
-        "Try a lower --config.optimizer.learning_rate, or another --config.seed, with a new "
-        "--workdir"
+def _non_finite(title: str, what: str, step: int) -> NonFiniteError:
+    return NonFiniteError(
+        f"{title}: {what} at step {step}. The last checkpoint is kept, and nothing after it",
+        "run again with --config.reseed raised by 1 to continue from there with other random "
+        "numbers, or begin anew with a lower --config.optimizer.learning_rate in another --workdir",
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from etils.epath import Path
 from ml_collections import ConfigDict
 from tiny_net import TinyNet
+from whole_run import finish
 
 # Before JAX starts. Eight CPU devices, so that the mapped step can be tested on 1, 4 and 8; and
 # one compilation cache for all processes of this test session, which its first makes.
@@ -109,3 +110,11 @@ def tiny_flags():
         "--config=experiments/digits_lt.py",
         *(f"--config.{field}={value}" for field, value in TINY.items()),
     ]
+
+
+@pytest.fixture(scope="session")
+def untouched(command_line, tiny_flags, make_folder):
+    """The workdir and the output of a tiny run that nothing happens to."""
+    workdir = make_folder("untouched") / "run"
+    output = finish(command_line(*tiny_flags, f"--workdir={workdir}"))
+    return workdir, output

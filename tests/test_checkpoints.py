@@ -1,4 +1,5 @@
 import pathlib
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -90,17 +91,78 @@ def test_lasting_checkpoints_stay_beside_the_last_two(tmp_path):
     assert_equal(restored, state_at(3, size=8))
 
 
-def test_a_damaged_checkpoint_says_what_to_delete(tmp_path):
+def test_behind_a_damaged_checkpoint_is_the_one_before(tmp_path, capsys):
     folder = tmp_path / "checkpoints"
     with checkpoints.open_checkpoints(folder, lasting=()) as manager:
         for step in (1, 2):
             checkpoints.save(manager, state_at(step, size=8))
     (folder / "2" / "state" / "_METADATA").unlink()
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        assert_equal(checkpoints.restore_latest(manager, state_at(0, size=8)), state_at(1, size=8))
+        assert "checkpoints/2 cannot be read" in (said := capsys.readouterr().out)
+        assert said.endswith("continuing from step 1\n")
+        # Training comes by again.
+        checkpoints.save(manager, state_at(2, size=8))
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        assert_equal(checkpoints.restore_latest(manager, state_at(0, size=8)), state_at(2, size=8))
+
+
+def test_nothing_is_deleted_where_no_checkpoint_can_be_read(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        for step in (1, 2):
+            checkpoints.save(manager, state_at(step, size=8))
+    for step in ("1", "2"):
+        (folder / step / "state" / "_METADATA").rename(tmp_path / step)
     with (
         checkpoints.open_checkpoints(folder, lasting=()) as manager,
-        pytest.raises(WorkdirError, match=r"checkpoints/2 cannot be read .* delete it"),
+        pytest.raises(WorkdirError, match=r"no checkpoint .*; .*/2 cannot be read .*: delete"),
     ):
         checkpoints.restore_latest(manager, state_at(0, size=8))
+    for step in ("1", "2"):
+        (tmp_path / step).rename(folder / step / "state" / "_METADATA")
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        assert int(checkpoints.restore_latest(manager, state_at(0, size=8)).step) == 2
+
+
+def test_a_checkpoint_without_what_else_belongs_to_its_step_is_passed_over(tmp_path):
+    folder = tmp_path / "checkpoints"
+
+    def check(step):
+        if step == 2:
+            raise WorkdirError("an evaluation is missing")
+
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        for step in (1, 2):
+            checkpoints.save(manager, state_at(step, size=8))
+        manager.wait_until_finished()
+        restored = checkpoints.restore_latest(manager, state_at(0, size=8), check=check)
+        assert int(restored.step) == 1
+        assert manager.all_steps() == [1]
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_an_error_that_says_so(tmp_path):
+    """No file of this process may grow, as on a full disk."""
+    folder = tmp_path / "checkpoints"
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        checkpoints.save(manager, state_at(1, size=8))
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save_on_a_full_disk():
+        with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, allowed[1]))
+            checkpoints.save(manager, state_at(2, size=8))
+
+    try:
+        with pytest.raises(WorkdirError, match=r"in .*checkpoints cannot be saved \("):
+            save_on_a_full_disk()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        assert int(checkpoints.restore_latest(manager, state_at(0, size=8)).step) == 1
+        checkpoints.save(manager, state_at(2, size=8))
+        manager.wait_until_finished()
+        assert int(checkpoints.restore_latest(manager, state_at(0, size=8)).step) == 2
 
 
 def test_a_flipped_bit_is_found(tmp_path):

@@ -3,11 +3,12 @@ import logging
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load_experiment
 
-from crest_jax import distributed, evaluate, generations, main, train
+from crest_jax import distributed, evaluate, files, generations, main, train
 from crest_jax.data import pseudo_labels, records, splits
 from crest_jax.errors import DataError, NonFiniteError, WorkdirError
 from crest_jax.rebalancing import darp
@@ -99,7 +100,7 @@ def test_tensorboard_events_are_written(learned):
 
 def test_non_finite_loss_stops_with_earlier_results_kept(tiny_config, tmp_path):
     config = tiny_config("rebalance=none", **{"optimizer.learning_rate": 1e30, "generations": 1})
-    with pytest.raises(NonFiniteError, match=r"generation 1 of 1: .*(loss|weight) .* at step \d"):
+    with pytest.raises(NonFiniteError, match=r"generation 1 of 1: .*(loss|params) .* at step \d"):
         main.run(config, tmp_path / "run")
     generation = tmp_path / "run" / "generation_00"
     assert not (generation / "result.json").exists()
@@ -114,11 +115,72 @@ def test_non_finite_weights_are_not_saved(tiny_config, tmp_path):
         **{"optimizer.learning_rate": 3e38, "optimizer.momentum": 1.0, "generations": 1, "steps": 1,
            "eval_every": 1, "checkpoint_every": 1},
     )  # fmt: skip
-    with pytest.raises(NonFiniteError, match="a weight is NaN or infinite at step 1"):
+    with pytest.raises(NonFiniteError, match=r"params/.* is NaN or infinite at step 1\."):
         main.run(config, tmp_path / "run")
     folder = tmp_path / "run" / "generation_00"
     assert not [path for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
     assert not (folder / "metrics.jsonl").exists()
+
+
+def test_the_terms_that_are_not_finite_first_are_named():
+    """Steps 5 to 8, sent two at a time: one term is infinite at step 7, others follow."""
+    two = [jnp.array([0.5, 0.25]), jnp.array([0.125, jnp.nan])]
+    pending = [
+        {"loss": two[0], "labeled_loss": two[0], "unlabeled_loss": two[0]},
+        {"loss": two[1], "labeled_loss": two[0], "unlabeled_loss": jnp.array([jnp.inf, jnp.nan])},
+    ]
+    with pytest.raises(
+        NonFiniteError, match=r"a run: unlabeled_loss is inf at step 7\. "
+    ) as caught:
+        train._average(pending, last_step=8, title="a run")
+    assert "labeled_loss is 0" not in str(caught.value)
+    whole = train._average(pending[:1] * 2, last_step=8, title="a run")
+    assert whole == {"loss": 0.375, "labeled_loss": 0.375, "unlabeled_loss": 0.375}
+
+
+def test_after_nan_a_run_continues_with_other_random_numbers(
+    tiny_config, tiny_model, tmp_path, monkeypatch, capsys
+):
+    """Step 10 of the first generation gives NaN, with the random numbers of this seed."""
+    config = tiny_config(**tiny_model)
+    unlucky = jax.random.key_data(generations.generation_keys(config, 0)[1])
+    make = generations.make_train_step
+
+    def make_unlucky(*arguments, **options):
+        step = make(*arguments, **options)
+
+        def unlucky_step(state, batch, inputs):
+            hit = (state.step == 9) & (jax.random.key_data(inputs.key) == unlucky).all()
+            new_state, metrics = step(state, batch, inputs)
+            metrics["unlabeled_loss"] = jnp.where(hit, jnp.nan, metrics["unlabeled_loss"])
+            return new_state, metrics
+
+        return unlucky_step
+
+    monkeypatch.setattr(generations, "make_train_step", make_unlucky)
+    workdir = tmp_path / "run"
+    for _ in range(2):  # the same again makes it no better
+        with pytest.raises(NonFiniteError, match=r"unlabeled_loss is nan at step 10.*--config.res"):
+            main.run(config, workdir)
+    here = workdir / "generation_00"
+    assert sorted(path.name for path in (here / "checkpoints").iterdir()) == ["6", "8"]
+    before = (here / "metrics.jsonl").read_text()
+    config.reseed = 1
+    capsys.readouterr()
+    main.run(config, workdir)
+    assert "generation 1 of 2 continues at step 8 of 12" in capsys.readouterr().out
+    assert (here / "metrics.jsonl").read_text().startswith(before)
+    results = files.read_json(workdir / "results.json")
+    assert [generation["reseed"] for generation in results["generations"]] == [1, 1]
+
+
+def test_reseeding_changes_the_order_of_examples_and_the_random_numbers_but_no_first_weights(
+    tiny_config,
+):
+    first, second = tiny_config(), tiny_config(reseed=1)
+    (init, steps), (same, other) = (generations.generation_keys(c, 0) for c in (first, second))
+    assert init == same
+    assert steps != other
 
 
 @pytest.mark.parametrize("split", ["labeled", "test"])
@@ -152,7 +214,10 @@ def test_a_checkpoint_without_its_evaluations_is_not_continued(learned, tiny_con
     (workdir / "generation_00" / "metrics.jsonl").unlink()
     (workdir / "generation_00" / "result.json").unlink()
     config = tiny_config(LEARNED_ARGUMENTS, **LEARNED)
-    with pytest.raises(WorkdirError, match=r"lacks 6 evaluations before step 150: delete .*_00"):
+    with pytest.raises(
+        WorkdirError,
+        match=r"no checkpoint in .*lacks 6 evaluations before step 150.*: delete .*generation_00 ",
+    ):
         main.run(config, workdir)
 
 
@@ -271,6 +336,9 @@ def test_what_a_later_generation_trains_with(wiring, second_generation):
     assert len(seen["labeled"].ids) > len(labeled.ids)
     assert seen["unlabeled"].ids == labeled.ids + unlabeled.ids
     assert (seen["generation"], seen["start"], seen["stop"]) == (1, 7, 12)
+    assert seen["seed"] == wiring.config.seed == 0
+    wiring.config.reseed = 1
+    assert second_generation(wiring)["seed"] == 1 << 32
     assert seen["constants"].temperature == pytest.approx(0.75)
     original = np.bincount(labeled.labels) / len(labeled.labels)
     np.testing.assert_allclose(seen["constants"].target_distribution, original, rtol=1e-6)
@@ -341,7 +409,9 @@ def test_darp_keeps_a_pseudo_label_of_every_image_and_refines_on_schedule(
     splits.prepare(config, tmp_path / "splits")
     data = splits.load(config.data, tmp_path / "splits")
     made = {}
-    monkeypatch.setattr(generations, "make_train_step", lambda *_, **options: made.update(options))
+    monkeypatch.setattr(
+        generations, "make_train_step", lambda *_, **options: made.update(options) or print
+    )
     program = generations.build(config, data)
     kept = jax.eval_shape(program.new_state, jax.random.key(0)).darp
     if rebalance == "none":
