@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 from fake_gcs import FakeGcs
 from PIL import Image
-from test_resume import figures
+from whole_run import figures
 
 from crest_jax import files
 from crest_jax.errors import WorkdirError
