@@ -113,7 +113,7 @@ def main() -> None:
     for setting in measure.settings_of(arguments):
         everything = noise(setting, ALL)
         compiled = measure.compile_steps(setting)
-        run_loop(compiled, setting, everything, setting.at_once)  # compiles what is around them
+        run_loop(compiled, setting, everything, 2 * setting.at_once)  # compiles what is around
         # Not through `interleaved`, whose clock would run while the loop starts and saves.
         alone, loop = [], []
         repeated = compiled.repeated()

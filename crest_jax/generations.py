@@ -31,7 +31,7 @@ from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import Example
 from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import ConfigError, DataError, Preempted, WorkdirError
-from crest_jax.models import MODELS
+from crest_jax.models import MODELS, convolution
 from crest_jax.rebalancing import (
     class_balanced_loss,
     crest,
@@ -52,6 +52,8 @@ RESULT = "result.json"
 UNLABELED_DISTRIBUTION = "unlabeled_distribution"
 # Of the batches that a device is sent together.
 _MOST_BYTES_AT_ONCE = 64 << 20
+# Whose convolutions are as fast in a loop as outside, on a CPU, and in which type.
+_LOOPED = ("crest_jax", "float32")
 
 
 class Program(NamedTuple):
@@ -477,8 +479,11 @@ def steps_at_once(config: ConfigDict, image_shape: tuple[int, ...], *, devices: 
     """How many steps the devices are sent together.
 
     As many as the config allows and a device's memory should hold, of which whole multiples make
-    up the steps from one evaluation or checkpoint to the next.
+    up the steps from one evaluation or checkpoint to the next. One on a CPU with XLA's own
+    convolutions, which take ten times as long within a loop.
     """
+    if jax.default_backend() == "cpu" and (convolution.whose(), config.dtype) != _LOOPED:
+        return 1
     stops = [each for each in (config.eval_every, config.checkpoint_every) if each < config.steps]
     between = math.gcd(config.steps, *stops)
     images = config.batch_size * (1 + config.unlabeled_ratio) // devices

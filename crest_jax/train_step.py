@@ -75,6 +75,11 @@ def in_a_row(train_step: TrainStep) -> TrainStep:
     def steps(
         state: TrainState, batches: DeviceBatch, generation: Generation
     ) -> tuple[TrainState, Metrics]:
+        if len(batches.labels) == 1:  # XLA would keep the loop
+            state, metrics = train_step(
+                state, jax.tree.map(lambda leaf: leaf[0], batches), generation
+            )
+            return state, jax.tree.map(lambda leaf: leaf[None], metrics)
         return lax.scan(lambda state, batch: train_step(state, batch, generation), state, batches)
 
     return jax.jit(steps, donate_argnums=0)

@@ -11,6 +11,7 @@ from conftest import load_experiment
 from crest_jax import distributed, evaluate, files, generations, main, train
 from crest_jax.data import pseudo_labels, records, splits
 from crest_jax.errors import DataError, NonFiniteError, WorkdirError
+from crest_jax.models import convolution
 from crest_jax.rebalancing import darp
 from crest_jax.train_state import TrainState
 
@@ -357,10 +358,20 @@ def test_what_a_later_generation_trains_with(wiring, second_generation):
     ],
 )
 def test_as_many_steps_are_sent_together_as_fit_between_evaluations_and_into_memory(
-    changes, devices, expected
+    changes, devices, expected, monkeypatch
 ):
     config = load_experiment("cifar10_lt", **changes)
+    monkeypatch.setattr(convolution, "whose", lambda: "crest_jax")
     assert generations.steps_at_once(config, (32, 32, 3), devices=devices) == expected
+
+
+@pytest.mark.parametrize(("whose", "dtype"), [("XLA", "float32"), ("crest_jax", "bfloat16")])
+def test_xlas_convolutions_are_not_looped_over_on_a_cpu(whose, dtype, monkeypatch):
+    config = load_experiment("cifar10_lt", dtype=dtype)
+    monkeypatch.setattr(convolution, "whose", lambda: whose)
+    assert generations.steps_at_once(config, (32, 32, 3), devices=1) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert generations.steps_at_once(config, (32, 32, 3), devices=1) == 8
 
 
 def test_a_run_that_stopped_between_comes_back_to_where_it_evaluates(

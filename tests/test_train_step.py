@@ -143,6 +143,20 @@ def test_steps_sent_together_are_those_sent_one_by_one(one_device, fresh, device
     assert_same_history([(state, metrics)], [(expected[-1][0], in_turn)])
 
 
+def test_a_single_step_is_not_looped_over(one_device, fresh):
+    (mesh, _, step), expected = one_device
+    batches = DeviceBatch(*(leaf[None] for leaf in batch_at(0)))
+    inputs = (
+        distributed.replicate(fresh, mesh),
+        distributed.split(batches, mesh, axis=1),
+        distributed.replicate(generation(), mesh),
+    )
+    steps = in_a_row(step)
+    state, metrics = steps(*inputs)
+    metrics = jax.tree.map(lambda leaf: leaf[0], metrics)
+    assert_same_history([(state, metrics)], expected[:1])
+
+
 def test_devices_share_a_batch_and_change_nothing(one_device, fresh):
     _, expected = one_device
     assert_same_history(run(build(8), fresh), expected)

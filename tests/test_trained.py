@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from crest_jax import evaluate, export, main, predict, trained
+from crest_jax import evaluate, export, files, main, predict, trained
 from crest_jax.data import records
 from crest_jax.distributed import data_mesh, replicate
 from crest_jax.errors import ConfigError, DataError, WorkdirError
@@ -270,11 +270,11 @@ def test_a_run_of_an_earlier_version_can_still_be_used(run, tmp_path):
     """One whose config had fewer fields."""
     earlier = tmp_path / "run"
     shutil.copytree(run, earlier)
-    content = json.loads((earlier / "config.json").read_text())
+    content = files.read_json(earlier / "config.json")
     for field in ("lanes", "image_size"):
         del content["config"]["data"][field]
     del content["config"]["optimizer"]["warm_up"]
-    (earlier / "config.json").write_text(json.dumps(content))
+    files.write_json(earlier / "config.json", content)
     trained.load(earlier)
     shutil.rmtree(earlier / "generation_01" / "checkpoints")
     with pytest.raises(WorkdirError, match="checkpoints is missing"):
