@@ -224,7 +224,7 @@ def _of_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
             error
         )
     except csv.Error as error:
-        raise DataError(f"{table}, line {rows.line_num}: {error}") from error
+        raise DataError(f"{table}, line {rows.reader.line_num}: {error}") from error
     if wrong:
         raise DataError(f"{table}: {_some(wrong, '; ')}")
     if not listed:
