@@ -267,7 +267,9 @@ def _readable(
         else:
             found[each.id.partition("/")[0]].append(what)
     if not unreadable:
-        folders.listing.unlink(missing_ok=True)
+        with files.writing(folders.listing):
+            if folders.listing.exists():  # of an earlier attempt
+                folders.listing.unlink()
         return found
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows([("file", "reason"), *unreadable])

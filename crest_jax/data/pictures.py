@@ -23,7 +23,8 @@ from crest_jax.errors import CrestError
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # MPO is a JPEG with more behind it, as telephones write them.
 _JPEG = ("JPEG", "MPO")
-_ORIENTATION = 0x0112  # in EXIF; 1 is upright
+_ORIENTATION = 0x0112  # in EXIF
+_TURNED = range(2, 9)
 _PNG_BIT_DEPTH = 24  # where the header has it
 
 
@@ -61,7 +62,8 @@ def normalised(content: bytes, *, max_pixels: int, grey: bool = False) -> bytes:
         modes = ("L",) if grey else ("L", "RGB")
         if image.mode in modes and _is_plain(image, content):
             return content
-        upright = _opaque(ImageOps.exif_transpose(image), image.format)
+        upright = ImageOps.exif_transpose(image) if _is_turned(image) else image
+        upright = _opaque(upright, image.format)
         upright = upright.convert("L" if grey or upright.mode in ("1", "L") else "RGB")
         file = io.BytesIO()
         # Anew from its pixels: without the profile and remarks of the original.
@@ -103,8 +105,15 @@ def seen(
 def _is_plain(image: Image.Image, content: bytes) -> bool:
     """Whether a grey or RGB picture needs nothing done to it."""
     of_8_bits = image.format in _JPEG or (image.format == "PNG" and content[_PNG_BIT_DEPTH] == 8)
-    upright = image.getexif().get(_ORIENTATION, 1) == 1
-    return of_8_bits and upright and not image.has_transparency_data
+    return of_8_bits and not image.has_transparency_data and not _is_turned(image)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether EXIF says so; where it says nothing that can be read, the picture is as it is."""
+    try:
+        return image.getexif().get(_ORIENTATION) in _TURNED
+    except Exception:
+        return False
 
 
 def _opaque(image: Image.Image, stored_as: str | None) -> Image.Image:

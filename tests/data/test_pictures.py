@@ -155,6 +155,14 @@ def test_pictures_are_turned_upright(orientation, kind):
     np.testing.assert_array_equal(pixels_of(normalised(content)), UPRIGHT[orientation](as_stored))
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF", turned(0), turned(9)])
+def test_what_exif_cannot_mean_is_ignored(exif):
+    content = file_of(COLOURS, "JPEG", exif=exif)
+    assert normalised(content) is content
+    cut = file_of(np.concatenate([COLOURS, ALPHA], axis=-1), "PNG", exif=exif)
+    np.testing.assert_allclose(pixels_of(normalised(cut)), ON_WHITE, atol=1)
+
+
 def test_grey_is_luma_where_it_is_asked_for():
     found = pixels_of(normalised(file_of(COLOURS), grey=True))
     np.testing.assert_allclose(found, COLOURS @ [0.299, 0.587, 0.114], atol=1)
