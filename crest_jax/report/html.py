@@ -134,7 +134,9 @@ def _splits(run: Run) -> str:
     splits = run.results.get("splits")
     if splits is None:
         return ""
-    counts = ", ".join(f"{each['images']:,} {name}" for name, each in splits.items())
+    counts = ", ".join(
+        f"{each['images']:,} {name}" for name, each in splits.items() if each["images"]
+    )
     said = f"Images: {counts}."
     if splits["test"]["held_out"]:
         said += " The test images were held out of those given as labeled."
