@@ -95,6 +95,14 @@ def image_folder(folders: Folders) -> Source:
         held_out = long_tail.hold_out(labels, folders.test_fraction)
         for name, chosen in (("train", ~held_out), ("test", held_out)):
             splits[name] = [found["labeled"][row] for row in np.flatnonzero(chosen)]
+    if not splits["test"]:
+        why = "none of data.test can be read" if folders.test else "each class has a single one"
+        raise DataError(f"there is no image to test on, since {why}: give some as data.test")
+    if folders.unlabeled and not splits["unlabeled"]:
+        raise DataError(
+            f"data.unlabeled={folders.unlabeled!r} has no image that can be read; see "
+            f"{folders.listing}"
+        )
     _warn(splits, class_names)
 
     def labels_of(split: str) -> Int[np.ndarray, " examples"]:
@@ -117,7 +125,6 @@ def _with_classes(field: str, where: str) -> list[_Listed]:
     place = _place(field, where)
     if _is_csv(place):
         return _of_csv(field, place, ("path", "label"))
-    names = {pictures.utf8(Path(each.name)) for each in place.iterdir() if _is_class(each)}
     listed = []
     outside = []
     for path in pictures.below(place):
@@ -132,6 +139,7 @@ def _with_classes(field: str, where: str) -> list[_Listed]:
             f"data.{field}={where!r} holds {_some(outside)} beside its folders: move each image "
             "into the folder of its class"
         )
+    names = {pictures.utf8(Path(each.name)) for each in place.iterdir() if _is_class(each)}
     empty = sorted(names - {str(each.class_name) for each in listed})
     if empty or not listed:
         raise DataError(

@@ -149,6 +149,17 @@ def test_hidden_files_links_endings_and_names_that_are_no_text(folder):
         ({"none/cat.txt": b""}, {"labeled": "none"}, r"wants a folder for each class, .* is none$"),
         ({"none/cat.txt": b""}, {"unlabeled": "none"}, r"data\.unlabeled=.* holds no image file"),
         ({"test/eel/1.png": 1}, {"test": "test"}, r"classes that .* have not: eel; there are bee"),
+        ({"one/a/1.png": 1, "one/b/1.png": 2}, {"labeled": "one"}, r"each class has a single one"),
+        (
+            {"test/bee/0.png": b"", "test/cat/0.png": b""},
+            {"test": "test", "unreadable": 2.0},
+            r"no image to test on, since none of data\.test can be read",
+        ),
+        (
+            {"bad/1.png": b""},
+            {"unlabeled": "bad", "unreadable": 1.0},
+            r"data\.unlabeled='.*bad' has no image that can be read; see .*unreadable\.csv",
+        ),
         (
             {"labeled/eel/1.png": b"no picture"},
             {"unreadable": 5.0},
