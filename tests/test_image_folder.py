@@ -178,11 +178,12 @@ def test_without_unlabeled_images_a_part_of_the_labels_is_put_aside(config_of, t
 
 
 def test_images_as_they_are_stored_must_be_of_one_shape_in_all_splits(config_of, tmp_path):
-    for name, side in (("labeled/0/1", 8), ("labeled/1/1", 8), ("unlabeled/1", 9)):
+    labeled = [(f"labeled/{label}/{number}", 8) for label in range(2) for number in range(2)]
+    for name, side in [*labeled, ("unlabeled/1", 9)]:
         path = tmp_path / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (side, side)).save(pathlib.Path(path))
     where = {"data.labeled": f"{tmp_path}/labeled", "data.unlabeled": f"{tmp_path}/unlabeled"}
     config = config_of(**where, **{"long_tail.beta": 1.0, "data.image_size": 0})
-    with pytest.raises(DataError, match=r"labeled \(8, 8, 1\), unlabeled \(9, 9, 1\)\): set --con"):
+    with pytest.raises(DataError, match=r"labeled \(8, 8, 1\), unlabeled \(9, 9, 1\), test "):
         main.run(config, tmp_path / "run")
