@@ -21,6 +21,7 @@ from etils.epath import Path
 from PIL import Image
 
 from crest_jax.data import records, stream
+from crest_jax.data.decode import View
 from crest_jax.data.sources import Example
 
 CLASSES = 127
@@ -54,7 +55,7 @@ def measure(examples: int, side: int, steps: int, lanes: int, window: int) -> No
         batches = stream.batches(
             [folder],
             [folder],
-            stream.Streaming(side, lanes, window),
+            stream.Streaming(View(side, "random"), lanes, window),
             batch_size=32, unlabeled_ratio=3, seed=0, generation=0, start=0, stop=steps + 5,
         )  # fmt: skip
         for _ in range(5):

@@ -19,6 +19,11 @@ from crest_jax.rebalancing import PSEUDO_LABELS, REBALANCING, SELF_TRAINING, par
 DTYPES = ("float32", "bfloat16")
 # Whether the unlabeled set's classes shrink as the labeled set's do, or the other way round.
 ORDERS = ("same", "reversed")
+# Which part of an image becomes a square of `data.image_size`: all of it, squeezed; the square in
+# its middle; or in training a random part, and in evaluations the square in the middle.
+CROPS = ("none", "central", "random")
+# Of an image; more is an array of more than 2^29 bytes, which TensorFlow does not decode.
+MOST_PIXELS = 2**29 // 3
 # What the unlabeled data's class distribution is taken to be.
 DISTRIBUTIONS = ("labeled", "given", "predicted")
 
@@ -51,7 +56,8 @@ def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -
         if not equals or key not in defaults:
             raise ConfigError(
                 f"experiment argument {pair!r} is not key=value with a key among "
-                f"{', '.join(defaults)}"
+                f"{', '.join(defaults)}; a value with a comma in it can only be given as a config "
+                "field, such as --config.data.data_dir=VALUE"
             )
         if key in _CHOICES and value not in _CHOICES[key]:
             raise ConfigError(f"{key}={value} is not one of {', '.join(_CHOICES[key])}")
@@ -126,7 +132,14 @@ def default_config(
                 "download": True,
                 "test_split": "test",
                 "class_table": "",
+                "labeled": "",
+                "unlabeled": "",
+                "test": "",
+                "test_fraction": 0.2,
+                "unreadable": 0.01,
+                "max_pixels": 100_000_000,
                 "image_size": 0,
+                "crop": "none",
                 "stream": False,
                 "lanes": 1,
                 "window": 4096,
@@ -180,6 +193,7 @@ def validate(config: ConfigDict, *, devices: int = 1, hosts: int = 1) -> None:
     checks = _Checks(config)
     _check_training(checks, devices)
     _check_streaming(checks, hosts)
+    _check_images(checks)
     _check_long_tail(checks)
     checks.one_of("method", tuple(ALGORITHMS))
     if config.method in ALGORITHMS:
@@ -288,6 +302,48 @@ def _check_streaming(checks: _Checks, hosts: int) -> None:
     )
 
 
+def _check_images(checks: _Checks) -> None:
+    data = checks.config.data
+    one_s_own = data.name == "image_folder"
+    for field in ("labeled", "unlabeled", "test"):
+        name, value = f"data.{field}", data[field]
+        checks.require(name, isinstance(value, str), "the path of a folder or CSV file, or empty")
+        if field == "labeled" and one_s_own:
+            checks.require(name, bool(value), "the path of a folder or CSV file")
+        elif not one_s_own:
+            checks.require(name, not value, f"empty when data.name={data.name}")
+    fraction, limit, pixels = data.test_fraction, data.unreadable, data.max_pixels
+    checks.require("data.test_fraction", _is_number(fraction) and 0 < fraction < 1, "in (0, 1)")
+    checks.require(
+        "data.unreadable",
+        _is_number(limit) and (0 <= limit < 1 or (limit < math.inf and limit == int(limit))),
+        "a part of all files, in [0, 1), or a whole number of them",
+    )
+    checks.require(
+        "data.max_pixels",
+        _is_number(pixels) and 1 <= pixels <= MOST_PIXELS and pixels == int(pixels),
+        f"a whole number between 1 and {MOST_PIXELS}",
+    )
+    checks.one_of("data.crop", CROPS)
+    if not data.image_size:
+        checks.require("data.crop", data.crop == "none", "none when data.image_size=0")
+    if data.unlabeled:
+        checks.require(
+            "data.unlabeled",
+            checks.config.long_tail.to_dict() == {"beta": 1},
+            "empty unless long_tail.beta=1: with it, all images of data.labeled are labeled",
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _all_labeled(config: ConfigDict) -> bool:
+    """Whether there are no unlabeled images but those that are labeled."""
+    return config.long_tail.get("beta", 0) == 1 and not config.data.unlabeled
+
+
 def _check_long_tail(checks: _Checks) -> None:
     long_tail = checks.config.long_tail
     if "n_max" in long_tail:
@@ -300,7 +356,7 @@ def _check_long_tail(checks: _Checks) -> None:
     if checks.config.generations > 1:
         checks.require(
             "long_tail.beta",
-            long_tail.beta < 1,
+            not _all_labeled(checks.config),
             "below 1 for more than one generation: at 1 nothing is left to pseudo-label",
         )
 
@@ -370,8 +426,7 @@ def _check_unlabeled_distribution(checks: _Checks, names: Sequence[str]) -> None
             f"labeled where nothing looks at it; {', '.join(users)} do, but for "
             "alignment.target=labeled_average",
         )
-    all_labeled = checks.config.long_tail.get("beta", 0) == 1
-    if source == "predicted" and all_labeled:
+    if source == "predicted" and _all_labeled(checks.config):
         checks.require(
             "unlabeled_distribution.source",
             False,
@@ -396,6 +451,9 @@ def _check_unlabeled_distribution(checks: _Checks, names: Sequence[str]) -> None
 def completed(config: ConfigDict) -> ConfigDict:
     """A config of an earlier version, with the defaults of the fields that there were not yet."""
     defaults = default_config(ConfigDict({name: config[name] for name in ("method", "rebalance")}))
+    # Once streamed images were cropped at random, and others in the middle.
+    if config.data.get("image_size", 0):
+        defaults.data.crop = "random" if config.data.get("stream", False) else "central"
     filled = ConfigDict(config.to_dict())
     for key, value in defaults.items():
         if key not in filled:

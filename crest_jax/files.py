@@ -235,6 +235,35 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, but for hidden ones and what is in hidden folders.
+
+    Links are followed; a folder that several lead to is looked into once.
+
+    Raises:
+      WorkdirError: a folder cannot be looked into.
+    """
+    with _reading(folder):
+        if is_remote(folder):
+            for above, _, names in folder.walk():
+                hidden = any(part.startswith(".") for part in above.relative_to(folder).parts)
+                yield from (above / name for name in names if not hidden and name[0] != ".")
+            return
+        seen = set()
+        for above, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+            status = os.stat(above)  # noqa: PTH116
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if name[0] != ".")
+            yield from (Path(above) / name for name in names if name[0] != ".")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def begin_folder(folder: Path) -> None:
     """Makes a folder that is not whole yet, without what an earlier attempt has left in it.
 

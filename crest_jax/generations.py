@@ -25,10 +25,10 @@ from ml_collections import ConfigDict
 
 from crest_jax import distributed, evaluate, files, report, results, train_state, workdir
 from crest_jax.algorithms import ALGORITHMS
-from crest_jax.data import pipeline, pseudo_labels, records, stream
+from crest_jax.data import decode, pipeline, pseudo_labels, records, stream
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
-from crest_jax.data.sources import Example
+from crest_jax.data.sources import UNKNOWN, Example
 from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import ConfigError, DataError, Preempted, WorkdirError
 from crest_jax.models import MODELS, convolution
@@ -80,6 +80,8 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
     """
     distributed.together(lambda: splits_lib.prepare(config, folder / "splits"), first_only=True)
     splits = distributed.together(partial(splits_lib.load, config.data, folder / "splits"))
+    sizes = sizes_of(config, splits)
+    distributed.say(text.splits_line(sizes, splits.class_names))
     program = build(config, splits)
     finished = distributed.first_says(
         lambda: [is_finished(folder, generation) for generation in range(config.generations)]
@@ -93,12 +95,29 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
             found.append(run_generation(config, folder, generation, splits, program))
         # Where the next one was finished before, they are written with that.
         if not any(finished[generation + 1 : generation + 2]):
-            summary = results.of_run(config, splits.class_names, found)
+            summary = results.of_run(config, splits.class_names, sizes, found)
             distributed.together(partial(_write_results, folder, summary), first_only=True)
         distributed.say(text.generation_table(found[-1], splits.class_names))
     if config.generations > 1:
         distributed.say(text.results_table(found, splits.class_names))
     return summary
+
+
+def sizes_of(config: ConfigDict, splits: Splits) -> dict[str, Any]:
+    """How many `images` each split has, and `per_class`, or None where that is not known.
+
+    Of the test images, also whether they are `held_out` of those that were given as labeled.
+    """
+    sizes = {
+        name: {
+            "images": split.examples,
+            "per_class": None if split.per_class is None else split.per_class.tolist(),
+        }
+        for name, split in splits._asdict().items()
+        if isinstance(split, Split)
+    }
+    sizes["test"]["held_out"] = config.data.name == "image_folder" and not config.data.test
+    return sizes
 
 
 def _write_results(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -255,17 +274,20 @@ def write_pseudo_labels(folder: Path, scored: PseudoLabels) -> None:
     distributed.together(lambda: pseudo_labels.finish(folder, written), first_only=True)
 
 
-def count_pseudo_labels(folder: Path, classes: int) -> Int[np.ndarray, "2 classes classes"]:
-    """Counts all pseudo-labels, and the selected ones, by true class (row) and label (column)."""
+def count_pseudo_labels(folder: Path, classes: int) -> Int[np.ndarray, "2 truths classes"]:
+    """Counts all pseudo-labels, and the selected ones, by true class (row) and label (column).
 
-    def count() -> Int[np.ndarray, "2 classes classes"]:
-        counts = np.zeros((2, classes, classes), np.int64)
+    A last row is of those whose true class is not known.
+    """
+
+    def count() -> Int[np.ndarray, "2 truths classes"]:
+        counts = np.zeros((2, classes + 1, classes), np.int64)
         for part in pseudo_labels.parts(
             folder, host=jax.process_index(), hosts=jax.process_count()
         ):
-            chosen = part.selected
-            counts[0] += evaluate.confusion_matrix(part.truth, part.labels, classes)
-            counts[1] += evaluate.confusion_matrix(part.truth[chosen], part.labels[chosen], classes)
+            truth = np.where(part.truth == UNKNOWN, classes, part.truth)
+            np.add.at(counts[0], (truth, part.labels), 1)
+            np.add.at(counts[1], (truth[part.selected], part.labels[part.selected]), 1)
         return counts
 
     return distributed.total(distributed.together(count))
@@ -421,22 +443,30 @@ def batches_of(
         "process": jax.process_index(),
         "processes": jax.process_count(),
     }
+    view = decode.view_of(config.data)
+    of_run = here.parent / "splits"
+    of_all = [of_run / "labeled", of_run / "unlabeled"]
     if config.data.stream:
-        of_run = here.parent / "splits"
         return partial(
             stream.batches,
             [here / "labeled"],
-            [of_run / "labeled", of_run / "unlabeled"],
-            stream.Streaming(config.data.image_size, config.data.lanes, config.data.window),
+            of_all,
+            stream.Streaming(view, config.data.lanes, config.data.window),
             **shared,
         )
-    labeled = distributed.together(
-        partial(records.load, here / "labeled", image_size=config.data.image_size)
-    )
+    if view.crop == "random":
+        labeled, everything = distributed.together(
+            lambda: (
+                records.load_encoded([here / "labeled"], view),
+                records.load_encoded(of_all, view),
+            )
+        )
+    else:
+        labeled = distributed.together(partial(records.load, here / "labeled", view))
+        everything = splits.labeled.images + splits.unlabeled.images
     probabilities = None
     if "rs" in parts(config.rebalance):
         probabilities = resampling.sampling_probabilities(labeled.labels, splits.class_names)
-    everything = splits.labeled.images + splits.unlabeled.images
     return partial(
         pipeline.batches, labeled, everything, labeled_probabilities=probabilities, **shared
     )

@@ -43,7 +43,9 @@ _COMPILATION_CACHE = Path("~").expanduser() / ".cache" / "crest_jax" / "compiled
 def default_workdir(config_argument: str) -> Path:
     """`experiments/cifar10_lt.py:gamma=50` runs in `runs/cifar10_lt-gamma=50`."""
     path, _, arguments = config_argument.partition(":")
-    return Path("runs") / "-".join(filter(None, [Path(path).stem, arguments.replace(",", "-")]))
+    # One folder, though arguments may be paths.
+    name = arguments.replace(",", "-").replace("/", "_")
+    return Path("runs") / "-".join(filter(None, [Path(path).stem, name]))
 
 
 def main(argv: list[str]) -> None:

@@ -18,17 +18,15 @@ from collections.abc import Sequence
 import numpy as np
 from etils.epath import Path
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
 from scipy.special import softmax
 
 from crest_jax import distributed, evaluate, files, trained
-from crest_jax.data import decode
+from crest_jax.data import pictures
+from crest_jax.data.decode import View
 from crest_jax.errors import ConfigError, CrestError, DataError
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.trained import Trained
 
-# Raster formats that Pillow decodes by itself; others start further programs.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 COLUMNS = ("file", "class", "confidence")
 ADJUSTED_COLUMNS = ("adjusted_class", "adjusted_confidence")
 
@@ -41,58 +39,30 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"--images={folder} is not a folder")
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
-    found = sorted(
-        above / name
-        for above, _, names in folder.walk()
-        for name in names
-        if Path(name).suffix.lower() in endings and not name.startswith(".")
-    )
+    found = pictures.below(folder)
     if not found:
-        raise DataError(f"--images={folder} holds no image file of {', '.join(FORMATS)}")
+        raise DataError(f"--images={folder} holds no image file of {', '.join(pictures.FORMATS)}")
     return found
 
 
 def read_image(
-    path: Path, shape: tuple[int, int, int], *, central: bool
+    path: Path, shape: tuple[int, int, int], view: View, *, max_pixels: int
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Reads an image of any size and kind as one of this shape.
+    """Reads an image of any size and kind, as evaluations see those of a data set.
 
     Args:
       path: of the file.
-      shape: height, width and channels.
-      central: whether to take its central square, instead of squeezing it whole.
+      shape: height, width and channels of the data set's images.
+      view: of these.
+      max_pixels: an image of more is not decoded.
 
     Raises:
       DataError: it cannot be read.
     """
-    height, width, channels = shape
     try:
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as stored:
-            image = _opaque(ImageOps.exif_transpose(stored))
-            image = image.convert("L" if channels == 1 else "RGB")
-            if central:
-                return decode.central_part(np.asarray(image), height).numpy()
-            if image.size != (width, height):
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
-            return np.asarray(image).reshape(shape)
-    # Pillow raises all of these.
-    except (
-        SyntaxError, ValueError, Image.DecompressionBombError, *files.failures()
-    ) as error:  # fmt: skip
+        return pictures.seen(path.read_bytes(), shape, view, max_pixels=max_pixels)
+    except (ValueError, *files.failures()) as error:
         raise DataError(f"{path} cannot be read as an image ({files.reason(error)})") from error
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """The image with 8 bits a channel, on white where it is transparent."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels have 32 bits (mode {image.mode}): convert it to 8")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA"))
-    return image
 
 
 def logits_of(
@@ -115,7 +85,8 @@ def logits_of(
         images = []
         for path in paths[start : start + size]:
             try:
-                images.append(read_image(path, model.image_shape, central=model.central))
+                image = read_image(path, model.image_shape, model.view, max_pixels=model.max_pixels)
+                images.append(image)
                 readable.append(path)
             except DataError as error:
                 wrong.append(error)
@@ -154,11 +125,6 @@ def table(
     return lines.getvalue()
 
 
-def _name(path: Path) -> str:
-    """As UTF-8 can have it, whatever the file system allows."""
-    return path.as_posix().encode(errors="surrogateescape").decode(errors="replace")
-
-
 def main() -> None:
     """Writes the CSV."""
     parser = argparse.ArgumentParser(
@@ -182,7 +148,7 @@ def main() -> None:
             print(f"left out: {error}", file=sys.stderr)
         if not readable:
             raise DataError(f"--images={arguments.images} holds no image that can be read")
-        names = [_name(path.relative_to(arguments.images)) for path in readable]
+        names = [pictures.utf8(path.relative_to(arguments.images)) for path in readable]
         tau = arguments.tau if arguments.logit_adjust else None
         files.write_text(arguments.output, table(model, names, logits, tau))
         print(f"{arguments.output}: {len(readable)} images, generation {model.generation}")

@@ -78,27 +78,41 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summarize_pseudo_labels(
-    all_of_them: Int[np.ndarray, "classes classes"], chosen: Int[np.ndarray, "classes classes"]
+    all_of_them: Int[np.ndarray, "truths classes"], chosen: Int[np.ndarray, "truths classes"]
 ) -> dict[str, list]:
     """Counts pseudo-labels by predicted class, and compares them with the truth.
 
     Args:
-      all_of_them: the unlabeled examples by true class (row) and pseudo-label (column).
+      all_of_them: the unlabeled examples by true class (row) and pseudo-label (column); the last
+        row is of those whose true class is not known.
       chosen: likewise, those that the next generation trains on.
 
     Returns:
       Per class: how many `examples` there are, `predicted` and `selected` counts, `precision` and
       `selected_precision` (right ones among these, per cent, None where there are none), and
-      `recall` on the unlabeled split.
+      `recall` on the unlabeled split. Where the true class of any is not known, everything but the
+      counts of `predicted` and `selected` is None.
     """
-    return {
-        "examples": all_of_them.sum(axis=1).tolist(),
+    counts = {
         "predicted": all_of_them.sum(axis=0).tolist(),
         "selected": chosen.sum(axis=0).tolist(),
-        "precision": evaluate.per_class_precision(all_of_them),
-        "selected_precision": evaluate.per_class_precision(chosen),
-        "recall": evaluate.per_class_recall(all_of_them),
     }
+    if all_of_them[-1].any():
+        unknown = [None] * all_of_them.shape[1]
+        names = ("examples", "precision", "selected_precision", "recall")
+        return counts | {name: unknown for name in names}
+    known, chosen = all_of_them[:-1], chosen[:-1]
+    return counts | {
+        "examples": known.sum(axis=1).tolist(),
+        "precision": evaluate.per_class_precision(known),
+        "selected_precision": evaluate.per_class_precision(chosen),
+        "recall": evaluate.per_class_recall(known),
+    }
+
+
+def truth_is_known(pseudo_labels: Mapping[str, Any]) -> bool:
+    """Whether what `summarize_pseudo_labels` has returned says how many are right."""
+    return None not in pseudo_labels["examples"]
 
 
 # What a run was, as far as runs are compared by it.
@@ -111,14 +125,25 @@ _HEADLINE = (
 
 
 def of_run(
-    config: ConfigDict, class_names: Sequence[str], generations: Sequence[Mapping[str, Any]]
+    config: ConfigDict,
+    class_names: Sequence[str],
+    splits: Mapping[str, Any],
+    generations: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What results.json holds: the last generation's figures above those of all generations."""
+    """What results.json holds: the last generation's figures above those of all generations.
+
+    Args:
+      config: of the run.
+      class_names: by label.
+      splits: how many images there are in each.
+      generations: their result.json.
+    """
     return {
         "method": config.method,
         "rebalance": config.rebalance,
-        "data": config.data.name,
+        "data": data_of(config),
         "class_names": list(class_names),
+        "splits": dict(splits),
         "long_tail": config.long_tail.to_dict(),
         "alignment": config.alignment.to_dict(),
         "unlabeled_distribution": config.unlabeled_distribution.to_dict(),
@@ -127,3 +152,9 @@ def of_run(
         **{name: generations[-1][name] for name in _HEADLINE},
         "generations": list(generations),
     }
+
+
+def data_of(config: ConfigDict) -> str:
+    """The data set by its name; one's own by where it is, so that two are told apart."""
+    folders = [config.data[name] for name in ("labeled", "unlabeled", "test")]
+    return " ".join([config.data.name, *filter(None, folders)])

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from crest_jax import checkpoints, generations, workdir
 from crest_jax.config import completed, validate
 from crest_jax.data import records
+from crest_jax.data.decode import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.train import reported_steps
 
@@ -26,8 +27,8 @@ class Trained(NamedTuple):
     # p(y), of the original labeled set.
     class_distribution: Float[np.ndarray, " classes"]
     image_shape: tuple[int, int, int]
-    # Whether images are their central squares (`data.decode.central`).
-    central: bool
+    view: View  # of an image
+    max_pixels: int  # an image of more is not decoded
     generation: int  # from 1
     eval_batch_size: int
 
@@ -92,7 +93,8 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
         class_names,
         counts / counts.sum(),
         image_shape,
-        config.data.image_size > 0,
+        view_of(config.data),
+        config.data.max_pixels,
         generation,
         config.eval_batch_size,
     )

@@ -53,6 +53,7 @@ def get_config(arguments=None):
 def _as_imagenet(config):
     config.data.name = "imagenet2012"
     config.data.image_size = 224
+    config.data.crop = "random"
     config.data.stream = True
     config.data.shards = 1024
     config.data.lanes = 16

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from etils.epath import Path
+from ml_collections import ConfigDict
 
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.augment.rand_augment import OPERATIONS
@@ -11,6 +12,7 @@ from crest_jax.config import (
     ARGUMENTS,
     ORDERS,
     alignment_targets,
+    completed,
     default_config,
     differences,
     parse_arguments,
@@ -66,6 +68,8 @@ def experiment(path, arguments=None):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if path.stem == "image_folder":  # whose images are not given by default
+        arguments = f"labeled=photos,{arguments or ''}"
     return module.get_config(arguments)
 
 
@@ -294,6 +298,93 @@ def test_imagenet127_is_affordable_at_32_and_64_pixels():
         experiment(named("imagenet127"), "resolution=100")
 
 
+# One's own images
+
+
+def test_own_images_are_all_labeled_where_there_are_unlabeled_ones():
+    config = experiment(named("image_folder"), "unlabeled=more,test=held=out,image_size=32")
+    found = (config.data.labeled, config.data.unlabeled, config.data.test)
+    assert found == ("photos", "more", "held=out")
+    assert (config.data.name, config.data.image_size) == ("image_folder", 32)
+    assert config.long_tail.to_dict() == {"beta": 1.0}
+    validate(config)
+    with pytest.raises(ConfigError, match=r"beta=0\.5 is the part of data\.labeled"):
+        experiment(named("image_folder"), "unlabeled=more,beta=0.5")
+
+
+def test_a_part_of_own_images_is_labeled_where_there_are_no_others():
+    assert experiment(named("image_folder")).long_tail.to_dict() == {"beta": 0.1}
+    config = experiment(named("image_folder"), "beta=0.3")
+    assert config.long_tail.to_dict() == {"beta": 0.3}
+    validate(config)
+    config.long_tail.beta = 1.0
+    (line,) = problems_of(config)
+    assert line.startswith("long_tail.beta=1.0 must be below 1 for more than one generation")
+
+
+def test_own_images_may_be_given_as_fields():
+    config = experiment(named("image_folder"))
+    config.data.labeled = "a,b"
+    validate(config)
+    config.data.unlabeled = "c,d"
+    (line,) = problems_of(config)
+    assert line.startswith("data.unlabeled='c,d' must be empty unless long_tail.beta=1")
+    config.long_tail.beta = 1.0
+    validate(config)
+    with pytest.raises(ConfigError, match=r"'b'.* a value with a comma .* config field"):
+        experiment(named("image_folder"), "labeled=a,b")
+
+
+@pytest.mark.parametrize("field", ["labeled", "unlabeled", "test"])
+def test_own_images_are_of_the_source_that_takes_them(field):
+    config = config_with(**{f"data.{field}": "photos"})
+    assert f"data.{field}='photos' must be empty when data.name=cifar10" in problems_of(config)
+
+
+def test_own_images_must_be_given():
+    config = experiment(named("image_folder"))
+    config.data.labeled = ""
+    assert problems_of(config) == ["data.labeled='' must be the path of a folder or CSV file"]
+
+
+@pytest.mark.parametrize("value", [None, [], "some", b"some", True])
+@pytest.mark.parametrize("field", ["test_fraction", "unreadable", "max_pixels", "crop", "labeled"])
+def test_a_field_of_another_type_is_named(field, value):
+    if field == "labeled" and value == "some":
+        value = 3
+    plain = experiment(named("image_folder")).to_dict()
+    plain["data"][field] = value
+    lines = problems_of(ConfigDict(plain))
+    assert [line.split("=")[0] for line in lines] == [f"data.{field}"] * len(lines)
+
+
+def test_a_cut_needs_a_size_to_resize_to():
+    for crop in ("central", "random"):
+        (line,) = problems_of(config_with(data__crop=crop))
+        assert line == f"data.crop={crop!r} must be none when data.image_size=0"
+        validate(config_with(data__crop=crop, data__image_size=16))
+
+
+@pytest.mark.parametrize(
+    ("size", "stream", "crop"),
+    [(0, False, "none"), (0, True, "none"), (64, False, "central"), (64, True, "random")],
+)
+def test_an_earlier_config_has_the_cut_that_there_was(size, stream, crop):
+    earlier = config_with(data__image_size=size, data__stream=stream)
+    for field in (
+        "crop",
+        "labeled",
+        "unlabeled",
+        "test",
+        "test_fraction",
+        "unreadable",
+        "max_pixels",
+    ):
+        del earlier.data[field]
+    expected = config_with(data__image_size=size, data__stream=stream, data__crop=crop)
+    assert to_plain(completed(earlier)) == to_plain(expected)
+
+
 # DARP's protocol
 
 
@@ -390,6 +481,16 @@ def test_a_distribution_is_given_only_where_it_is_the_source():
 # Validation
 
 BAD_FIELDS = [
+    ("data.crop", "middle", "none, central, random"),
+    ("data.test_fraction", 0.0, "in (0, 1)"),
+    ("data.test_fraction", 1.0, "in (0, 1)"),
+    ("data.test_fraction", math.nan, "in (0, 1)"),
+    ("data.unreadable", -0.1, "[0, 1), or a whole number"),
+    ("data.unreadable", 1.5, "[0, 1), or a whole number"),
+    ("data.unreadable", math.inf, "[0, 1), or a whole number"),
+    ("data.unreadable", math.nan, "[0, 1), or a whole number"),
+    ("data.max_pixels", 0, "between 1 and 178956970"),
+    ("data.max_pixels", 178_956_971, "between 1 and 178956970"),
     ("method", "fixmatsch", "fixmatch"),
     ("model.name", "vgg", "wide_resnet, resnet"),
     ("alignment.target", "uniform", "progressive"),

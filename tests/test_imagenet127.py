@@ -17,6 +17,7 @@ from tfds_miniature import store
 
 from crest_jax import generations, main, predict, trained
 from crest_jax.data import pseudo_labels, records, splits
+from crest_jax.data.decode import View
 from crest_jax.errors import ConfigError, DataError
 from crest_jax.train_step import DeviceBatch, Generation
 
@@ -156,7 +157,7 @@ def test_a_run_that_was_stopped_in_the_middle_ends_with_the_same_figures(
 def test_its_model_sees_the_middle_of_ones_own_images(finished, tmp_path):
     (tmp_path / "image.jpg").write_bytes(picture(np.random.default_rng(1), 1))
     model = trained.load(finished)
-    assert (model.image_shape, model.central) == ((16, 16, 3), True)
+    assert (model.image_shape, model.view) == ((16, 16, 3), View(16, "random"))
     files, logits, wrong = predict.logits_of(model, [tmp_path / "image.jpg"])
     assert (len(files), logits.shape, wrong) == (1, (1, 127), [])
 
@@ -207,5 +208,6 @@ def test_a_config_that_cannot_be_is_refused_before_any_work(data_dir, tmp_path, 
 
 
 def test_images_of_different_sizes_need_one_to_be_resized_to(data_dir, tiny_model, tmp_path):
+    as_stored = {"data.image_size": 0, "data.crop": "none"}
     with pytest.raises(DataError, match=r"images differ in shape: set --config.data.image_size"):
-        main.run(config_of(data_dir, **{"data.image_size": 0, **tiny_model}), tmp_path / "run")
+        main.run(config_of(data_dir, **as_stored, **tiny_model), tmp_path / "run")

@@ -35,6 +35,10 @@ def test_the_default_workdir_is_named_after_the_experiment_and_its_arguments():
     assert default_workdir("experiments/cifar10_lt.py:gamma=50,rebalance=crest") == Path(
         "runs/cifar10_lt-gamma=50-rebalance=crest"
     )
+    # One folder within `runs`, whatever paths are among the arguments.
+    assert default_workdir("experiments/image_folder.py:labeled=../my/photos,fold=1") == Path(
+        "runs/image_folder-labeled=.._my_photos-fold=1"
+    )
 
 
 def deferred(then=lambda: None):

@@ -4,14 +4,34 @@ import pytest
 from crest_jax import evaluate, results
 
 
+def with_unknown(confusion, predicted):
+    """Beside examples whose class is known, some of which only the prediction is."""
+    return np.concatenate([confusion, [predicted]])
+
+
+@pytest.mark.parametrize("known", [[[0, 0], [0, 0]], [[9, 0], [0, 9]]])
+def test_of_pseudo_labels_without_a_truth_only_their_number_is_known(known):
+    known = np.array(known)
+    summary = results.summarize_pseudo_labels(
+        with_unknown(known, [5, 3]), with_unknown(0 * known, [1, 2])
+    )
+    assert not results.truth_is_known(summary)
+    assert summary.pop("predicted") == [5 + known[0, 0], 3 + known[1, 1]]
+    assert summary.pop("selected") == [1, 2]
+    assert set(summary) == {"examples", "precision", "selected_precision", "recall"}
+    assert all(values == [None, None] for values in summary.values())
+
+
 def test_pseudo_label_statistics_by_hand():
     truth = np.array([0, 0, 0, 1, 1, 2])
     predicted = np.array([0, 0, 1, 1, 0, 0])
     selected = np.array([True, False, False, True, True, False])
-    assert results.summarize_pseudo_labels(
-        evaluate.confusion_matrix(truth, predicted, 3),
-        evaluate.confusion_matrix(truth[selected], predicted[selected], 3),
-    ) == {
+    summary = results.summarize_pseudo_labels(
+        with_unknown(evaluate.confusion_matrix(truth, predicted, 3), [0, 0, 0]),
+        with_unknown(evaluate.confusion_matrix(truth[selected], predicted[selected], 3), [0, 0, 0]),
+    )
+    assert results.truth_is_known(summary)
+    assert summary == {
         "examples": [3, 2, 1],
         "predicted": [4, 2, 0],
         "selected": [2, 1, 0],

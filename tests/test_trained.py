@@ -16,6 +16,7 @@ from scipy.special import softmax
 
 from crest_jax import evaluate, export, files, main, predict, trained
 from crest_jax.data import records
+from crest_jax.data.decode import View
 from crest_jax.distributed import data_mesh, replicate
 from crest_jax.errors import ConfigError, DataError, WorkdirError
 from crest_jax.rebalancing.logit_adjustment import adjustment
@@ -130,11 +131,11 @@ def test_images_of_any_kind_become_as_those_trained_on(tmp_path):
     colour = Image.fromarray(np.full((20, 30, 3), (200, 100, 50), np.uint8))
     colour.save(tmp_path / "colour.png")
     colour.convert("P").save(tmp_path / "palette.png")
-    grey = predict.read_image(tmp_path / "colour.png", (8, 8, 1), central=False)
+    grey = predict.read_image(tmp_path / "colour.png", (8, 8, 1), View(), max_pixels=10**6)
     # Luma: 0.299 R + 0.587 G + 0.114 B.
     np.testing.assert_allclose(grey, 124, atol=1)
     for name in ("colour", "palette"):
-        image = predict.read_image(tmp_path / f"{name}.png", (4, 6, 3), central=False)
+        image = predict.read_image(tmp_path / f"{name}.png", (4, 6, 3), View(), max_pixels=10**6)
         assert image.shape == (4, 6, 3)
         np.testing.assert_allclose(image[0, 0], (200, 100, 50), atol=26)  # a palette's nearest
 
@@ -169,17 +170,19 @@ def test_how_an_image_was_stored_does_not_show(tmp_path):
     Image.fromarray(pixels[::-1, ::-1]).save(tmp_path / "turned.png", exif=exif)
     Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     for name in ("turned", "deep"):
-        image = predict.read_image(tmp_path / f"{name}.png", (4, 6, 1), central=False)
+        image = predict.read_image(tmp_path / f"{name}.png", (4, 6, 1), View(), max_pixels=10**6)
         np.testing.assert_array_equal(image[..., 0], pixels)
     Image.new("RGBA", (6, 4), (9, 9, 9, 0)).save(tmp_path / "clear.png")
-    clear = predict.read_image(tmp_path / "clear.png", (4, 6, 3), central=False)
+    clear = predict.read_image(tmp_path / "clear.png", (4, 6, 3), View(), max_pixels=10**6)
     assert (clear == 255).all()
 
 
 def test_the_central_square_is_what_evaluation_sees(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    image = predict.read_image(tmp_path / "wide.png", (14, 14, 3), central=True)
+    image = predict.read_image(
+        tmp_path / "wide.png", (14, 14, 3), View(14, "central"), max_pixels=10**6
+    )
     np.testing.assert_array_equal(image, pixels[1:15, 13:27])  # 7/8 of 16
 
 
@@ -210,7 +213,7 @@ def test_what_is_no_image_is_named(tmp_path):
         predict.image_files(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
     with pytest.raises(DataError, match=r"broken\.png cannot be read as an image"):
-        predict.read_image(tmp_path / "broken.png", (8, 8, 1), central=False)
+        predict.read_image(tmp_path / "broken.png", (8, 8, 1), View(), max_pixels=10**6)
 
 
 # Export

@@ -7,7 +7,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from crest_jax.errors import DataError
 
@@ -70,6 +70,28 @@ def unlabeled_sizes(
         raise ValueError(f"order={order!r} is not one of {', '.join(ORDERS)}")
     sizes = class_sizes(m_max, gamma, classes)
     return sizes if order == "same" else sizes[::-1]
+
+
+def hold_out(
+    labels: Int[np.ndarray, " examples"], fraction: float
+) -> Bool[np.ndarray, " examples"]:
+    """Draws a part of each class, to test on; it is the same for every fold.
+
+    Of a class with several examples at least one is held out and at least one is not; the only one
+    of a class is not.
+
+    Args:
+      labels: class of every example.
+      fraction: of a class, in (0, 1).
+    """
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        # A draw of its own, so that the long tail is cut from the rest independently.
+        order = np.random.default_rng([1, label, 1]).permutation(rows)
+        held_out[order[:count]] = True
+    return held_out
 
 
 def split(

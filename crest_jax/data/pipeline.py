@@ -4,17 +4,19 @@ A stream has no state to save. It is the concatenation of epochs, each a permuta
 examples that is computed from the seed and the epoch's number. Step s begins at example
 s * batch_size of it, whatever came before: a run that continues sees the batches that it would have
 seen anyway, after computing one permutation. With resampling every step draws its labeled examples
-anew, from the seed and the step's number.
+anew, from the seed and the step's number. Random crops are made from the seed and the place in the
+stream.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from jaxtyping import Float, Int, UInt8
 
-from crest_jax.data.records import Images
+from crest_jax.data import decode
+from crest_jax.data.records import Encoded, Images
 
 
 class Batch(NamedTuple):
@@ -28,8 +30,8 @@ class Batch(NamedTuple):
 
 
 def batches(
-    labeled: Images,
-    unlabeled: Images,
+    labeled: Images | Encoded,
+    unlabeled: Images | Encoded,
     *,
     batch_size: int,
     unlabeled_ratio: int,
@@ -82,20 +84,60 @@ def batches(
     else:
         unlabeled_stream = tf.data.Dataset.from_tensors(np.zeros(0, np.int32)).repeat()
 
-    labeled_images, labels = tf.constant(labeled.images), tf.constant(labeled.labels)
-    unlabeled_images = tf.constant(unlabeled.images)
-    rows = tf.data.Dataset.zip(labeled_stream.map(share), unlabeled_stream.map(share))
+    first_of_host = process * batch_size // processes
+    labels = tf.constant(labeled.labels)
+    labeled_images = _looked_up(labeled, batch_size, first_of_host, seed=seed, order=orders[0])
+    unlabeled_images = _looked_up(
+        unlabeled,
+        batch_size * unlabeled_ratio,
+        first_of_host * unlabeled_ratio,
+        seed=seed,
+        order=orders[1],
+    )
+    steps = tf.data.Dataset.range(start, stop)
+    rows = tf.data.Dataset.zip(steps, labeled_stream.map(share), unlabeled_stream.map(share))
     dataset = rows.map(
-        lambda labeled_rows, unlabeled_rows: Batch(
-            tf.gather(labeled_images, labeled_rows),
+        lambda step, labeled_rows, unlabeled_rows: Batch(
+            labeled_images(step, labeled_rows),
             tf.gather(labels, labeled_rows),
-            tf.gather(unlabeled_images, unlabeled_rows),
+            unlabeled_images(step, unlabeled_rows),
             unlabeled_rows,
         ),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
     return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+def _looked_up(
+    split: Images | Encoded, size: int, first: int, *, seed: int, order: int
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns what gives a host's images of a step from their rows.
+
+    Args:
+      split: that they are of.
+      size: of the global batch.
+      first: where in it the host's part begins.
+      seed: the run's.
+      order: of the stream.
+    """
+    images = tf.constant(split.images)
+    if isinstance(split, Images):
+        return lambda step, rows: tf.gather(images, rows)
+    of_stream = tf.random.fold_in(tf.constant([seed, order], tf.int64), tf.constant(-1, tf.int64))
+    shape = tf.TensorSpec([split.view.size, split.view.size, 3], tf.uint8)
+
+    def crops(step: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        places = step * size + first + tf.range(len(rows), dtype=tf.int64)
+        return tf.map_fn(
+            lambda each: decode.trained_on(
+                each[0], split.view, tf.random.fold_in(of_stream, each[1])
+            ),
+            (tf.gather(images, rows), places),
+            fn_output_signature=shape,
+        )
+
+    return crops
 
 
 def _shuffled(

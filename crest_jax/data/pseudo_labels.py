@@ -28,7 +28,7 @@ class PseudoLabels(NamedTuple):
     confidence: Float[np.ndarray, " unlabeled"]
     # Whether the next generation trains on it.
     selected: Bool[np.ndarray, " unlabeled"]
-    # The class that the source has it in, which nothing but reports look at.
+    # The class that the source has it in, or `sources.UNKNOWN`; nothing but reports look at it.
     truth: Int[np.ndarray, " unlabeled"]
 
 

@@ -19,14 +19,15 @@ from PIL import Image
 
 from crest_jax import files
 from crest_jax.data import decode
-from crest_jax.data.sources import Example
+from crest_jax.data.decode import AS_STORED, View
+from crest_jax.data.sources import UNKNOWN, Example
 from crest_jax.errors import DataError
 
 FORMAT = 2
 _AT_ONCE = 256  # records that TensorFlow hands over together, in a quarter of the time
 _FIELDS = {
     "examples": int,
-    "examples_per_class": list,
+    "examples_per_class": list | None,  # null where the examples' classes are not known
     "class_names": list,
     "image_shape": list | None,
     "ids_sha256": str,  # of the shards' own, one to a line
@@ -54,6 +55,15 @@ class Images(NamedTuple):
         )
 
 
+class Encoded(NamedTuple):
+    """Splits in memory whose images are decoded anew whenever a step looks at them."""
+
+    ids: list[str]
+    images: list[bytes]
+    labels: Int[np.ndarray, " examples"]
+    view: View
+
+
 class Writer:
     """Writes a folder of records one by one, in as many shards as said, without holding them.
 
@@ -69,6 +79,7 @@ class Writer:
         examples: int,
         class_names: Sequence[str],
         shards: int,
+        classes_known: bool = True,
         host: int = 0,
         hosts: int = 1,
     ):
@@ -79,11 +90,13 @@ class Writer:
           examples: how many there will be in all; consecutive ones share a shard.
           class_names: by label.
           shards: how many files.
+          classes_known: whether the examples have labels, or all the one that is `UNKNOWN`.
           host: which this is; each writes consecutive shards.
           hosts: how many.
         """
         self._folder = folder
         self._class_names = list(class_names)
+        self._classes_known = classes_known
         # As even as can be, the larger ones first.
         self._sizes = [examples // shards + (shard < examples % shards) for shard in range(shards)]
         own = range(shards * host // hosts, shards * (host + 1) // hosts)
@@ -119,8 +132,9 @@ class Writer:
         """
         if example.id in self._ids:
             raise DataError(f"{self._folder}: two examples have the same id, {example.id}")
-        if not 0 <= example.label < len(self._class_names):
-            raise DataError(f"{self._folder}: a label is not in 0..{len(self._class_names) - 1}")
+        labels = _labels(len(self._class_names), self._classes_known)
+        if example.label not in labels:
+            raise DataError(f"{self._folder}: a label is not in {labels[0]}..{labels[-1]}")
         if self._added == len(self.rows):
             raise DataError(f"{self._folder}: there are more examples than {len(self.rows)}")
         shape = _stored_shape(example)
@@ -167,12 +181,14 @@ class Writer:
                 f"{self._folder}: {len(written)} shards were written, not each of "
                 f"{len(expected)} once: do all hosts run the same command?"
             )
-        per_class = np.sum([entry["examples_per_class"] for entry in written], axis=0)
+        per_class = None
+        if self._classes_known:
+            per_class = np.sum([entry["examples_per_class"] for entry in written], axis=0).tolist()
         shapes = {tuple(shape) for entry in written for shape in entry["image_shapes"]}
         manifest = {
             "format": FORMAT,
             "examples": sum(self._sizes),
-            "examples_per_class": per_class.tolist(),
+            "examples_per_class": per_class,
             "class_names": self._class_names,
             "image_shape": list(*shapes) if len(shapes) == 1 else None,
             "ids_sha256": _digest_of_digests(entry["ids_sha256"] for entry in written),
@@ -211,7 +227,8 @@ class _OpenShard:
         with files.writing(self.path):
             self._file.write(_serialize(example))
         self._ids.add(example.id)
-        self._per_class[example.label] += 1
+        if example.label != UNKNOWN:
+            self._per_class[example.label] += 1
         self._shapes.add(shape)
         self.examples += 1
 
@@ -326,9 +343,11 @@ def read(folder: Path, rows: range | None = None) -> Iterator[Example]:
       DataError: a shard is missing, truncated, changed, or disagrees with the manifest.
     """
     manifest = read_manifest(folder)
+    known = manifest["examples_per_class"] is not None
+    labels = _labels(len(manifest["class_names"]), known)
     per_class = np.zeros(len(manifest["class_names"]), np.int64)
     digests = []
-    end = 0
+    count = end = 0
     for entry in manifest["shards"]:
         begin, end = end, end + entry["examples"]
         if rows is None:
@@ -338,17 +357,19 @@ def read(folder: Path, rows: range | None = None) -> Iterator[Example]:
             if not wanted:
                 continue
         ids = _IdDigest()
-        for row, example in enumerate(_read_shard(folder, entry, len(per_class)), start=begin):
+        for row, example in enumerate(_read_shard(folder, entry, labels), start=begin):
             ids.add(example.id)
-            per_class[example.label] += 1
+            count += 1
+            if known:
+                per_class[example.label] += 1
             if row in wanted:
                 yield example
         digests.append(ids.hexdigest())
     if rows is not None:
         return
     found = {
-        "examples": int(per_class.sum()),
-        "examples_per_class": per_class.tolist(),
+        "examples": count,
+        "examples_per_class": per_class.tolist() if known else None,
         "ids_sha256": _digest_of_digests(digests),
     }
     for field, value in found.items():
@@ -360,17 +381,17 @@ def read(folder: Path, rows: range | None = None) -> Iterator[Example]:
             )
 
 
-def _read_shard(folder: Path, entry: dict, classes: int) -> Iterator[Example]:
+def _read_shard(folder: Path, entry: dict, labels: range) -> Iterator[Example]:
     path = folder / entry["file"]
     _verify(path, entry)
     count = 0
     batches = tf.data.TFRecordDataset(str(path)).batch(_AT_ONCE).as_numpy_iterator()
     for record in itertools.chain.from_iterable(batches):
         example = _deserialize(record)
-        if not 0 <= example.label < classes:
+        if example.label not in labels:
             raise DataError(
-                f"{_name(path)}: {example.id} has label {example.label}, but the manifest has "
-                f"{classes} class_names",
+                f"{_name(path)}: {example.id} has label {example.label}, but by the manifest a "
+                f"label is in {labels[0]}..{labels[-1]}",
                 _way_out(folder),
             )
         count += 1
@@ -382,25 +403,24 @@ def _read_shard(folder: Path, entry: dict, classes: int) -> Iterator[Example]:
         )
 
 
-def load(folder: Path, *, image_size: int = 0) -> Images:
+def load(folder: Path, view: View = AS_STORED) -> Images:
     """Reads and decodes a whole folder.
 
     Args:
       folder: of records.
-      image_size: side of the central square that each image becomes; 0 takes images as they are
-        stored, which must then all have one shape.
+      view: what evaluations see of an image; images as they are stored must all have one shape.
 
     Raises:
       DataError: as `read`; or images differ in shape, or cannot be decoded.
     """
     examples = list(read(folder))
-    shape = image_shape(folder, image_size) if examples else (0, 0, 0)
+    shape = image_shape(folder, view.size) if examples else (0, 0, 0)
     images = np.zeros([len(examples), *shape], np.uint8)
     encoded = tf.constant([example.image for example in examples], tf.string)
     decoded = (
         tf.data.Dataset.from_tensor_slices(encoded)
         .map(
-            partial(decode.central, size=image_size) if image_size else decode.stored,
+            partial(decode.evaluated, view=view),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -420,6 +440,23 @@ def load(folder: Path, *, image_size: int = 0) -> Images:
         images[row] = image
     labels = np.array([example.label for example in examples], np.int32)
     return Images([example.id for example in examples], images, labels)
+
+
+def load_encoded(folders: Sequence[Path], view: View) -> Encoded:
+    """Reads whole folders, one after the other, without decoding.
+
+    Args:
+      folders: of records.
+      view: what steps are to see of an image.
+
+    Raises:
+      DataError: as `read`.
+    """
+    examples = [example for folder in folders for example in read(folder)]
+    labels = np.array([example.label for example in examples], np.int32)
+    return Encoded(
+        [example.id for example in examples], [example.image for example in examples], labels, view
+    )
 
 
 def image_shape(folder: Path, image_size: int) -> tuple[int, int, int]:
@@ -462,6 +499,11 @@ def _deserialize(record: bytes) -> Example:
         feature["image"].bytes_list.value[0],
         feature["label"].int64_list.value[0],
     )
+
+
+def _labels(classes: int, known: bool) -> range:
+    """The labels that there may be."""
+    return range(classes) if known else range(UNKNOWN, UNKNOWN + 1)
 
 
 def _stored_shape(example: Example) -> tuple[int, int, int]:

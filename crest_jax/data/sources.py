@@ -1,7 +1,8 @@
-"""Where images come from: the one place that knows.
+"""Where images come from: the one place that knows, with `image_folder` for one's own.
 
 A source gives the labels of a split at once, to cut the long tail by, and then its examples one by
-one. Images travel as encoded bytes: what a data set stores is copied, never re-encoded.
+one. Images travel as encoded bytes: what a data set stores is copied, never re-encoded, but for
+files of one's own in forms that records are not to have.
 """
 
 import csv
@@ -16,6 +17,9 @@ from jaxtyping import Int
 from crest_jax import files
 from crest_jax.errors import CrestError, DataError
 
+# The label of an image whose class nobody knows.
+UNKNOWN = -1
+
 
 class Example(NamedTuple):
     """One image with its name and class."""
@@ -26,12 +30,30 @@ class Example(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A classification data set with the splits `train` and `test`."""
+    """A classification data set with the splits `train` and `test`.
+
+    Where it is divided already, `train` is what is labeled, and a third split, `unlabeled`, has
+    images of which every label is `UNKNOWN`.
+    """
 
     name: str
     class_names: tuple[str, ...]
     labels: Callable[[str], Int[np.ndarray, " examples"]]
     examples: Callable[[str], Iterator[Example]]
+    divided: bool = False
+
+
+class Folders(NamedTuple):
+    """Where one's own images are, for `image_folder`, and what is to be done with them."""
+
+    labeled: str  # a folder of folders, or a CSV file
+    unlabeled: str  # likewise, or any folder; or empty
+    test: str  # as `labeled`, or empty: then a part of the labeled images is held out
+    test_fraction: float  # which part
+    max_pixels: int  # of an image
+    # How many files may be unreadable: a part of all below 1, a number from 1 on.
+    unreadable: float
+    listing: Path  # the CSV file to list them in
 
 
 def load(
@@ -41,15 +63,17 @@ def load(
     download: bool = False,
     test_split: str = "test",
     class_table: str = "",
+    folders: Folders | None = None,
 ) -> Source:
-    """Opens the bundled `digits`, or any image-classification data set of TFDS.
+    """Opens the bundled `digits`, one's own images, or any image-classification data set of TFDS.
 
     Args:
-      name: `digits`, or a TFDS name such as `cifar10` or `imagenet_resized/64x64`.
+      name: `digits`, `image_folder`, or a TFDS name such as `cifar10` or `imagenet_resized/64x64`.
       data_dir: where TFDS keeps its prepared data; empty for its default, ~/tensorflow_datasets.
       download: whether TFDS may download and prepare a data set that is not there.
       test_split: which of TFDS' splits to test on.
       class_table: a file for `grouped`; empty leaves the classes as they are.
+      folders: what `image_folder` is made of.
 
     Raises:
       DataError: the data set is unknown, not there, or lacks `image`, `label` or a split; or the
@@ -57,6 +81,10 @@ def load(
     """
     if name == "digits":
         source = digits()
+    elif name == "image_folder":
+        from crest_jax.data import image_folder
+
+        source = image_folder.image_folder(folders)
     else:
         source = tfds_source(name, data_dir=data_dir, download=download, test_split=test_split)
     return grouped(source, Path(class_table)) if class_table else source
@@ -94,17 +122,17 @@ def grouped(source: Source, table: Path) -> Source:
             f"{', '.join(lacking[:3])} among them"
         )
     groups = sorted({group_of[name] for name in source.class_names})
-    label_of = np.array([groups.index(group_of[name]) for name in source.class_names])
+    # The last entry is the group of `UNKNOWN`, which is the last place.
+    label_of = np.array([*(groups.index(group_of[name]) for name in source.class_names), UNKNOWN])
 
     def examples(split: str) -> Iterator[Example]:
         for example in source.examples(split):
             yield example._replace(label=int(label_of[example.label]))
 
-    return Source(
-        source.name,
-        tuple(name for _, name in groups),
-        lambda split: label_of[source.labels(split)],
-        examples,
+    return source._replace(
+        class_names=tuple(name for _, name in groups),
+        labels=lambda split: label_of[source.labels(split)],
+        examples=examples,
     )
 
 

@@ -13,10 +13,13 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from crest_jax import files
-from crest_jax.data import long_tail, records, sources
+from crest_jax.data import decode, long_tail, records, sources
 from crest_jax.data.records import Images
 from crest_jax.data.stream import Parts
+from crest_jax.errors import DataError
 
+# Where a run lists the files that are images by their names only.
+UNREADABLE = "unreadable.csv"
 # What evaluation and scoring look at in one go, in images, of a split that does not fit in memory.
 PART = 4096
 
@@ -25,7 +28,7 @@ class Split(NamedTuple):
     """One of them."""
 
     examples: int
-    per_class: Int[np.ndarray, " classes"]
+    per_class: Int[np.ndarray, " classes"] | None  # None where their classes are not known
     # All of it in memory, or a part at a time, read anew whenever asked for.
     parts: Iterable[Images]
 
@@ -79,6 +82,10 @@ def prepare(config: ConfigDict, folder: Path) -> None:
         download=config.data.download,
         test_split=config.data.test_split,
         class_table=config.data.class_table,
+        folders=sources.Folders(
+            **{name: config.data[name] for name in sources.Folders._fields if name != "listing"},
+            listing=folder.parent / UNREADABLE,
+        ),
     )
     labels = source.labels("train")
     split = long_tail.split(
@@ -90,6 +97,8 @@ def prepare(config: ConfigDict, folder: Path) -> None:
     )
     sizes = {name: len(rows) for name, rows in split._asdict().items()}
     sizes["test"] = len(source.labels("test"))
+    if source.divided:
+        sizes["unlabeled"] = len(source.labels("unlabeled"))
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
@@ -98,6 +107,7 @@ def prepare(config: ConfigDict, folder: Path) -> None:
                     examples=size,
                     class_names=source.class_names,
                     shards=config.data.shards,
+                    classes_known=name != "unlabeled" or not source.divided,
                 )
             )
             for name, size in sizes.items()
@@ -109,18 +119,30 @@ def prepare(config: ConfigDict, folder: Path) -> None:
         for name, example in zip(member_of.tolist(), source.examples("train"), strict=True):
             if name in writers:
                 writers[name].add(example)
-        if "test" in writers:
-            for example in source.examples("test"):
-                writers["test"].add(example)
+        for name in ("unlabeled", "test") if source.divided else ("test",):
+            if name in writers:
+                for example in source.examples(name):
+                    writers[name].add(example)
 
 
 def load(data: ConfigDict, folder: Path) -> Splits:
     """Reads what `prepare` wrote. Arguments and errors as for `load_split`."""
     names = ("labeled", "unlabeled", "test", "validation")
+    shapes = {
+        name: records.image_shape(folder / name, data.image_size)
+        for name in names
+        if records.read_manifest(folder / name)["examples"]
+    }
+    if len(set(shapes.values())) > 1:
+        described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise DataError(
+            f"images of one split differ in shape from those of another ({described}): set "
+            "--config.data.image_size to have them resized"
+        )
     return Splits(
         *(load_split(data, folder / name) for name in names),
         tuple(records.read_manifest(folder / "labeled")["class_names"]),
-        records.image_shape(folder / "labeled", data.image_size),
+        shapes["labeled"],
     )
 
 
@@ -135,12 +157,14 @@ def load_split(data: ConfigDict, folder: Path) -> Split:
       DataError: something is missing or damaged, or images differ in shape.
     """
     manifest = records.read_manifest(folder)
+    view = decode.view_of(data)
     if data.stream:
         records.shards(folder)  # checks them
-        parts: Iterable[Images] = Parts(folder, image_size=data.image_size, size=PART)
+        parts: Iterable[Images] = Parts(folder, view=view, size=PART)
     else:
-        parts = [records.load(folder, image_size=data.image_size)]
-    return Split(manifest["examples"], np.array(manifest["examples_per_class"]), parts)
+        parts = [records.load(folder, view)]
+    per_class = manifest["examples_per_class"]
+    return Split(manifest["examples"], None if per_class is None else np.array(per_class), parts)
 
 
 def _sizes(

@@ -11,7 +11,7 @@ take whole lanes: a host opens nothing but its own shards, and batches do not de
 hosts there are.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ import tensorflow as tf
 from etils.epath import Path
 
 from crest_jax.data import decode, records
+from crest_jax.data.decode import View
 from crest_jax.data.pipeline import Batch
 from crest_jax.errors import DataError
 
@@ -29,7 +30,7 @@ INTERLEAVED = 16
 class Streaming(NamedTuple):
     """How to read."""
 
-    image_size: int  # side of a random resized crop; 0 takes images as they are stored
+    view: View  # what steps see of an image
     lanes: int  # divides the batch, and each set's number of shards
     window: int  # examples to shuffle among, over all lanes
 
@@ -181,10 +182,10 @@ def _lane(
 
     def parsed(place: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         _, image, label = records.parse(record)
-        if streaming.image_size:
-            crop_seed = _folded(_folded(seed, -1), place)
-            return decode.random_resized_crop(image, streaming.image_size, crop_seed), label
-        return tf.ensure_shape(decode.stored(image), shards[0].image_shape), label
+        seen = decode.trained_on(image, streaming.view, _folded(_folded(seed, -1), place))
+        if not streaming.view.size:
+            seen = tf.ensure_shape(seen, shards[0].image_shape)
+        return seen, label
 
     return (
         tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
@@ -198,24 +199,22 @@ def _lane(
 class Parts:
     """A split's images in its own order, decoded anew, a part at a time, whenever asked for."""
 
-    def __init__(self, folder: Path, *, image_size: int, size: int, host: int = 0, hosts: int = 1):
+    def __init__(self, folder: Path, *, view: View, size: int, host: int = 0, hosts: int = 1):
         """Prepares to read.
 
         Args:
           folder: of records.
-          image_size: side of the central square; 0 takes images as they are stored.
+          view: of an image.
           size: of a part, in images.
           host: whose part of the shards to read.
           hosts: how many there are.
         """
-        self._folder, self._image_size, self._size = folder, image_size, size
+        self._folder, self._view, self._size = folder, view, size
         self._host, self._hosts = host, hosts
 
     def share(self, host: int, hosts: int) -> "Parts":
         """What a host is to look at: contiguous shards."""
-        return Parts(
-            self._folder, image_size=self._image_size, size=self._size, host=host, hosts=hosts
-        )
+        return Parts(self._folder, view=self._view, size=self._size, host=host, hosts=hosts)
 
     def __iter__(self) -> Iterator[records.Images]:
         """Reads them.
@@ -223,13 +222,10 @@ class Parts:
         Raises:
           DataError: a shard is missing, damaged, or shorter than its manifest says.
         """
-        view: Callable[[tf.Tensor], tf.Tensor] = decode.stored
-        if self._image_size:
-            view = lambda image: decode.central(image, self._image_size)  # noqa: E731
 
         def parsed(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             name, image, label = records.parse(record)
-            return name, view(image), label
+            return name, decode.evaluated(image, self._view), label
 
         shards = records.shards(self._folder)
         begin, end = (

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.image import imsave
 
 from crest_jax.report.charts import Series, line_chart
+from crest_jax.results import truth_is_known
 
 # Confusion matrices of more classes are a picture.
 _MOST_CELLS = 20
@@ -28,6 +29,11 @@ class Run(NamedTuple):
     def first(self) -> Mapping[str, Any]:
         """Its first generation."""
         return self.results["generations"][0]
+
+    @property
+    def truth_is_known(self) -> bool:
+        """Whether it is known which pseudo-labels are right."""
+        return truth_is_known(self.last["pseudo_labels"])
 
     @property
     def last(self) -> Mapping[str, Any]:
@@ -109,7 +115,8 @@ def _section(run: Run) -> str:
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures
     )
     return (
-        f"<section><h1>{escape(run.name)}</h1><p>{escape(setting)}</p><dl>{cards}</dl>"
+        f"<section><h1>{escape(run.name)}</h1><p>{escape(setting)}</p>{_splits(run)}"
+        f"<dl>{cards}</dl>"
         f'<div class="charts">{_charts(run)}</div>'
         f"<h2>By class</h2>{_classes(run)}"
         f"<h2>By generation</h2>{_generations(run)}"
@@ -122,10 +129,33 @@ def _section(run: Run) -> str:
     )
 
 
+def _splits(run: Run) -> str:
+    """How many images there are, as far as the run's version has said."""
+    splits = run.results.get("splits")
+    if splits is None:
+        return ""
+    counts = ", ".join(
+        f"{each['images']:,} {name}" for name, each in splits.items() if each["images"]
+    )
+    said = f"Images: {counts}."
+    if splits["test"]["held_out"]:
+        said += " The test images were held out of those given as labeled."
+    if not run.truth_is_known:
+        said += (
+            " The classes of the unlabeled images are not known, and so it is not known either how "
+            "many pseudo-labels are right."
+        )
+    return f"<p>{escape(said)}</p>"
+
+
+def _recall_of_pseudo_labels(result: Mapping[str, Any]) -> Sequence[float | None]:
+    return result["pseudo_labels"]["recall"]
+
+
 _BY_CLASS: Mapping[str, Callable[[Mapping[str, Any]], Sequence[float | None]]] = {
     "Recall on the test set (%)": lambda result: result["per_class_recall"],
     "Precision on the test set (%)": lambda result: result["per_class_precision"],
-    "Recall of the pseudo-labels (%)": lambda result: result["pseudo_labels"]["recall"],
+    "Recall of the pseudo-labels (%)": _recall_of_pseudo_labels,
 }
 
 
@@ -142,6 +172,8 @@ def _charts(run: Run) -> str:
         title = "Class-balanced test accuracy (%)"
         charts.append(line_chart(title, accuracy, _counted(len(generations)), "generation"))
     for title, values_of in _BY_CLASS.items():
+        if values_of is _recall_of_pseudo_labels and not run.truth_is_known:
+            continue
         series = [Series("last generation" if several else "as trained", values_of(run.last), 0)]
         if several:
             series.insert(0, Series("first generation", values_of(run.first), 1, faint=True))
@@ -165,8 +197,9 @@ def _pseudo_labels_chart(run: Run) -> str:
     lines = {"predicted": pseudo["predicted"]}
     if before:
         lines["selected"] = pseudo["selected"]
+    if before and run.truth_is_known:
         lines["selected and right"] = _right(pseudo["selected"], pseudo["selected_precision"])
-    else:
+    elif run.truth_is_known:
         lines["right"] = _right(pseudo["predicted"], pseudo["precision"])
     series = [Series(name, values, look) for look, (name, values) in enumerate(lines.items())]
     title = f"Pseudo-labels of each class{' for the last generation' if before else ''}"
@@ -184,9 +217,13 @@ def _classes(run: Run) -> str:
     generations = run.results["generations"]
     several = len(generations) > 1
     selected = generations[-2]["pseudo_labels"] if several else None
-    header = ["class", "labeled", "recall (%)", "precision (%)", "pseudo-labels", "right (%)"]
+    right = ["right (%)"] if run.truth_is_known else []
+    header = ["class", "labeled", "recall (%)", "precision (%)", "pseudo-labels", *right]
     if selected:
-        header += ["selected", "right (%)"]
+        header += ["selected", *right]
+    tested = run.results["splits"]["test"]["per_class"] if "splits" in run.results else None
+    if tested:
+        header.insert(2, "test")
 
     def change(name: str, label: int) -> str:
         before, after = run.first[name][label], run.last[name][label]
@@ -205,29 +242,32 @@ def _classes(run: Run) -> str:
             change("per_class_recall", label),
             change("per_class_precision", label),
             str(pseudo["predicted"][label]),
-            _figure(pseudo["precision"][label]),
         ]
+        if right:
+            row.append(_figure(pseudo["precision"][label]))
         if selected:
-            row += [
-                str(selected["selected"][label]),
-                _figure(selected["selected_precision"][label]),
-            ]
+            row.append(str(selected["selected"][label]))
+        if selected and right:
+            row.append(_figure(selected["selected_precision"][label]))
+        if tested:
+            row.insert(2, str(tested[label]))
         rows.append(row)
     note = "<p>First generation → last; selected for the last.</p>" if several else ""
     return note + _table(header, rows)
 
 
 def _generations(run: Run) -> str:
+    known = run.truth_is_known
     header = [
         "generation", "t", "accuracy (%)", "logit-adjusted (%)", "labeled images", "selected",
-        "selected right (%)", "seconds", "images/s",
+        *(["selected right (%)"] if known else []), "seconds", "images/s",
     ]  # fmt: skip
     rows = []
     for number, each in enumerate(run.results["generations"], 1):
         pseudo = each["pseudo_labels"]
         chosen = sum(pseudo["selected"])
         right = sum(_right(pseudo["selected"], pseudo["selected_precision"]))
-        share = 100 * right / chosen if chosen else None
+        share = _figure(100 * right / chosen if chosen else None)
         rows.append(
             [
                 str(number),
@@ -236,7 +276,7 @@ def _generations(run: Run) -> str:
                 f"{each['accuracy_logit_adjusted']:.1f}",
                 f"{sum(each['labeled_per_class']):,}",
                 f"{chosen:,}",
-                _figure(share),
+                *([share] if known else []),
                 f"{each['seconds']:,.0f}",
                 f"{each['images_per_second']:,.0f}",
             ]

@@ -3,6 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crest_jax.results import truth_is_known
+
+
+def splits_line(splits: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """How many images there are, and of what class those are that were held out to test on."""
+    counts = []
+    for name, split in splits.items():
+        unknown = " (of classes that are not known)" if split["per_class"] is None else ""
+        if split["images"]:
+            counts.append(f"{split['images']} {name}{unknown}")
+    line = f"images: {', '.join(counts)}"
+    if splits["test"]["held_out"]:
+        by_class = zip(class_names, splits["test"]["per_class"], strict=True)
+        line += "\ntest images are held out of those given as labeled; by class, "
+        line += ", ".join(f"{name}: {count}" for name, count in by_class)
+    return line
+
 
 def generation_table(result: Mapping[str, Any], class_names: Sequence[str]) -> str:
     """One generation's result.json: a headline, and a line per class."""
@@ -26,16 +43,23 @@ def generation_table(result: Mapping[str, Any], class_names: Sequence[str]) -> s
     )
     if result["temperature"] is not None:
         headline += f", t = {result['temperature']:.2f}"
+    known = truth_is_known(pseudo)
     width = max(len("class"), *map(len, class_names))
+    title = "---- pseudo-labels (right, %) ----" if known else "-- pseudo-labels --"
+    columns = "predicted           selected" if known else "predicted   selected"
     lines = [
         headline,
-        f"{'':<{width}}           ------ test -----   ---- pseudo-labels (right, %) ----",
-        f"{'class':<{width}}  labeled  recall  precision   predicted           selected",
+        f"{'':<{width}}           ------ test -----   {title}",
+        f"{'class':<{width}}  labeled  recall  precision   {columns}",
     ]
+
+    def of_which(right: float | None) -> str:
+        return f" ({_per_cent(right)})" if known else ""
+
     for name, labeled, recall, precision, predicted, right, selected, selected_right in rows:
         lines.append(
             f"{name:<{width}}  {labeled:>7}  {_per_cent(recall, 6)}  {_per_cent(precision, 9)}"
-            f"   {predicted:>9} ({_per_cent(right)})  {selected:>9} ({_per_cent(selected_right)})"
+            f"   {predicted:>9}{of_which(right)}  {selected:>9}{of_which(selected_right)}"
         )
     return "\n".join(lines) + "\n"
 

@@ -102,3 +102,32 @@ def test_a_jpeg_is_cropped_where_a_png_is():
         for kind in ("PNG", "JPEG")
     )
     np.testing.assert_allclose(png, jpeg, atol=6)
+
+
+# Views
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize(("height", "width"), [(64, 48), (15, 100)])
+def test_all_of_an_image_is_squeezed_as_by_pillow(kind, height, width):
+    image = encoded(smooth(height, width), kind)
+    expected = Image.open(io.BytesIO(image)).resize((20, 20), Image.Resampling.BILINEAR)
+    found = decode.whole(image, (20, 20, 3)).numpy()
+    np.testing.assert_allclose(
+        found.astype(int), np.asarray(expected), atol=5 if kind == "JPEG" else 1
+    )
+
+
+def test_a_view_says_what_training_and_evaluation_see():
+    image = encoded(smooth(60, 90), "PNG")
+    seed = tf.constant([5, 6], tf.int64)
+    whole, central = decode.whole(image, (16, 16, 3)), decode.central(image, 16)
+    crop = decode.random_resized_crop(image, 16, seed)
+    expected = {"none": (whole, whole), "central": (central, central), "random": (crop, central)}
+    for name, (trained, evaluated) in expected.items():
+        view = decode.View(16, name)
+        np.testing.assert_array_equal(decode.trained_on(image, view, seed), trained)
+        np.testing.assert_array_equal(decode.evaluated(image, view), evaluated)
+    as_stored = decode.View()
+    for seen in (decode.trained_on(image, as_stored, seed), decode.evaluated(image, as_stored)):
+        np.testing.assert_array_equal(seen, smooth(60, 90))

@@ -223,3 +223,24 @@ def test_labeled_and_unlabeled_together_must_be_there():
     labels = np.repeat([0, 1], [50, 50])
     with pytest.raises(DataError, match=r"class '1' has 50 .* wants 51, 20 of them labeled"):
         long_tail.split(labels, np.array([20, 20]), np.array([30, 31]), fold=0)
+
+
+# Held out
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.9])
+def test_a_part_of_each_class_is_held_out(fraction):
+    sizes = [100, 37, 8, 3, 2, 1]
+    labels = np.random.default_rng(3).permutation(np.repeat(np.arange(6), sizes))
+    held_out = long_tail.hold_out(labels, fraction)
+    tested = np.bincount(labels[held_out], minlength=6)
+    for count, size in zip(tested.tolist(), sizes, strict=True):
+        if size == 1:
+            assert count == 0, "the only one stays labeled"
+        else:
+            assert 1 <= count < size
+            assert abs(count - fraction * size) <= max(1, 0.5)
+    np.testing.assert_array_equal(held_out, long_tail.hold_out(labels, fraction))
+    # Classes have permutations of their own, and not the first examples of each.
+    rows = [np.flatnonzero(held_out[labels == label]).tolist() for label in (0, 1)]
+    assert rows[0] != list(range(len(rows[0])))

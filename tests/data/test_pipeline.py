@@ -3,9 +3,11 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
+import tensorflow as tf
 
 from crest_jax.data import pipeline
-from crest_jax.data.records import Images
+from crest_jax.data.decode import View
+from crest_jax.data.records import Encoded, Images
 from crest_jax.rebalancing import resampling
 
 
@@ -339,3 +341,47 @@ def test_batches_hold_as_varied_a_share_of_a_class_as_draws_would():
     expected = scipy.stats.hypergeom(examples, majority, batch_size).var()
     # The variance of n draws' sample variance is about 2 / n of it.
     assert np.var(counts) / expected == pytest.approx(1, abs=5 * np.sqrt(2 / steps))
+
+
+# Random crops
+
+
+def gradients(examples):
+    """Encoded images in which red says where a pixel is, and blue which image it is of."""
+    images = []
+    for number in range(examples):
+        pixels = np.full((40, 60, 3), number, np.uint8)
+        pixels[..., 0] = 4 * np.arange(60)
+        images.append(tf.io.encode_png(pixels).numpy())
+    names = [str(number) for number in range(examples)]
+    return Encoded(names, images, np.arange(examples, dtype=np.int32), View(8, "random"))
+
+
+def crops(**changes):
+    options = {"batch_size": 4, "unlabeled_ratio": 3, "seed": 5, "generation": 0, "start": 0}
+    return list(pipeline.batches(gradients(6), gradients(9), **{**options, **changes}))
+
+
+def test_every_look_at_an_image_is_another_crop_of_it():
+    found = crops(stop=9)
+    for field, examples in (("labeled", 6), ("unlabeled", 9)):
+        images = np.concatenate([getattr(batch, field) for batch in found])
+        assert images.shape[1:] == (8, 8, 3)
+        columns = np.unique(images[:, 0, :, 0], axis=0)
+        assert len(columns) > 0.9 * len(images), "few are of the same columns"
+        numbers = images[: len(images) // examples * examples, 0, 0, 2].reshape(-1, examples)
+        for epoch in numbers:
+            assert sorted(epoch) == list(range(examples))
+    labels = np.concatenate([batch.labels for batch in found])
+    assert labels.tolist() == [image[0, 0, 2] for batch in found for image in batch.labeled]
+
+
+def test_crops_do_not_depend_on_where_a_stream_starts_or_how_many_hosts_share_it():
+    whole = crops(stop=6)
+    assert_same(crops(start=4, stop=6), whole[4:])
+    hosts = [crops(stop=6, process=host, processes=2) for host in range(2)]
+    shared = [
+        pipeline.Batch(*map(np.concatenate, zip(*batches, strict=True)))
+        for batches in zip(*hosts, strict=True)
+    ]
+    assert_same(shared, whole)

@@ -9,8 +9,9 @@ from PIL import Image
 
 from crest_jax import files
 from crest_jax.data import records
+from crest_jax.data.decode import View
 from crest_jax.data.records import Images
-from crest_jax.data.sources import Example
+from crest_jax.data.sources import UNKNOWN, Example
 from crest_jax.errors import DataError
 
 CLASSES = ("cat", "dog", "emu")
@@ -381,3 +382,52 @@ def test_a_folder_can_be_moved(folder, tmp_path):
     before = list(records.read(folder))
     shutil.move(folder, tmp_path / "elsewhere")
     assert list(records.read(tmp_path / "elsewhere")) == before
+
+
+# Examples whose class is not known
+
+
+@pytest.fixture
+def unknown(tmp_path):
+    """Five examples in two shards of a folder that says that it knows no classes."""
+    folder = tmp_path / "run" / "splits" / "unlabeled"
+    options = {"class_names": CLASSES, "shards": 2, "classes_known": False}
+    with records.Writer(folder, examples=5, **options) as writer:
+        for example in make_examples(5)[1]:
+            writer.add(example._replace(label=UNKNOWN))
+    return folder
+
+
+def test_a_folder_without_known_classes_counts_none(unknown):
+    manifest = records.read_manifest(unknown)
+    assert manifest["examples"] == 5
+    assert manifest["examples_per_class"] is None
+    loaded = records.load(unknown)
+    assert loaded.labels.tolist() == [UNKNOWN] * 5
+    assert loaded.ids == [example.id for example in make_examples(5)[1]]
+
+
+@pytest.mark.parametrize(("known", "label"), [(True, UNKNOWN), (False, 0), (True, 3), (False, -2)])
+def test_a_label_is_one_of_those_that_were_declared(tmp_path, known, label):
+    options = {"class_names": CLASSES, "shards": 1, "classes_known": known}
+    writer = records.Writer(tmp_path / "a", examples=1, **options)
+    writer.begin()
+    with pytest.raises(DataError, match=r"a label is not in 0\.\.2" if known else r"-1\.\.-1"):
+        writer.add(make_examples(1)[1][0]._replace(label=label))
+
+
+def test_a_manifest_cannot_make_unknown_classes_known(unknown, folder):
+    edit_manifest(unknown, examples_per_class=[0, 0, 5])
+    assert "has label -1, but by the manifest a label is in 0..2" in damage_of(unknown)
+    edit_manifest(folder, examples_per_class=None)
+    assert "but by the manifest a label is in -1..-1" in damage_of(folder)
+
+
+def test_encoded_images_are_those_of_the_folders_one_after_the_other(unknown, folder):
+    view = View(4, "random")
+    encoded = records.load_encoded([folder, unknown], view)
+    examples = [*make_examples()[1], *make_examples(5)[1]]
+    assert encoded.ids == [example.id for example in examples]
+    assert encoded.images == [example.image for example in examples]
+    assert encoded.labels.tolist() == [e.label for e in examples[:11]] + [UNKNOWN] * 5
+    assert encoded.view == view

@@ -6,13 +6,14 @@ import tensorflow as tf
 from PIL import Image
 
 from crest_jax.data import records, stream
+from crest_jax.data.decode import View
 from crest_jax.data.sources import Example
 from crest_jax.data.stream import Parts, Streaming
 from crest_jax.errors import DataError
 
 SHARDS = 8
 INTERLEAVED = 1
-STREAMING = Streaming(image_size=0, lanes=4, window=16)
+STREAMING = Streaming(View(), lanes=4, window=16)
 
 
 def example(number):
@@ -232,7 +233,7 @@ def test_a_flipped_byte_is_found_when_it_is_read(folders, tmp_path):
     with pytest.raises(DataError, match=r"records of .* cannot be read"):
         batches((labeled, folders[1]), stop=20)
     with pytest.raises(DataError, match=r"records of .* cannot be read"):
-        list(Parts(labeled, image_size=0, size=10))
+        list(Parts(labeled, view=View(), size=10))
 
 
 def test_more_lanes_than_shards_with_examples_are_refused(folders, tmp_path):
@@ -257,13 +258,13 @@ def test_large_images_are_cropped_at_random_and_the_same_way_each_time(tmp_path)
         Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG" if number % 2 else "PNG")
         made.append(Example(str(number), file.getvalue(), number % 7))
     records.write(tmp_path / "all", made, class_names=list("abcdefg"), shards=4)
-    streaming = Streaming(image_size=16, lanes=2, window=8)
+    streaming = Streaming(View(16, "random"), lanes=2, window=8)
     folders = (tmp_path / "all", tmp_path / "all")
     found = batches(folders, streaming, batch_size=6, unlabeled_ratio=1, stop=8)
     assert_same(batches(folders, streaming, batch_size=6, unlabeled_ratio=1, stop=8), found)
     assert found[0].labeled.shape == found[0].unlabeled.shape == (6, 16, 16, 3)
     images = np.concatenate([batch.labeled for batch in found]).reshape(48, -1)
     assert len(np.unique(images, axis=0)) > 30, "another crop every time"
-    (part,) = Parts(tmp_path / "all", image_size=16, size=50)
+    (part,) = Parts(tmp_path / "all", view=View(16, "central"), size=50)
     assert part.images.shape == (12, 16, 16, 3)
     assert part.ids == [str(number) for number in range(12)]

@@ -32,6 +32,7 @@ def generation(number, recall):
         "confusion_matrix": [[8, 2, 0], [1, 9, 0], [5, 0, 5]],
         "environment": {"jax": "0.10.2"},
         "pseudo_labels": {
+            "examples": [180, 40, 0],
             "predicted": [200, 30, 4],
             "selected": [50, 20, 4] if number == 0 else [0, 0, 0],
             "precision": [81.5, 50.0, None],
@@ -124,6 +125,27 @@ def test_each_generation_has_its_figures(run):
     # 49 + 10 + 3 right ones of 74 selected.
     assert ["1", "1.00", "64.2", "65.2", "100", "74", "83.8", "84", "1,918"] in rows
     assert ["2", "0.50", "79.4", "80.4", "112", "0", "-", "84", "1,918"] in rows
+
+
+def test_where_the_truth_is_not_known_nothing_is_said_of_it(run):
+    honest = copy.deepcopy(run.results)
+    for each in honest["generations"]:
+        for name in ("examples", "precision", "recall", "selected_precision"):
+            each["pseudo_labels"][name] = [None] * 3
+    honest["splits"] = {
+        "labeled": {"images": 100, "per_class": [90, 9, 1]},
+        "unlabeled": {"images": 2345, "per_class": None},
+        "test": {"images": 30, "per_class": [12, 11, 7], "held_out": True},
+    }
+    text = Text(html.page([run._replace(results=honest)]))
+    assert ["emu", "1 → 11", "7", "8.9 → 60.3", "- → -", "4", "4"] in text.rows
+    assert ["1", "1.00", "64.2", "65.2", "100", "74", "84", "1,918"] in text.rows
+    words = " ".join(text.words)
+    assert "Images: 100 labeled, 2,345 unlabeled, 30 test. The test images were held out" in words
+    assert "classes of the unlabeled images are not known" in words
+    for claim in ("right (%)", "selected and right", "Recall of the pseudo-labels"):
+        assert claim not in words
+        assert claim in " ".join(Text(html.page([run])).words)
 
 
 def test_the_headline_and_the_config_are_there(run):

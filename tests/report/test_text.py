@@ -19,6 +19,7 @@ def result():
         "per_class_recall": [98.76, 85.02, 0.0],
         "per_class_precision": [71.31, 66.67, None],
         "pseudo_labels": {
+            "examples": [2200, 800, 30],
             "predicted": [2345, 678, 0],
             "precision": [81.55, 44.49, None],
             "selected": [456, 339, 0],
@@ -51,6 +52,32 @@ def test_a_class_that_is_never_predicted_shows_a_dash_and_not_a_zero(result):
     table = text.generation_table(result, NAMES)
     # Recall is 0: it has examples. Precision is of nothing.
     assert fields(line_of(table, "ox")) == ["ox", "5", "0.0", "-", "0", "-", "0", "-"]
+
+
+def test_where_the_truth_is_not_known_nothing_is_said_of_it(result):
+    unknown = dict.fromkeys(("examples", "precision", "selected_precision"), [None] * 3)
+    table = text.generation_table(
+        result | {"pseudo_labels": {**result["pseudo_labels"], **unknown}}, NAMES
+    )
+    assert line_of(table, "cat").split() == ["cat", "34", "85.0", "66.7", "678", "339"]
+    assert "right" not in table
+    assert len({len(line) for line in table.splitlines()[2:]}) == 1, "columns are aligned"
+
+
+def test_the_splits_are_one_line_and_what_was_held_out_another():
+    sizes = {
+        "labeled": {"images": 41, "per_class": [30, 10, 1]},
+        "unlabeled": {"images": 900, "per_class": None},
+        "test": {"images": 10, "per_class": [7, 3, 0], "held_out": False},
+        "validation": {"images": 0, "per_class": [0, 0, 0]},
+    }
+    line = "images: 41 labeled, 900 unlabeled (of classes that are not known), 10 test"
+    assert text.splits_line(sizes, NAMES) == line
+    sizes["test"]["held_out"] = True
+    assert text.splits_line(sizes, NAMES).splitlines() == [
+        line,
+        "test images are held out of those given as labeled; by class, aeroplane: 7, cat: 3, ox: 0",
+    ]
 
 
 def test_the_headline_counts_generations_from_one_and_has_the_summary(result):
