@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from crest_jax import adjust, main
+from crest_jax import adjust, files, main
 from crest_jax.algorithms import ALGORITHMS, Algorithm, HyperParameter, Loss
 from crest_jax.config import validate
 from crest_jax.data import records
@@ -201,9 +201,9 @@ def test_what_cannot_be_adjusted_is_named(crest_plus, tmp_path):
         adjust.adjust(tmp_path, [1.0])
     old = tmp_path / "old"
     old.mkdir()
-    stored = json.loads((workdir / "config.json").read_text())
+    stored = files.read_json(workdir / "config.json")
     del stored["config"]["method"]
-    (old / "config.json").write_text(json.dumps(stored))
+    files.write_json(old / "config.json", stored)
     with pytest.raises(WorkdirError, match=r"another version .* lacks .*method"):
         adjust.adjust(old, [1.0])
     checkpoint = workdir / "generation_00" / "checkpoints" / "40"
