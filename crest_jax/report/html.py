@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.image import imsave
 
+from crest_jax.report import text
 from crest_jax.report.charts import Series, line_chart
 
 # Confusion matrices of more classes are a picture.
@@ -111,7 +112,7 @@ def _section(run: Run) -> str:
     return (
         f"<section><h1>{escape(run.name)}</h1><p>{escape(setting)}</p><dl>{cards}</dl>"
         f'<div class="charts">{_charts(run)}</div>'
-        f"<h2>By class</h2>{_classes(run)}"
+        f"<h2>By class</h2>{_classes(run)}{_unlabeled(run)}"
         f"<h2>By generation</h2>{_generations(run)}"
         "<h2>Confusion matrix</h2><p>Rows: true class; columns: prediction; the last five "
         "evaluations of the last generation, in % of the row.</p>"
@@ -215,6 +216,52 @@ def _classes(run: Run) -> str:
         rows.append(row)
     note = "<p>First generation → last; selected for the last.</p>" if several else ""
     return note + _table(header, rows)
+
+
+def _unlabeled(run: Run) -> str:
+    """What the last generation says of the unlabeled set's classes; nothing where there is none."""
+    unlabeled = run.last.get("unlabeled_distribution")
+    if not unlabeled:
+        return ""
+    names = run.results["class_names"]
+    shares = {name: _shares(unlabeled[name]) for name in ("estimate", "low", "high", "labeled")}
+    series = [
+        Series("estimate", shares["estimate"], 0),
+        Series("low", shares["low"], 0, faint=True),
+        Series("high", shares["high"], 0, faint=True),
+        Series("labeled set", shares["labeled"], 1),
+    ]
+    inside = f"{100 * unlabeled['level']:.0f} % within"
+    header = ["class", "labeled set (%)", "unlabeled set (%)", inside]
+    columns = [shares["labeled"], shares["estimate"]]
+    examples = run.last["pseudo_labels"]["examples"]
+    if sum(examples):  # the truth is known
+        truth = [100 * count / sum(examples) for count in examples]
+        series.append(Series("truth", truth, 2))
+        header.append("truth (%)")
+        columns.append(truth)
+    rows = []
+    for label, name in enumerate(names):
+        labeled, estimate, *truth = (_figure(column[label]) for column in columns)
+        between = f"{_figure(shares['low'][label])} to {_figure(shares['high'][label])}"
+        rows.append([name, labeled, estimate, between, *truth])
+    known = {
+        "validation": "the validation split",
+        "labeled": "the labeled images, which it was fitted to, so that this is too sure",
+    }[unlabeled["known_from"]]
+    warning = " ".join(text.unlabeled_warning(unlabeled, names))
+    chart = line_chart("Classes of the unlabeled set (%)", series, names, "class")
+    return (
+        "<h2>The unlabeled set</h2><p>Its class distribution, estimated from what the model of the "
+        f"last generation takes it for and from how that errs on {known}.</p>"
+        f"{f'<p>{escape(warning)}</p>' if warning else ''}"
+        f'<div class="charts">{chart}</div>{_table(header, rows)}'
+    )
+
+
+def _shares(values: Sequence[float]) -> list[float]:
+    """In per cent."""
+    return [100 * value for value in values]
 
 
 def _generations(run: Run) -> str:
