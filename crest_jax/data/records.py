@@ -23,6 +23,7 @@ from crest_jax.data.sources import Example
 from crest_jax.errors import DataError
 
 FORMAT = 2
+_FRAME = 16  # bytes of length and checksums that a TFRecord file adds to each record
 _AT_ONCE = 256  # records that TensorFlow hands over together, in a quarter of the time
 _FIELDS = {
     "examples": int,
@@ -123,7 +124,7 @@ class Writer:
             raise DataError(f"{self._folder}: a label is not in 0..{len(self._class_names) - 1}")
         if self._added == len(self.rows):
             raise DataError(f"{self._folder}: there are more examples than {len(self.rows)}")
-        shape = _stored_shape(example)
+        shape = stored_shape(example)
         while self._open is None or self._open.examples == self._open.size:
             self._next_shard()
         self._open.add(example, shape)
@@ -464,7 +465,12 @@ def _deserialize(record: bytes) -> Example:
     )
 
 
-def _stored_shape(example: Example) -> tuple[int, int, int]:
+def bytes_of(example: Example) -> int:
+    """What an example takes in a file."""
+    return len(_serialize(example)) + _FRAME
+
+
+def stored_shape(example: Example) -> tuple[int, int, int]:
     """Height, width and channels of an image, read from its header."""
     try:
         with Image.open(io.BytesIO(example.image)) as image:

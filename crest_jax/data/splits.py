@@ -3,6 +3,7 @@
 Sources give images and labels, `long_tail` decides which are what, `records` keeps them.
 """
 
+import itertools
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -16,7 +17,11 @@ from crest_jax import files
 from crest_jax.data import long_tail, records, sources
 from crest_jax.data.records import Images
 from crest_jax.data.stream import Parts
+from crest_jax.errors import DataError
 
+NAMES = ("labeled", "unlabeled", "test", "validation")
+# Images whose bytes stand for those of all.
+_FEW = 256
 # What evaluation and scoring look at in one go, in images, of a split that does not fit in memory.
 PART = 4096
 
@@ -63,31 +68,81 @@ class Splits(NamedTuple):
         return self.labeled.per_class / self.labeled.examples
 
 
+class Sizes(NamedTuple):
+    """What splits will be or are, without their images."""
+
+    # Of each split, by its name.
+    examples: dict[str, int]
+    per_class: dict[str, Int[np.ndarray, " classes"]]
+    bytes: dict[str, int]  # of its records
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+    def without_images(self) -> Splits:
+        """Splits of these sizes."""
+        return Splits(
+            *(Split(self.examples[name], self.per_class[name], ()) for name in NAMES),
+            self.class_names,
+            self.image_shape,
+        )
+
+
+def written_sizes(data: ConfigDict, folder: Path) -> Sizes:
+    """Those of the splits that `prepare` wrote. Arguments and errors as for `load`."""
+    manifests = {name: records.read_manifest(folder / name) for name in NAMES}
+    return Sizes(
+        {name: each["examples"] for name, each in manifests.items()},
+        {name: np.array(each["examples_per_class"]) for name, each in manifests.items()},
+        {name: sum(s["bytes"] for s in each["shards"]) for name, each in manifests.items()},
+        tuple(manifests["labeled"]["class_names"]),
+        records.image_shape(folder / "labeled", data.image_size),
+    )
+
+
+def expected_sizes(config: ConfigDict) -> Sizes:
+    """Those of the splits that `prepare` would write: counts from labels, bytes from a few images.
+
+    Raises:
+      DataError: the source is not there, does not fit the config, or its images are of several
+        shapes where they may not be.
+    """
+    source, labels, split = _divide(config)
+    classes = len(source.class_names)
+    labels_of = {name: labels[rows] for name, rows in split._asdict().items()}
+    labels_of["test"] = source.labels("test")
+    few = list(itertools.islice(source.examples("train"), _FEW))
+    mean = np.mean([records.bytes_of(example) for example in few])
+    side = config.data.image_size
+    shapes = {(side, side, 3)} if side else {records.stored_shape(example) for example in few}
+    if len(shapes) > 1:
+        raise DataError(
+            f"images of {source.name} differ in shape: set --config.data.image_size to have them "
+            "resized"
+        )
+    return Sizes(
+        {name: len(labels_of[name]) for name in NAMES},
+        {name: np.bincount(labels_of[name], minlength=classes) for name in NAMES},
+        {name: round(len(labels_of[name]) * mean) for name in NAMES},
+        source.class_names,
+        shapes.pop(),
+    )
+
+
+def are_whole(folder: Path) -> bool:
+    """Whether `prepare` has nothing left to write."""
+    return all(files.is_whole(folder / name) for name in NAMES)
+
+
 def prepare(config: ConfigDict, folder: Path) -> None:
     """Writes the labeled, unlabeled, validation and test records that are not there yet.
 
     Raises:
       DataError: the source is not there, or does not fit the config.
     """
-    names = ("labeled", "unlabeled", "validation", "test")
-    missing = [name for name in names if not files.is_whole(folder / name)]
+    missing = [name for name in NAMES if not files.is_whole(folder / name)]
     if not missing:
         return
-    source = sources.load(
-        config.data.name,
-        data_dir=config.data.data_dir,
-        download=config.data.download,
-        test_split=config.data.test_split,
-        class_table=config.data.class_table,
-    )
-    labels = source.labels("train")
-    split = long_tail.split(
-        labels,
-        *_sizes(config.long_tail, np.bincount(labels, minlength=len(source.class_names))),
-        fold=config.fold,
-        validation_fraction=config.data.validation_fraction,
-        class_names=source.class_names,
-    )
+    source, labels, split = _divide(config)
     sizes = {name: len(rows) for name, rows in split._asdict().items()}
     sizes["test"] = len(source.labels("test"))
     with ExitStack() as stack:
@@ -114,11 +169,32 @@ def prepare(config: ConfigDict, folder: Path) -> None:
                 writers["test"].add(example)
 
 
+def _divide(
+    config: ConfigDict,
+) -> tuple[sources.Source, Int[np.ndarray, " examples"], long_tail.Split]:
+    """The source, the labels of its train set, and which of these go into which split."""
+    source = sources.load(
+        config.data.name,
+        data_dir=config.data.data_dir,
+        download=config.data.download,
+        test_split=config.data.test_split,
+        class_table=config.data.class_table,
+    )
+    labels = source.labels("train")
+    split = long_tail.split(
+        labels,
+        *_sizes(config.long_tail, np.bincount(labels, minlength=len(source.class_names))),
+        fold=config.fold,
+        validation_fraction=config.data.validation_fraction,
+        class_names=source.class_names,
+    )
+    return source, labels, split
+
+
 def load(data: ConfigDict, folder: Path) -> Splits:
     """Reads what `prepare` wrote. Arguments and errors as for `load_split`."""
-    names = ("labeled", "unlabeled", "test", "validation")
     return Splits(
-        *(load_split(data, folder / name) for name in names),
+        *(load_split(data, folder / name) for name in NAMES),
         tuple(records.read_manifest(folder / "labeled")["class_names"]),
         records.image_shape(folder / "labeled", data.image_size),
     )

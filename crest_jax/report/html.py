@@ -112,7 +112,9 @@ def _section(run: Run) -> str:
     return (
         f"<section><h1>{escape(run.name)}</h1><p>{escape(setting)}</p><dl>{cards}</dl>"
         f'<div class="charts">{_charts(run)}</div>'
-        f"<h2>By class</h2>{_classes(run)}{_unlabeled(run)}"
+        f"<h2>By class</h2>{_classes(run)}"
+        # Not of runs of an earlier version, nor of those that have labels only.
+        f"{_unlabeled(run) if 'unlabeled_distribution' in run.last else ''}"
         f"<h2>By generation</h2>{_generations(run)}"
         "<h2>Confusion matrix</h2><p>Rows: true class; columns: prediction; the last five "
         "evaluations of the last generation, in % of the row.</p>"
@@ -156,6 +158,8 @@ def _charts(run: Run) -> str:
         ]
         title = "Labeled set: images of each class"
         charts.append(line_chart(title, grown, names, "class", counts=True))
+    if "unlabeled_distribution" in run.last:
+        charts.append(_unlabeled_chart(run))
     return "".join(charts)
 
 
@@ -218,50 +222,60 @@ def _classes(run: Run) -> str:
     return note + _table(header, rows)
 
 
-def _unlabeled(run: Run) -> str:
-    """What the last generation says of the unlabeled set's classes; nothing where there is none."""
-    unlabeled = run.last.get("unlabeled_distribution")
-    if not unlabeled:
-        return ""
-    names = run.results["class_names"]
-    shares = {name: _shares(unlabeled[name]) for name in ("estimate", "low", "high", "labeled")}
+def _unlabeled_shares(run: Run) -> dict[str, list[float]]:
+    """What is known of the unlabeled set's classes, in per cent; the truth only where it is."""
+    unlabeled = run.last["unlabeled_distribution"]
+    shares = {
+        name: [100 * share for share in unlabeled[name]]
+        for name in ("labeled", "estimate", "low", "high")
+    }
+    examples = run.last["pseudo_labels"]["examples"]
+    if sum(examples):
+        shares["truth"] = [100 * count / sum(examples) for count in examples]
+    return shares
+
+
+def _unlabeled_chart(run: Run) -> str:
+    shares = _unlabeled_shares(run)
     series = [
         Series("estimate", shares["estimate"], 0),
         Series("low", shares["low"], 0, faint=True),
         Series("high", shares["high"], 0, faint=True),
         Series("labeled set", shares["labeled"], 1),
     ]
-    inside = f"{100 * unlabeled['level']:.0f} % within"
-    header = ["class", "labeled set (%)", "unlabeled set (%)", inside]
-    columns = [shares["labeled"], shares["estimate"]]
-    examples = run.last["pseudo_labels"]["examples"]
-    if sum(examples):  # the truth is known
-        truth = [100 * count / sum(examples) for count in examples]
-        series.append(Series("truth", truth, 2))
+    if "truth" in shares:
+        series.append(Series("truth", shares["truth"], 2))
+    names = run.results["class_names"]
+    return line_chart("Classes of the unlabeled set (%)", series, names, "class")
+
+
+def _unlabeled(run: Run) -> str:
+    """What the last generation says of the unlabeled set's classes."""
+    unlabeled, shares = run.last["unlabeled_distribution"], _unlabeled_shares(run)
+    names = run.results["class_names"]
+    header = [
+        "class",
+        "labeled set (%)",
+        "unlabeled set (%)",
+        f"{100 * unlabeled['level']:.0f} % within",
+    ]
+    if "truth" in shares:
         header.append("truth (%)")
-        columns.append(truth)
     rows = []
     for label, name in enumerate(names):
-        labeled, estimate, *truth = (_figure(column[label]) for column in columns)
-        between = f"{_figure(shares['low'][label])} to {_figure(shares['high'][label])}"
-        rows.append([name, labeled, estimate, between, *truth])
+        figure = {which: _figure(values[label]) for which, values in shares.items()}
+        row = [name, figure["labeled"], figure["estimate"], f"{figure['low']} to {figure['high']}"]
+        rows.append([*row, figure["truth"]] if "truth" in figure else row)
     known = {
         "validation": "the validation split",
         "labeled": "the labeled images, which it was fitted to, so that this is too sure",
     }[unlabeled["known_from"]]
-    warning = " ".join(text.unlabeled_warning(unlabeled, names))
-    chart = line_chart("Classes of the unlabeled set (%)", series, names, "class")
+    warning = "<br>".join(map(escape, text.unlabeled_warning(unlabeled, names)))
     return (
         "<h2>The unlabeled set</h2><p>Its class distribution, estimated from what the model of the "
         f"last generation takes it for and from how that errs on {known}.</p>"
-        f"{f'<p>{escape(warning)}</p>' if warning else ''}"
-        f'<div class="charts">{chart}</div>{_table(header, rows)}'
+        f"{f'<p>{warning}</p>' if warning else ''}{_table(header, rows)}"
     )
-
-
-def _shares(values: Sequence[float]) -> list[float]:
-    """In per cent."""
-    return [100 * value for value in values]
 
 
 def _generations(run: Run) -> str:

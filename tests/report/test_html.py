@@ -68,7 +68,7 @@ CONFIG = {
 class Text(HTMLParser):
     """The words of a page, the cells of its tables, and whether its elements are closed."""
 
-    EMPTY = ("meta", "img")
+    EMPTY = ("meta", "img", "br")
 
     def __init__(self, page):
         super().__init__()
