@@ -33,7 +33,7 @@ from crest_jax.train_state import TrainState
 from crest_jax.train_step import DeviceBatch, Generation
 
 # As many groups of steps are timed, after the first, as take this long, within bounds.
-_SECONDS = 5.0
+_SECONDS = 3.0
 _FEWEST, _MOST = 1, 50
 # Bytes on disk. In an evaluation: of a count in its confusion matrices, mostly 0, of a share, and
 # of everything else. In a result: of a count, which has a line there. At most, of a pseudo-label.
@@ -408,7 +408,8 @@ def _time(config: ConfigDict, sizes: Sizes, pace: Pace, finished: int, step: int
     rate = config.eval_batch_size / pace.batch
     lines = (
         f"time       {_duration(generation)} for a generation, {_duration(evaluating)} of it to "
-        f"evaluate and score; {_duration(whole)} for the run",
+        f"evaluate and score; {_duration(whole)} for the run"
+        f"{', where reading keeps up' if config.data.stream else ''}",
         f"           at {1 / pace.step:.3g} steps/s, {rate:,.0f} images/s in evaluations; compiled "
         f"in {pace.compilation:.0f} s",
         f"           measured on {platform.node()}: {jax.device_count()} x {device.device_kind}, "

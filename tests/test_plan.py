@@ -224,7 +224,11 @@ def test_streamed_images_are_not_read(ran, tmp_path, monkeypatch):
     config = ran.config.copy_and_resolve_references()
     config.data.stream = True
     monkeypatch.setattr(splits, "prepare", lambda *_: pytest.fail("it is read"))
-    assert "the others not" in dry_run(config, tmp_path / "new")
+    sizes, data, source = plan._read(config, tmp_path / "new", None)
+    assert "the others not" in source
+    assert (data.labeled.examples, data.unlabeled.examples) == (47, 432)
+    assert data.unlabeled.per_class.tolist() == sizes.per_class["unlabeled"].tolist()
+    assert not list(data.unlabeled.parts)
 
 
 def test_sizes_are_known_before_anything_is_written(ran):
