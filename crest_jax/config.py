@@ -27,6 +27,9 @@ MOST_PIXELS = 2**29 // 3
 # What the unlabeled data's class distribution is taken to be.
 DISTRIBUTIONS = ("labeled", "given", "predicted")
 
+# Of the sampling rates (Eq. 1).
+ALPHA = 1 / 3
+
 # The arguments of the CIFAR experiments, with Table 1's middle column as defaults.
 ARGUMENTS: Mapping[str, Any] = {
     "method": "fixmatch",
@@ -164,7 +167,7 @@ def default_config(
             "class_balanced_loss": {"b": 0.999},
             "alignment": {"target": alignment_targets(arguments.rebalance)[0], "t": arguments.t},
             "darp": {"start": 0.4, "every": 10, "delta": 2.0},
-            "crest": {"alpha": 1 / 3, "t_min": 0.5},
+            "crest": {"alpha": ALPHA, "rates": (), "t_min": 0.5},
         }
     )
     config.update_from_flattened_dict(algorithm.settings)
@@ -410,7 +413,29 @@ def _check_rebalancing(checks: _Checks, algorithm: Algorithm) -> None:
             config.generations <= 1,
             f"1 when rebalance={config.rebalance}; {' and '.join(SELF_TRAINING)} self-train",
         )
+    _check_sampling_rates(checks, names)
     _check_unlabeled_distribution(checks, names)
+
+
+def _check_sampling_rates(checks: _Checks, names: Sequence[str]) -> None:
+    rates = checks.config.crest.rates
+    if not rates:
+        return
+    checks.require(
+        "crest.rates",
+        all(isinstance(rate, int | float) and 0 <= rate <= 1 for rate in rates),
+        "one rate in [0, 1] per class, or () for those of Eq. 1",
+    )
+    checks.require(
+        "crest.rates",
+        bool(set(names) & set(SELF_TRAINING)),
+        f"() when rebalance={checks.config.rebalance}; {' and '.join(SELF_TRAINING)} select by it",
+    )
+    checks.require(
+        "crest.alpha",
+        checks.config.crest.alpha == ALPHA,
+        f"left at {ALPHA!r} when crest.rates is given, which counts in its place",
+    )
 
 
 def _check_unlabeled_distribution(checks: _Checks, names: Sequence[str]) -> None:

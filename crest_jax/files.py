@@ -8,6 +8,7 @@ when the file that describes the others is there: it is written last.
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ def is_remote(path: Path) -> bool:
 def absolute(path: Path) -> Path:
     """The same place, wherever the program runs."""
     return Path(os.getcwd()) / path  # noqa: PTH109
+
+
+def nearest(path: Path) -> Path:
+    """The path itself, or the innermost of the folders it is to be in that is there."""
+    return next(found for found in (path, *absolute(path).parents) if found.exists())
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -219,6 +225,18 @@ def size(path: Path) -> int:
     with _reading(path):
         # Of a file on a disk `Path.stat` wants to know its owner's name, which may have none.
         return path.stat().length if is_remote(path) else os.stat(path).st_size  # noqa: PTH116
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 where it is not there."""
+    if not folder.is_dir():
+        return 0
+    return sum(folder_size(path) if path.is_dir() else size(path) for path in folder.iterdir())
+
+
+def free_bytes(path: Path) -> int | None:
+    """What can still be written where a path is or is to be; None in a bucket, which has no end."""
+    return None if is_remote(path) else shutil.disk_usage(nearest(path)).free
 
 
 def sha256(path: Path) -> str:

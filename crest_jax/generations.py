@@ -8,7 +8,7 @@ was stopped.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ from crest_jax.train_state import TrainState
 from crest_jax.train_step import DeviceBatch, Generation, TrainStep, in_a_row, make_train_step
 
 RESULT = "result.json"
-# An evaluation's estimate of the unlabeled split's class distribution.
+# The estimate of the unlabeled split's class distribution, of an evaluation or of a generation.
 UNLABELED_DISTRIBUTION = "unlabeled_distribution"
 # Of the batches that a device is sent together.
 _MOST_BYTES_AT_ONCE = 64 << 20
@@ -136,9 +136,12 @@ def build(config: ConfigDict, splits: Splits) -> Program:
 
     Raises:
       DataError: the images have neither 1 nor 3 channels.
-      ConfigError: the unlabeled distribution that is given is not one of these classes.
+      ConfigError: the unlabeled distribution or the sampling rates that are given are not of these
+        classes.
     """
     target_distribution(config, splits, None)
+    if config.crest.rates:
+        sampling_rates(config, splits)
     mesh = distributed.data_mesh()
     classes = len(splits.class_names)
     if splits.image_shape[-1] not in (1, 3):
@@ -258,6 +261,11 @@ def run_generation(
             *count_pseudo_labels(here / "pseudo_labels", len(splits.class_names))
         ),
     }
+    if splits.unlabeled.examples:
+        predicted = np.array(result["pseudo_labels"]["predicted"])
+        result[UNLABELED_DISTRIBUTION] = describe_unlabeled(
+            config, generation, predicted, state, splits, program
+        )
     distributed.together(lambda: files.write_json(here / RESULT, result), first_only=True)
     return result
 
@@ -490,14 +498,24 @@ def score_unlabeled(
     labels, confidence, _ = predictions["ema"]
     selected = np.zeros(len(labels), bool)
     if generation + 1 < config.generations:
-        rates = crest.sampling_rates(splits.labeled.per_class, config.crest.alpha)
         (selected,) = crest.select(
             [crest.Scores(labels, confidence)],
-            rates,
+            sampling_rates(config, splits),
             all_gather=distributed.all_gather,
             host=jax.process_index(),
         )
     return PseudoLabels(ids, labels, confidence, selected, truth)
+
+
+def sampling_rates(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:
+    """mu: which part of the examples predicted as each class a generation selects.
+
+    Raises:
+      ConfigError: the rates that are given are not of these classes.
+    """
+    if not config.crest.rates:
+        return crest.sampling_rates(splits.labeled.per_class, config.crest.alpha)
+    return _of_each_class("crest.rates", config.crest.rates, splits.class_names)
 
 
 def schedule_of(config: ConfigDict) -> Schedule:
@@ -552,13 +570,11 @@ def target_distribution(
     unlabeled = splits.class_distribution
     match config.unlabeled_distribution.source:
         case "given":
-            given = np.asarray(config.unlabeled_distribution.given, np.float64)
-            if len(given) != len(splits.class_names):
-                raise ConfigError(
-                    f"unlabeled_distribution.given has {len(given)} entries for "
-                    f"{len(splits.class_names)} classes: give one for each of "
-                    f"{', '.join(splits.class_names)}"
-                )
+            given = _of_each_class(
+                "unlabeled_distribution.given",
+                config.unlabeled_distribution.given,
+                splits.class_names,
+            )
             unlabeled = given / given.sum()
         case "predicted" if evaluated is not None:
             unlabeled = np.asarray(evaluated[UNLABELED_DISTRIBUTION])
@@ -566,27 +582,81 @@ def target_distribution(
     return everything / everything.sum()
 
 
+def _of_each_class(
+    field: str, values: Sequence[float], class_names: Sequence[str]
+) -> Float[np.ndarray, " classes"]:
+    """What a config field gives for each class, whose number is known only with the data."""
+    if len(values) != len(class_names):
+        raise ConfigError(
+            f"{field} has {len(values)} entries for {len(class_names)} classes: give one for each "
+            f"of {', '.join(class_names)}"
+        )
+    return np.asarray(values, np.float64)
+
+
 def estimate_unlabeled(
     config: ConfigDict, state: TrainState, splits: Splits, program: Program
 ) -> list[float]:
-    """Estimates the unlabeled split's class distribution from what the EMA model says of it.
-
-    How the model errs is taken from the validation split, or where there is none from the labeled
-    images, which it was fitted to.
-    """
-    known = splits.validation if splits.validation.examples else splits.labeled
-    ema = predictor(config, state.ema_params, state, splits, program)
-
-    def predicted(
-        split: Split,
-    ) -> tuple[Int[np.ndarray, " examples"], Int[np.ndarray, " examples"]]:
-        _, labels, predictions = _over_share(split, {"ema": ema})
-        return labels, predictions["ema"].labels
-
+    """Estimates the unlabeled split's class distribution from what the EMA model says of it."""
     classes = len(splits.class_names)
-    confusion = distributed.total(evaluate.confusion_matrix(*predicted(known), classes))
-    counts = distributed.total(np.bincount(predicted(splits.unlabeled)[1], minlength=classes))
+    _, labels = _labels_by_ema(splits.unlabeled, config, state, splits, program)
+    counts = distributed.total(np.bincount(labels, minlength=classes))
+    confusion = known_errors(config, state, splits, program)
     return label_shift.estimate(confusion, counts, splits.class_distribution).tolist()
+
+
+def describe_unlabeled(
+    config: ConfigDict,
+    generation: int,
+    predicted: Int[np.ndarray, " classes"],
+    state: TrainState,
+    splits: Splits,
+    program: Program,
+) -> dict[str, Any]:
+    """The estimate at the end of a generation, and how sure it is, ready for JSON.
+
+    Args:
+      config: of the run.
+      generation: seeds the draws that the intervals are of, together with the run's seed.
+      predicted: the unlabeled examples by pseudo-label.
+      state: of the generation's last step.
+      splits: of the run.
+      program: its.
+    """
+    labeled = splits.class_distribution
+    confusion = known_errors(config, state, splits, program)
+    return results.summarize_unlabeled(
+        label_shift.estimate(confusion, predicted, labeled),
+        label_shift.interval(
+            confusion, predicted, labeled, seed=[config.seed, generation], level=results.LEVEL
+        ),
+        labeled,
+        known_from=_known(splits)[0],
+    )
+
+
+def known_errors(
+    config: ConfigDict, state: TrainState, splits: Splits, program: Program
+) -> Int[np.ndarray, "classes classes"]:
+    """How the EMA model errs on images whose class is known and that are distributed as labeled."""
+    labels, predicted = _labels_by_ema(_known(splits)[1], config, state, splits, program)
+    return distributed.total(evaluate.confusion_matrix(labels, predicted, len(splits.class_names)))
+
+
+def _known(splits: Splits) -> tuple[str, Split]:
+    """The validation split, or where there is none the labeled images, which are trained on."""
+    if splits.validation.examples:
+        return "validation", splits.validation
+    return "labeled", splits.labeled
+
+
+def _labels_by_ema(
+    split: Split, config: ConfigDict, state: TrainState, splits: Splits, program: Program
+) -> tuple[Int[np.ndarray, " examples"], Int[np.ndarray, " examples"]]:
+    """Classes of this host's part of a split, and what the EMA model takes them for."""
+    ema = predictor(config, state.ema_params, state, splits, program)
+    _, labels, predictions = _over_share(split, {"ema": ema})
+    return labels, predictions["ema"].labels
 
 
 def predictor(

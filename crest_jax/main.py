@@ -1,7 +1,7 @@
 """The command line: one experiment, all its generations.
 
 python -m crest_jax.main --config=experiments/cifar10_lt.py[:key=value,...] [--workdir=DIR]
-    [--config.field=value ...]
+    [--config.field=value ...] [--dry_run]
 
 Exit status: 0 done; 1 something is wrong with data, workdir, training, or the form of a flag; 64
 with the config; 75 stopped by SIGTERM, and the same command continues; 130 interrupted, likewise.
@@ -36,6 +36,9 @@ _FIND_HOSTS = flags.DEFINE_boolean(
 _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 300, "Seconds within which all hosts must have been started.", lower_bound=1
 )
+_DRY_RUN = flags.DEFINE_boolean(
+    "dry_run", False, "Check everything, print what the run would do and take, and do none of it."
+)
 # A run that is started again finds its compiled step here.
 _COMPILATION_CACHE = Path("~").expanduser() / ".cache" / "crest_jax" / "compiled"
 
@@ -59,7 +62,8 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--config={path} is not a file; try --config=experiments/digits_lt.py")
     _log_plainly()
     join(_CONFIG.value)
-    run(_CONFIG.value, Path(_WORKDIR.value or default_workdir(_config_argument())))
+    workdir = Path(_WORKDIR.value or default_workdir(_config_argument()))
+    run(_CONFIG.value, workdir, dry=_DRY_RUN.value)
 
 
 def join(config: ConfigDict) -> None:
@@ -77,17 +81,17 @@ def join(config: ConfigDict) -> None:
     )
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Runs or continues `config` in `workdir`."""
+def run(config: ConfigDict, workdir: Path, *, dry: bool = False) -> None:
+    """Runs or continues `config` in `workdir`, or says what that would do and take."""
     with preemption.raised_on_sigterm():
-        _run(config, workdir)
+        _run(config, workdir, dry)
 
 
-def _run(config: ConfigDict, workdir: Path) -> None:
+def _run(config: ConfigDict, workdir: Path, dry: bool) -> None:
     # Imported only now, so that a wrong flag is reported without waiting for TensorFlow.
     import jax
 
-    from crest_jax import distributed, files, generations, results
+    from crest_jax import distributed, files, generations, plan, results
     from crest_jax import workdir as workdir_lib
     from crest_jax.models import convolution
 
@@ -98,9 +102,12 @@ def _run(config: ConfigDict, workdir: Path) -> None:
     devices, hosts = jax.device_count(), jax.process_count()
     distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
     distributed.check_agreement(
-        {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir))}
+        {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
         | {"versions": workdir_lib.versions(), "convolutions": convolution.whose()}
     )
+    if dry:
+        plan.show(config, workdir)
+        return
     claimed = distributed.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
     with claimed or nullcontext():
         distributed.say(

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 from etils.epath import Path
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from crest_jax import evaluate, files
 from crest_jax.errors import WorkdirError
+from crest_jax.rebalancing import label_shift
 
 RESULTS = "results.json"
 
@@ -115,6 +116,46 @@ def truth_is_known(pseudo_labels: Mapping[str, Any]) -> bool:
     return None not in pseudo_labels["examples"]
 
 
+# How much of the probability the intervals of the unlabeled set's class distribution hold, and how
+# improbable a set must be, if its distribution is the labeled one's, to be called another.
+LEVEL = 0.9
+IMPROBABLE = 0.01
+
+
+def summarize_unlabeled(
+    estimate: Float[np.ndarray, " classes"],
+    interval: label_shift.Interval,
+    labeled: Float[np.ndarray, " classes"],
+    *,
+    known_from: str,
+) -> dict[str, Any]:
+    """Returns what is thought of the unlabeled split's class distribution, in shares.
+
+    Args:
+      estimate: of each class.
+      interval: around it, of `LEVEL`.
+      labeled: the original labeled set's distribution.
+      known_from: the split that says how the model errs.
+
+    Returns:
+      These, and in `differs` the classes whose labeled share is outside its interval, where the
+      two distributions can hardly be the same. Of many intervals some miss by chance, so that one
+      alone does not say so.
+    """
+    outside = (labeled < interval.low) | (labeled > interval.high)
+    improbable = interval.p_value < IMPROBABLE
+    return {
+        "estimate": estimate.tolist(),
+        "low": interval.low.tolist(),
+        "high": interval.high.tolist(),
+        "level": LEVEL,
+        "labeled": labeled.tolist(),
+        "known_from": known_from,
+        "p_value": interval.p_value,
+        "differs": np.flatnonzero(outside & improbable).tolist(),
+    }
+
+
 # What a run was, as far as runs are compared by it.
 _SETTING = {"method", "rebalance", "data", "class_names", "long_tail", "alignment", "fold"}
 # Figures of the last generation that stand above those of all.
@@ -146,7 +187,10 @@ def of_run(
         "splits": dict(splits),
         "long_tail": config.long_tail.to_dict(),
         "alignment": config.alignment.to_dict(),
-        "unlabeled_distribution": config.unlabeled_distribution.to_dict(),
+        "unlabeled_distribution": {
+            **config.unlabeled_distribution.to_dict(),
+            **generations[-1].get("unlabeled_distribution", {}),
+        },
         "fold": config.fold,
         "seed": config.seed,
         **{name: generations[-1][name] for name in _HEADLINE},

@@ -143,6 +143,16 @@ def reported_steps(schedule: Schedule) -> list[int]:
     return [*range(every, steps, every), steps][-LAST_EVALUATIONS:]
 
 
+def kept_steps(schedule: Schedule) -> list[int]:
+    """The steps whose checkpoints are there once a generation is finished."""
+    reported = reported_steps(schedule)
+    saved = {
+        *range(schedule.checkpoint_every, schedule.steps, schedule.checkpoint_every),
+        *reported,
+    }
+    return sorted({*sorted(saved)[-checkpoints.KEEP :], *reported})
+
+
 def evaluations_until(step: int, schedule: Schedule) -> int:
     """How many evaluations a generation has made after its first `step` steps."""
     at_the_end = step == schedule.steps and step % schedule.eval_every != 0

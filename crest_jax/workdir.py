@@ -1,5 +1,6 @@
 """The run folder: whom it belongs to."""
 
+import errno
 import fcntl
 import os
 import platform
@@ -99,15 +100,17 @@ def claim(workdir: Path, config: ConfigDict) -> AbstractContextManager:
       WorkdirError: it cannot be written, belongs to another config, is something else, or another
         process is at work in it.
     """
-    _check_folder(workdir)
+    _make_folder(workdir)
+    _check_foreign(workdir)
     with ExitStack() as held:
         held.enter_context(_lock(workdir))
-        _check_config(workdir, config)
+        owner = _changed_owner(workdir, config)
+        if owner is not None:
+            files.write_json(workdir / CONFIG, owner)
         return held.pop_all()
 
 
-def _check_folder(workdir: Path) -> None:
-    """Makes sure that a run can be here."""
+def _make_folder(workdir: Path) -> None:
     if files.is_remote(workdir):
         files.check_bucket(workdir)
     try:
@@ -116,19 +119,51 @@ def _check_folder(workdir: Path) -> None:
         probe.touch()
         probe.unlink()
     except files.failures() as error:
-        raise WorkdirError(
-            f"workdir {workdir} cannot be written ({files.reason(error)}): choose another with "
-            "--workdir"
-        ) from error
+        raise _not_writable(workdir, files.reason(error)) from error
 
-    if not (workdir / CONFIG).exists():
-        ours = {CONFIG + ".partial", LOCK}
-        foreign = sorted({path.name for path in workdir.iterdir()} - ours)
-        if foreign:
-            raise WorkdirError(
-                f"workdir {workdir} holds {', '.join(foreign[:3])} but no {CONFIG}, so it is not "
-                "a run: choose another with --workdir"
-            )
+
+def check(workdir: Path, config: ConfigDict) -> bool:
+    """Finds out whether `claim` could succeed, as far as that shows without writing anything.
+
+    Whether another process is at work there is not asked.
+
+    Returns:
+      Whether there is something of this run already.
+
+    Raises:
+      WorkdirError: as `claim`.
+    """
+    if files.is_remote(workdir):
+        files.check_bucket(workdir)
+    else:
+        nearest = files.nearest(workdir)
+        if not nearest.is_dir():
+            reason = errno.EEXIST if nearest == workdir else errno.ENOTDIR
+            raise _not_writable(workdir, os.strerror(reason))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise _not_writable(workdir, os.strerror(errno.EACCES))
+    _check_foreign(workdir)
+    _changed_owner(workdir, config)
+    return (workdir / CONFIG).exists()
+
+
+def _not_writable(workdir: Path, reason: str) -> WorkdirError:
+    return WorkdirError(
+        f"workdir {workdir} cannot be written ({reason}): choose another with --workdir"
+    )
+
+
+def _check_foreign(workdir: Path) -> None:
+    """Makes sure that what is in a folder is of a run."""
+    if (workdir / CONFIG).exists() or not workdir.exists():
+        return
+    ours = {CONFIG + ".partial", LOCK}
+    foreign = sorted({path.name for path in workdir.iterdir()} - ours)
+    if foreign:
+        raise WorkdirError(
+            f"workdir {workdir} holds {', '.join(foreign[:3])} but no {CONFIG}, so it is not "
+            "a run: choose another with --workdir"
+        )
 
 
 def _lock(workdir: Path) -> AbstractContextManager:
@@ -159,13 +194,16 @@ def _lock(workdir: Path) -> AbstractContextManager:
     return file
 
 
-def _check_config(workdir: Path, config: ConfigDict) -> None:
-    """Makes the run this config's, or finds that it is already."""
+def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
+    """What config.json is to say for the folder to be this config's; None where it does.
+
+    Raises:
+      WorkdirError: it belongs to another config, or is not readable.
+    """
     path = workdir / CONFIG
     ours = {"config": config_lib.to_plain(config), "environment": environment()}
     if not path.exists():
-        files.write_json(path, ours)
-        return
+        return ours
     # Nothing was made with the old config yet, so that an error in it can be mended.
     untouched = not (workdir / "splits").exists()
     try:
@@ -184,22 +222,22 @@ def _check_config(workdir: Path, config: ConfigDict) -> None:
     if reseeded:
         changed = [line for line in changed if not line.startswith(f"{RESEED}: ")]
     if changed and untouched:
-        files.write_json(path, ours)
-    elif changed:
+        return ours
+    if changed:
         raise WorkdirError(
             f"workdir {workdir} belongs to another config:\n  "
             + "\n  ".join(changed)
             + "\nchange these back to continue it, or choose another with --workdir"
         )
-    if reseeded:
-        raised = {**theirs["config"], RESEED: config[RESEED]}
-        files.write_json(path, {**theirs, "config": raised})
     moved = config_lib.differences(theirs["environment"], ours["environment"])
     if moved:
         logging.warning(
             "this run began elsewhere, and its last digits may now differ:\n  %s",
             "\n  ".join(moved),
         )
+    if reseeded:
+        return {**theirs, "config": {**theirs["config"], RESEED: config[RESEED]}}
+    return None
 
 
 def _visible_cpus() -> int | None:

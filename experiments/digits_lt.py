@@ -2,9 +2,25 @@
 
 scikit-learn's 8 x 8 digits with WRN-10-1. Arguments as for cifar10_lt. Not an experiment of the
 paper: it is here to see, and to test, everything at work.
+
+With gamma_u or order_u=reversed, as for cifar10_darp, the unlabeled set has a long tail of its own:
+its largest class has 80 images then, and the labeled set's 40; beta has nothing to say. target is
+what da, darp and crest_plus take its distribution to be: labeled, predicted, or given, as
+--config.unlabeled_distribution.given says.
 """
 
+from ml_collections import ConfigDict
+
 from crest_jax.config import ARGUMENTS, default_config, parse_arguments
+
+DEFAULTS = {
+    **ARGUMENTS,
+    "gamma": 10.0,
+    "beta": 0.1,
+    "gamma_u": None,
+    "order_u": "same",
+    "target": "labeled",
+}
 
 # Grey images have no colour, and white on black is what tells a digit from its background.
 OPERATIONS = (
@@ -15,11 +31,22 @@ OPERATIONS = (
 
 def get_config(arguments=None):
     """Returns the setting of the README's figures."""
-    args = parse_arguments(arguments, {**ARGUMENTS, "gamma": 10.0, "beta": 0.1})
+    args = parse_arguments(arguments, DEFAULTS)
     config = default_config(args, budget=3 * 600, generations={"crest": 3, "crest_plus": 3})
     config.data.name = "digits"
     config.data.shards = 1
     config.long_tail.n_max = 120
+    if args.gamma_u is not None or args.order_u != "same":
+        config.long_tail = ConfigDict(
+            {
+                "n_max": 40,
+                "gamma": args.gamma,
+                "unlabeled_n_max": 80,
+                "unlabeled_gamma": args.gamma if args.gamma_u is None else args.gamma_u,
+                "unlabeled_order": args.order_u,
+            }
+        )
+    config.unlabeled_distribution.source = args.target
     config.model.depth = 10
     config.model.width = 1
     config.model.batch_norm_momentum = 0.97

@@ -478,6 +478,46 @@ def test_a_distribution_is_given_only_where_it_is_the_source():
     assert line.endswith("must be () when unlabeled_distribution.source=labeled")
 
 
+@pytest.mark.parametrize("rates", [(1.0, 1.1), (-0.1, 1.0), (math.nan,), ("a",)])
+def test_a_sampling_rate_is_a_share(rates):
+    config = default_config(parse_arguments("rebalance=crest"))
+    config.crest.rates = rates
+    (line,) = problems_of(config)
+    assert line.startswith(f"crest.rates={rates!r} must be one rate in [0, 1] per class")
+
+
+@pytest.mark.parametrize("rebalance", ["none", "darp", "cb+da"])
+def test_sampling_rates_are_given_only_where_they_are_used(rebalance):
+    config = default_config(parse_arguments(f"rebalance={rebalance}"))
+    config.crest.rates = (1.0, 0.5)
+    (line,) = problems_of(config)
+    assert line.startswith(f"crest.rates=(1.0, 0.5) must be () when rebalance={rebalance}")
+
+
+def test_rates_and_alpha_are_not_both_chosen():
+    config = default_config(parse_arguments("rebalance=crest_plus"))
+    config.crest.rates = (0, 1)
+    validate(config)
+    config.crest.alpha = 0.5
+    (line,) = problems_of(config)
+    assert line.startswith("crest.alpha=0.5 must be left at 0.3333")
+    assert "crest.rates is given, which counts in its place" in line
+
+
+def test_digits_may_have_an_unlabeled_set_of_another_order():
+    config = experiment(named("digits_lt"), "order_u=reversed,gamma=5,target=predicted")
+    assert config.long_tail.to_dict() == {
+        "n_max": 40,
+        "gamma": 5.0,
+        "unlabeled_n_max": 80,
+        "unlabeled_gamma": 5.0,
+        "unlabeled_order": "reversed",
+    }
+    assert config.unlabeled_distribution.source == "predicted"
+    validate(config)
+    assert "unlabeled_order" not in experiment(named("digits_lt"), "gamma=5").long_tail
+
+
 # Validation
 
 BAD_FIELDS = [

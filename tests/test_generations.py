@@ -10,7 +10,7 @@ from conftest import load_experiment
 
 from crest_jax import distributed, evaluate, files, generations, main, train
 from crest_jax.data import pseudo_labels, records, splits
-from crest_jax.errors import DataError, NonFiniteError, WorkdirError
+from crest_jax.errors import ConfigError, DataError, NonFiniteError, WorkdirError
 from crest_jax.models import convolution
 from crest_jax.rebalancing import darp
 from crest_jax.train_state import TrainState
@@ -281,6 +281,24 @@ def test_the_ema_model_scores_and_the_rarest_class_keeps_all(wiring):
         rate = (counts[9 - label] / counts[0]) ** (1 / 3)
         assert scored.selected[predicted].sum() == int(predicted.sum() * rate)
     assert not wiring.pseudo_labels(2).selected.any()  # the last generation has no successor
+
+
+def test_rates_by_hand_take_the_place_of_alphas(tiny_config, tmp_path):
+    rates = (0.0, 1.0, 0.25, *[0.5] * 7)
+    wiring = Wiring(tiny_config("rebalance=crest", **{"crest.rates": rates}), tmp_path)
+    scored = wiring.pseudo_labels(0)
+    predicted = np.bincount(scored.labels, minlength=10)
+    selected = np.bincount(scored.labels[scored.selected], minlength=10)
+    assert selected.tolist() == [
+        int(count * rate) for count, rate in zip(predicted, rates, strict=True)
+    ]
+
+
+def test_rates_of_other_classes_are_refused_before_training(tiny_config, tiny_model, tmp_path):
+    config = tiny_config("rebalance=crest", **tiny_model, **{"crest.rates": (1.0, 0.5)})
+    with pytest.raises(ConfigError, match=r"crest.rates has 2 entries for 10 classes: give one"):
+        main.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "generation_00").exists()
 
 
 def test_selections_replace_each_other_and_do_not_accumulate(wiring):

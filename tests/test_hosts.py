@@ -153,6 +153,17 @@ def test_sigterm_on_one_host_saves_and_stops_both(one_process, tmp_path):
     assert (folder / "generation_00" / "checkpoints" / step).is_dir()
 
 
+def test_a_dry_run_of_two_plans_for_both_and_writes_nothing(tmp_path):
+    statuses, printed = end(start_two(tmp_path / "run", flags=["--dry_run"]))
+    assert statuses == [0, 0], printed
+    (first, _), (second, _) = printed
+    assert "54 labeled, 432 unlabeled, 500 test" in first
+    assert "4 x cpu" in first
+    assert "2 hosts" in first
+    assert "dry run" not in second
+    assert not (tmp_path / "run").exists()
+
+
 # What is wrong is said on every host
 
 

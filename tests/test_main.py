@@ -19,6 +19,11 @@ from crest_jax.main import default_workdir
         (["--config=experiments/nofile.py"], os.EX_USAGE, "nofile.py is not a file"),
         ([], os.EX_USAGE, "--config is missing"),
         (["--config=experiments/digits_lt.py", "--workdir=setup.py"], 1, "cannot be written"),
+        (
+            ["--config=experiments/digits_lt.py", "--workdir=setup.py", "--dry_run"],
+            1,
+            "cannot be written",
+        ),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_readable_error(command_line, arguments, status, message):

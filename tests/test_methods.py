@@ -84,6 +84,7 @@ def test_all_labels_can_be_used(run):
     _, results = run("method=supervised,rebalance=none,beta=1.0", steps=40)
     assert results["accuracy"] > CHANCE + MARGIN
     assert sum(results["pseudo_labels"]["predicted"]) == 0
+    assert results["unlabeled_distribution"] == {"source": "labeled", "given": []}
 
 
 def test_an_unlabeled_set_in_reversed_order_is_estimated_at_every_evaluation(run):
@@ -115,6 +116,16 @@ def test_an_unlabeled_set_in_reversed_order_is_estimated_at_every_evaluation(run
         for shares in (estimates[-1], labeled / labeled.sum())
     ]
     assert errors[0] < 0.75 * errors[1]
+    # The last evaluation and the end of the generation are of one model.
+    found = results["generations"][0]["unlabeled_distribution"]
+    np.testing.assert_allclose(found["estimate"], estimates[-1])
+    assert found["known_from"] == "validation"
+    np.testing.assert_allclose(found["labeled"], labeled / labeled.sum())
+    assert (np.array(found["low"]) <= truth / truth.sum()).mean() >= 0.8
+    assert (truth / truth.sum() <= np.array(found["high"])).mean() >= 0.8
+    assert found["p_value"] < 0.01
+    assert {0, 9} & set(found["differs"])
+    assert results["unlabeled_distribution"] == {"source": "predicted", "given": [], **found}
 
 
 def test_a_distribution_of_other_classes_is_refused_before_training(run):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from crest_jax import evaluate, results
+from crest_jax.rebalancing.label_shift import Interval
 
 
 def with_unknown(confusion, predicted):
@@ -88,3 +89,20 @@ def test_fewer_than_five_evaluations_and_no_validation():
     assert summary["accuracy"] == 75.0
     assert summary["evaluations"] == 1
     assert "selected_on_validation" not in summary
+
+
+@pytest.mark.parametrize(("p_value", "differs"), [(0.002, [0, 2]), (0.3, [])])
+def test_the_unlabeled_set_is_another_where_that_is_improbable_and_classes_show_it(
+    p_value, differs
+):
+    summary = results.summarize_unlabeled(
+        np.array([0.2, 0.3, 0.5]),
+        Interval(np.array([0.1, 0.2, 0.4]), np.array([0.3, 0.4, 0.6]), p_value),
+        np.array([0.7, 0.25, 0.05]),
+        known_from="validation",
+    )
+    assert summary["differs"] == differs
+    assert (summary["estimate"], summary["low"], summary["high"], summary["labeled"]) == (
+        [0.2, 0.3, 0.5], [0.1, 0.2, 0.4], [0.3, 0.4, 0.6], [0.7, 0.25, 0.05],
+    )  # fmt: skip
+    assert (summary["known_from"], summary["level"]) == ("validation", 0.9)

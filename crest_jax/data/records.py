@@ -24,6 +24,7 @@ from crest_jax.data.sources import UNKNOWN, Example
 from crest_jax.errors import DataError
 
 FORMAT = 2
+_FRAME = 16  # bytes of length and checksums that a TFRecord file adds to each record
 _AT_ONCE = 256  # records that TensorFlow hands over together, in a quarter of the time
 _FIELDS = {
     "examples": int,
@@ -137,7 +138,7 @@ class Writer:
             raise DataError(f"{self._folder}: a label is not in {labels[0]}..{labels[-1]}")
         if self._added == len(self.rows):
             raise DataError(f"{self._folder}: there are more examples than {len(self.rows)}")
-        shape = _stored_shape(example)
+        shape = stored_shape(example)
         while self._open is None or self._open.examples == self._open.size:
             self._next_shard()
         self._open.add(example, shape)
@@ -506,7 +507,12 @@ def _labels(classes: int, known: bool) -> range:
     return range(classes) if known else range(UNKNOWN, UNKNOWN + 1)
 
 
-def _stored_shape(example: Example) -> tuple[int, int, int]:
+def bytes_of(example: Example) -> int:
+    """What an example takes in a file."""
+    return len(_serialize(example)) + _FRAME
+
+
+def stored_shape(example: Example) -> tuple[int, int, int]:
     """Height, width and channels of an image, read from its header."""
     try:
         with Image.open(io.BytesIO(example.image)) as image:

@@ -3,6 +3,7 @@
 Sources give images and labels, `long_tail` decides which are what, `records` keeps them.
 """
 
+import itertools
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -20,6 +21,9 @@ from crest_jax.errors import DataError
 
 # Where a run lists the files that are images by their names only.
 UNREADABLE = "unreadable.csv"
+NAMES = ("labeled", "unlabeled", "test", "validation")
+# Images whose bytes stand for those of all.
+_FEW = 256
 # What evaluation and scoring look at in one go, in images, of a split that does not fit in memory.
 PART = 4096
 
@@ -66,54 +70,103 @@ class Splits(NamedTuple):
         return self.labeled.per_class / self.labeled.examples
 
 
+class Sizes(NamedTuple):
+    """What splits will be or are, without their images."""
+
+    # Of each split, by its name.
+    examples: dict[str, int]
+    per_class: dict[str, Int[np.ndarray, " classes"] | None]
+    bytes: dict[str, int]  # of its records
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+    def without_images(self) -> Splits:
+        """Splits of these sizes."""
+        return Splits(
+            *(Split(self.examples[name], self.per_class[name], ()) for name in NAMES),
+            self.class_names,
+            self.image_shape,
+        )
+
+
+def written_sizes(data: ConfigDict, folder: Path) -> Sizes:
+    """Those of the splits that `prepare` wrote. Arguments and errors as for `load`."""
+    manifests = {name: records.read_manifest(folder / name) for name in NAMES}
+    return Sizes(
+        {name: each["examples"] for name, each in manifests.items()},
+        {name: _array(each["examples_per_class"]) for name, each in manifests.items()},
+        {name: sum(s["bytes"] for s in each["shards"]) for name, each in manifests.items()},
+        tuple(manifests["labeled"]["class_names"]),
+        records.image_shape(folder / "labeled", data.image_size),
+    )
+
+
+def expected_sizes(config: ConfigDict, listing: Path) -> Sizes:
+    """Those of the splits that `prepare` would write: counts from labels, bytes from a few images.
+
+    Args:
+      config: of the run.
+      listing: where one's own files that cannot be read are listed.
+
+    Raises:
+      DataError: the source is not there, does not fit the config, or its images are of several
+        shapes where they may not be.
+    """
+    source, _, labels = _divided(config, listing)
+    classes = len(source.class_names)
+    few = list(itertools.islice(source.examples("train"), _FEW))
+    mean = np.mean([records.bytes_of(example) for example in few])
+    side = config.data.image_size
+    shapes = {(side, side, 3)} if side else {records.stored_shape(example) for example in few}
+    if len(shapes) > 1:
+        raise DataError(
+            f"images of {source.name} differ in shape: set --config.data.image_size to have them "
+            "resized"
+        )
+    return Sizes(
+        {name: len(labels[name]) for name in NAMES},
+        {
+            name: None
+            if source.divided and name == "unlabeled"
+            else np.bincount(labels[name], minlength=classes)
+            for name in NAMES
+        },
+        {name: round(len(labels[name]) * mean) for name in NAMES},
+        source.class_names,
+        shapes.pop(),
+    )
+
+
+def are_whole(folder: Path) -> bool:
+    """Whether `prepare` has nothing left to write."""
+    return all(files.is_whole(folder / name) for name in NAMES)
+
+
 def prepare(config: ConfigDict, folder: Path) -> None:
     """Writes the labeled, unlabeled, validation and test records that are not there yet.
 
     Raises:
       DataError: the source is not there, or does not fit the config.
     """
-    names = ("labeled", "unlabeled", "validation", "test")
-    missing = [name for name in names if not files.is_whole(folder / name)]
+    missing = [name for name in NAMES if not files.is_whole(folder / name)]
     if not missing:
         return
-    source = sources.load(
-        config.data.name,
-        data_dir=config.data.data_dir,
-        download=config.data.download,
-        test_split=config.data.test_split,
-        class_table=config.data.class_table,
-        folders=sources.Folders(
-            **{name: config.data[name] for name in sources.Folders._fields if name != "listing"},
-            listing=folder.parent / UNREADABLE,
-        ),
-    )
-    labels = source.labels("train")
-    split = long_tail.split(
-        labels,
-        *_sizes(config.long_tail, np.bincount(labels, minlength=len(source.class_names))),
-        fold=config.fold,
-        validation_fraction=config.data.validation_fraction,
-        class_names=source.class_names,
-    )
-    sizes = {name: len(rows) for name, rows in split._asdict().items()}
-    sizes["test"] = len(source.labels("test"))
-    if source.divided:
-        sizes["unlabeled"] = len(source.labels("unlabeled"))
+    source, split, labels = _divided(config, folder.parent / UNREADABLE)
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
                 records.Writer(
                     folder / name,
-                    examples=size,
+                    examples=len(labels[name]),
                     class_names=source.class_names,
                     shards=config.data.shards,
                     classes_known=name != "unlabeled" or not source.divided,
                 )
             )
-            for name, size in sizes.items()
-            if name in missing
+            for name in missing
         }
-        member_of = np.full(len(labels), "", dtype=f"<U{max(map(len, split._fields))}")
+        train = len(source.labels("train"))
+        member_of = np.full(train, "", dtype=f"<U{max(map(len, split._fields))}")
         for name, rows in split._asdict().items():
             member_of[rows] = name
         for name, example in zip(member_of.tolist(), source.examples("train"), strict=True):
@@ -125,12 +178,46 @@ def prepare(config: ConfigDict, folder: Path) -> None:
                     writers[name].add(example)
 
 
+def _divided(
+    config: ConfigDict, listing: Path
+) -> tuple[sources.Source, long_tail.Split, dict[str, Int[np.ndarray, " examples"]]]:
+    """The source, which rows of its train set go into which split, and the labels of each split.
+
+    Args:
+      config: of the run.
+      listing: where one's own files that cannot be read are listed.
+    """
+    source = sources.load(
+        config.data.name,
+        data_dir=config.data.data_dir,
+        download=config.data.download,
+        test_split=config.data.test_split,
+        class_table=config.data.class_table,
+        folders=sources.Folders(
+            **{name: config.data[name] for name in sources.Folders._fields if name != "listing"},
+            listing=listing,
+        ),
+    )
+    labels = source.labels("train")
+    split = long_tail.split(
+        labels,
+        *_sizes(config.long_tail, np.bincount(labels, minlength=len(source.class_names))),
+        fold=config.fold,
+        validation_fraction=config.data.validation_fraction,
+        class_names=source.class_names,
+    )
+    labels_of = {name: labels[rows] for name, rows in split._asdict().items()}
+    labels_of["test"] = source.labels("test")
+    if source.divided:
+        labels_of["unlabeled"] = source.labels("unlabeled")
+    return source, split, labels_of
+
+
 def load(data: ConfigDict, folder: Path) -> Splits:
     """Reads what `prepare` wrote. Arguments and errors as for `load_split`."""
-    names = ("labeled", "unlabeled", "test", "validation")
     shapes = {
         name: records.image_shape(folder / name, data.image_size)
-        for name in names
+        for name in NAMES
         if records.read_manifest(folder / name)["examples"]
     }
     if len(set(shapes.values())) > 1:
@@ -140,7 +227,7 @@ def load(data: ConfigDict, folder: Path) -> Splits:
             "--config.data.image_size to have them resized"
         )
     return Splits(
-        *(load_split(data, folder / name) for name in names),
+        *(load_split(data, folder / name) for name in NAMES),
         tuple(records.read_manifest(folder / "labeled")["class_names"]),
         shapes["labeled"],
     )
@@ -163,8 +250,11 @@ def load_split(data: ConfigDict, folder: Path) -> Split:
         parts: Iterable[Images] = Parts(folder, view=view, size=PART)
     else:
         parts = [records.load(folder, view)]
-    per_class = manifest["examples_per_class"]
-    return Split(manifest["examples"], None if per_class is None else np.array(per_class), parts)
+    return Split(manifest["examples"], _array(manifest["examples_per_class"]), parts)
+
+
+def _array(per_class: list[int] | None) -> Int[np.ndarray, " classes"] | None:
+    return None if per_class is None else np.array(per_class)
 
 
 def _sizes(

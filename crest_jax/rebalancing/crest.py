@@ -66,7 +66,7 @@ def select(
 
     Args:
       scored: this host's examples, in parts; iterated over four times.
-      rates: mu, from `sampling_rates`.
+      rates: mu, from `sampling_rates` or given by hand, in [0, 1].
       all_gather: exchanges an array between hosts; alone, there is nothing to exchange.
       host: which of them this is.
 

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.image import imsave
 
+from crest_jax.report import text
 from crest_jax.report.charts import Series, line_chart
 from crest_jax.results import truth_is_known
 
@@ -119,6 +120,8 @@ def _section(run: Run) -> str:
         f"<dl>{cards}</dl>"
         f'<div class="charts">{_charts(run)}</div>'
         f"<h2>By class</h2>{_classes(run)}"
+        # Not of runs of an earlier version, nor of those that have labels only.
+        f"{_unlabeled(run) if 'unlabeled_distribution' in run.last else ''}"
         f"<h2>By generation</h2>{_generations(run)}"
         "<h2>Confusion matrix</h2><p>Rows: true class; columns: prediction; the last five "
         "evaluations of the last generation, in % of the row.</p>"
@@ -187,6 +190,8 @@ def _charts(run: Run) -> str:
         ]
         title = "Labeled set: images of each class"
         charts.append(line_chart(title, grown, names, "class", counts=True))
+    if "unlabeled_distribution" in run.last:
+        charts.append(_unlabeled_chart(run))
     return "".join(charts)
 
 
@@ -254,6 +259,62 @@ def _classes(run: Run) -> str:
         rows.append(row)
     note = "<p>First generation → last; selected for the last.</p>" if several else ""
     return note + _table(header, rows)
+
+
+def _unlabeled_shares(run: Run) -> dict[str, list[float]]:
+    """What is known of the unlabeled set's classes, in per cent; the truth only where it is."""
+    unlabeled = run.last["unlabeled_distribution"]
+    shares = {
+        name: [100 * share for share in unlabeled[name]]
+        for name in ("labeled", "estimate", "low", "high")
+    }
+    examples = run.last["pseudo_labels"]["examples"]
+    if sum(examples):
+        shares["truth"] = [100 * count / sum(examples) for count in examples]
+    return shares
+
+
+def _unlabeled_chart(run: Run) -> str:
+    shares = _unlabeled_shares(run)
+    series = [
+        Series("estimate", shares["estimate"], 0),
+        Series("low", shares["low"], 0, faint=True),
+        Series("high", shares["high"], 0, faint=True),
+        Series("labeled set", shares["labeled"], 1),
+    ]
+    if "truth" in shares:
+        series.append(Series("truth", shares["truth"], 2))
+    names = run.results["class_names"]
+    return line_chart("Classes of the unlabeled set (%)", series, names, "class")
+
+
+def _unlabeled(run: Run) -> str:
+    """What the last generation says of the unlabeled set's classes."""
+    unlabeled, shares = run.last["unlabeled_distribution"], _unlabeled_shares(run)
+    names = run.results["class_names"]
+    header = [
+        "class",
+        "labeled set (%)",
+        "unlabeled set (%)",
+        f"{100 * unlabeled['level']:.0f} % within",
+    ]
+    if "truth" in shares:
+        header.append("truth (%)")
+    rows = []
+    for label, name in enumerate(names):
+        figure = {which: _figure(values[label]) for which, values in shares.items()}
+        row = [name, figure["labeled"], figure["estimate"], f"{figure['low']} to {figure['high']}"]
+        rows.append([*row, figure["truth"]] if "truth" in figure else row)
+    known = {
+        "validation": "the validation split",
+        "labeled": "the labeled images, which it was fitted to, so that this is too sure",
+    }[unlabeled["known_from"]]
+    warning = "<br>".join(map(escape, text.unlabeled_warning(unlabeled, names)))
+    return (
+        "<h2>The unlabeled set</h2><p>Its class distribution, estimated from what the model of the "
+        f"last generation takes it for and from how that errs on {known}.</p>"
+        f"{f'<p>{warning}</p>' if warning else ''}{_table(header, rows)}"
+    )
 
 
 def _generations(run: Run) -> str:

@@ -22,7 +22,7 @@ def splits_line(splits: Mapping[str, Any], class_names: Sequence[str]) -> str:
 
 
 def generation_table(result: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    """One generation's result.json: a headline, and a line per class."""
+    """One generation's result.json: a headline, a line per class, and what there is to warn of."""
     pseudo = result["pseudo_labels"]
     rows = zip(
         class_names,
@@ -61,7 +61,61 @@ def generation_table(result: Mapping[str, Any], class_names: Sequence[str]) -> s
             f"{name:<{width}}  {labeled:>7}  {_per_cent(recall, 6)}  {_per_cent(precision, 9)}"
             f"   {predicted:>9}{of_which(right)}  {selected:>9}{of_which(selected_right)}"
         )
+    unlabeled = result.get("unlabeled_distribution")
+    if unlabeled:
+        shares = _unlabeled_shares(unlabeled)
+        lines[1:] = [
+            f"{line}   {more}" for line, more in zip(lines[1:], shares, strict=True)
+        ] + unlabeled_warning(unlabeled, class_names)
     return "\n".join(lines) + "\n"
+
+
+def _unlabeled_shares(unlabeled: Mapping[str, Any]) -> list[str]:
+    """Columns of the estimated class distribution, with two lines above."""
+    inside = f"{100 * unlabeled['level']:.0f} % within"
+    lines = ["- unlabeled set, % -", f"share  {inside:>14}"]
+    for share, low, high in zip(
+        unlabeled["estimate"], unlabeled["low"], unlabeled["high"], strict=True
+    ):
+        lines.append(f"{100 * share:>5.1f}  {100 * low:>5.1f} to {100 * high:>5.1f}")
+    return lines
+
+
+# Classes that a warning names.
+_MOST_NAMED = 5
+
+
+def unlabeled_warning(unlabeled: Mapping[str, Any], class_names: Sequence[str]) -> list[str]:
+    """Says in a few lines that the unlabeled set has other classes than the labeled one, if so.
+
+    Args:
+      unlabeled: a generation's `unlabeled_distribution`.
+      class_names: by label.
+    """
+    if not unlabeled["differs"]:
+        return []
+    farthest = sorted(
+        unlabeled["differs"],
+        key=lambda label: -abs(unlabeled["estimate"][label] - unlabeled["labeled"][label]),
+    )
+    lines = [
+        f"  {class_names[label]}: {100 * unlabeled['low'][label]:.1f} to "
+        f"{100 * unlabeled['high'][label]:.1f} % of it, "
+        f"{100 * unlabeled['labeled'][label]:.1f} % of the labeled set"
+        for label in farthest[:_MOST_NAMED]
+    ]
+    if len(farthest) > _MOST_NAMED:
+        lines.append(f"  and {len(farthest) - _MOST_NAMED} more classes")
+    if unlabeled["known_from"] != "validation":
+        lines += [
+            "Or the model errs more there than on the labeled images, which it was fitted to and",
+            "by which its errors are judged; --config.data.validation_fraction=0.2 would tell.",
+        ]
+    return [
+        "warning: the unlabeled set does not look like the labeled one:",
+        *lines,
+        "See docs/unlabeled_distribution.md.",
+    ]
 
 
 def results_table(generations: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> str:

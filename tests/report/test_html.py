@@ -69,7 +69,7 @@ CONFIG = {
 class Text(HTMLParser):
     """The words of a page, the cells of its tables, and whether its elements are closed."""
 
-    EMPTY = ("meta", "img")
+    EMPTY = ("meta", "img", "br")
 
     def __init__(self, page):
         super().__init__()
@@ -176,6 +176,27 @@ def test_many_classes_have_a_picture_of_it(run):
     text = Text(html.page([run._replace(results=many)]))
     (picture,) = text.addresses
     assert picture.startswith("data:image/png;base64,")
+
+
+def test_the_unlabeled_set_is_shown_with_the_truth_where_that_is_known(run):
+    assert "The unlabeled set" not in html.page([run])  # of an earlier version, or with none
+    shown = copy.deepcopy(run.results)
+    shown["generations"][-1]["unlabeled_distribution"] = {
+        "estimate": [0.5, 0.3, 0.2], "low": [0.4, 0.2, 0.1], "high": [0.6, 0.4, 0.3], "level": 0.9,
+        "labeled": [0.9, 0.08, 0.02], "known_from": "labeled", "p_value": 0.002, "differs": [0],
+    }  # fmt: skip
+    shown["generations"][-1]["pseudo_labels"]["examples"] = [100, 60, 40]
+    text = Text(html.page([run._replace(results=shown)]))
+    assert ["cat <tabby>", "90.0", "50.0", "40.0 to 60.0", "50.0"] in text.rows
+    assert not text.open
+    words = " ".join(text.words)
+    assert "does not look like the labeled one: cat <tabby>: 40.0 to 60.0 %" in " ".join(
+        words.split()
+    )
+    assert "which it was fitted to" in words
+    shown["generations"][-1]["pseudo_labels"]["examples"] = [0, 0, 0]
+    text = Text(html.page([run._replace(results=shown)]))
+    assert ["cat <tabby>", "90.0", "50.0", "40.0 to 60.0"] in text.rows
 
 
 def test_a_run_of_one_generation_has_no_before(run):

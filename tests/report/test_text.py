@@ -128,3 +128,52 @@ def test_logit_adjustment_has_a_column_per_tau_and_a_line_per_class():
     assert line_of(table, "ox").split() == ["ox", "0.0", "-"]
     # Figures end where their column's title ends.
     assert header.index("tau 1.5") + 9 >= accuracy.rindex("64.0") + 4
+
+
+UNLABELED = {
+    "estimate": [0.5, 0.2, 0.3],
+    "low": [0.456, 0.15, 0.2],
+    "high": [0.55, 0.25, 0.42],
+    "level": 0.9,
+    "labeled": [0.969, 0.2, 0.004],
+    "known_from": "validation",
+    "p_value": 0.002,
+    "differs": [0, 2],
+}
+
+
+def test_the_unlabeled_set_has_columns_of_its_own(result):
+    table = text.generation_table(result | {"unlabeled_distribution": UNLABELED}, NAMES)
+    assert fields(line_of(table, "aeroplane"))[-4:] == ["50.0", "45.6", "to", "55.0"]
+    assert fields(line_of(table, "ox"))[-4:] == ["30.0", "20.0", "to", "42.0"]
+    assert len({len(line) for line in table.splitlines()[3:6]}) == 1
+
+
+@pytest.mark.parametrize("known_from", ["validation", "labeled"])
+def test_another_unlabeled_set_is_warned_of_with_the_farthest_class_first(result, known_from):
+    unlabeled = UNLABELED | {"known_from": known_from}
+    table = text.generation_table(result | {"unlabeled_distribution": unlabeled}, NAMES)
+    warning, first, second, *rest = table.splitlines()[6:]
+    assert warning == "warning: the unlabeled set does not look like the labeled one:"
+    assert first == "  aeroplane: 45.6 to 55.0 % of it, 96.9 % of the labeled set"
+    assert second.split()[0] == "ox:"
+    # From images that the model was fitted to, it says less.
+    assert ("validation_fraction" in " ".join(rest)) == (known_from == "labeled")
+    assert rest[-1] == "See docs/unlabeled_distribution.md."
+
+
+def test_one_that_looks_alike_is_not_warned_of(result):
+    unlabeled = UNLABELED | {"differs": []}
+    table = text.generation_table(result | {"unlabeled_distribution": unlabeled}, NAMES)
+    assert "warning" not in table
+    assert len(table.splitlines()) == 6
+
+
+def test_many_classes_are_not_all_named():
+    many = {
+        name: [value] * 9 if isinstance(value, float) else value
+        for name, value in {**UNLABELED, "estimate": 0.1, "low": 0.1, "high": 0.1}.items()
+    } | {"labeled": [place / 10 for place in range(9)], "level": 0.9, "differs": list(range(9))}
+    lines = text.unlabeled_warning(many, list("abcdefghi"))
+    assert [line.split(":")[0].strip() for line in lines[1:6]] == list("ihgfe")
+    assert lines[6].strip() == "and 4 more classes"

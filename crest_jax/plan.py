@@ -1,0 +1,476 @@
+"""A dry run: what a run would do and take, without doing it.
+
+`python -m crest_jax.main --config=... --dry_run` makes every check that the run makes before it
+trains, reads the data, compiles the step and times a few. Nothing is written to the workdir. Splits
+that are not there yet are written to a temporary folder, which is removed; a data set that is to be
+downloaded is, and compiled programs are cached, where the run finds them.
+
+What is timed is steps and predictions of random images, so that streamed data need not be read. A
+run takes longer where reading does not keep up.
+"""
+
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils.epath import Path
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from crest_jax import distributed, files, generations, train, workdir
+from crest_jax.data import splits as splits_lib
+from crest_jax.data.splits import PART, Sizes, Splits
+from crest_jax.errors import ConfigError, DataError, WorkdirError
+from crest_jax.generations import Program
+from crest_jax.train_state import TrainState
+from crest_jax.train_step import DeviceBatch, Generation
+
+# As many groups of steps are timed, after the first, as take this long, within bounds.
+_SECONDS = 3.0
+_FEWEST, _MOST = 1, 50
+# Bytes on disk. In an evaluation: of a count in its confusion matrices, mostly 0, of a share, and
+# of everything else. In a result: of a count, which has a line there. At most, of a pseudo-label.
+# And what Orbax writes beside each array of a checkpoint.
+_COUNT, _SHARE, _EVALUATION = 3, 20, 1500
+_COUNT_LINE = 8
+_PSEUDO_LABEL = 64
+_ARRAY = 900
+
+
+class Disk(NamedTuple):
+    """Bytes that a finished run has written."""
+
+    splits: int
+    labeled: int  # what generations train on
+    checkpoint: int  # one
+    kept: int  # checkpoints that stay, of each generation
+    checkpoints: int  # all that stay, and one that is being written
+    figures: int  # pseudo-labels, evaluations and results
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.splits + self.labeled + self.checkpoints + self.figures
+
+
+class Pace(NamedTuple):
+    """What was measured."""
+
+    compilation: float  # seconds
+    step: float  # seconds
+    batch: float  # of predictions, in seconds
+    device_bytes: int  # that training takes on each device
+
+
+def show(config: ConfigDict, folder: Path) -> None:
+    """Checks, measures and prints, on all hosts together; an error comes after what is known.
+
+    Args:
+      config: validated.
+      folder: the run's.
+
+    Raises:
+      ConfigError: a step does not fit into a device; or as the run.
+      DataError: the splits do not fit into memory; or as the run.
+      WorkdirError: the run does not fit on the disk; or as the run.
+    """
+    available = _available_memory()
+    say = distributed.say
+    there, finished, step = distributed.first_says(partial(_look, config, folder))
+    say(_where(config, folder, there, finished, step))
+    if finished == config.generations:
+        return
+    sizes, splits, source = _read(config, folder, available)
+    say(_data(config, sizes, source))
+    program = generations.build(config, splits)
+    state = program.new_state(generations.generation_keys(config, 0)[0])
+    say(_training(config, state))
+    disk = disk_of(config, splits, sizes, state)
+    say(distributed.first_says(partial(_check_disk, config, folder, disk)))
+    pace = measure(config, state, splits, program)
+    say(distributed.first_says(partial(_check_memory, config, sizes, pace, available)))
+    say(_time(config, sizes, pace, finished, step))
+
+
+# Where, and what is there
+
+
+def _look(config: ConfigDict, folder: Path) -> tuple[bool, int, int]:
+    """Finds out whether the run may be there, whether it is, and how far, as `progress`.
+
+    Raises:
+      WorkdirError: the folder cannot be written, or belongs to another config.
+    """
+    return (workdir.check(folder, config), *progress(config, folder))
+
+
+def _where(config: ConfigDict, folder: Path, is_there: bool, finished: int, step: int) -> str:
+    if not is_there:
+        there = "would become this run's"
+    elif finished == config.generations:
+        there = "holds this run, which is finished: nothing is left to do"
+    else:
+        there = (
+            f"holds this run, which would continue with generation {finished + 1} of "
+            f"{config.generations} at step {step} of {config.steps}"
+        )
+    if files.is_remote(folder):
+        there += "; whether this account may write there shows only when it does"
+    return (
+        f"dry run: nothing is written to {folder}\n"
+        f"workdir    {there}\n"
+        f"run        {config.method}, rebalance={config.rebalance}, {config.data.name}, "
+        f"fold {config.fold}"
+    )
+
+
+def progress(config: ConfigDict, folder: Path) -> tuple[int, int]:
+    """How many generations of a run are finished, and which step the next has a checkpoint of."""
+    finished = 0
+    while finished < config.generations and generations.is_finished(folder, finished):
+        finished += 1
+    saved = generations.folder_of(folder, finished) / "checkpoints"
+    names = [path.name for path in saved.iterdir()] if saved.is_dir() else []
+    return finished, max((int(name) for name in names if name.isdigit()), default=0)
+
+
+# Data
+
+
+def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Sizes, Splits, str]:
+    """Reads the splits, but for images that are to be streamed, and says where from.
+
+    Raises:
+      DataError: they do not fit into memory; or as the run.
+    """
+    together = distributed.together
+    of_run = folder / "splits"
+    if distributed.first_says(partial(splits_lib.are_whole, of_run)):
+        sizes = together(partial(splits_lib.written_sizes, config.data, of_run))
+        together(partial(_check_splits_fit, config, sizes, available))
+        return sizes, together(partial(splits_lib.load, config.data, of_run)), f"in {of_run}"
+    # The first host fetches what is not there yet.
+    with tempfile.TemporaryDirectory(prefix="crest_jax_dry_run_") as temporary:
+        expected_sizes = partial(
+            splits_lib.expected_sizes, config, Path(temporary) / splits_lib.UNREADABLE
+        )
+        first = together(expected_sizes, first_only=True)
+        sizes = together(lambda: first or expected_sizes())
+        together(partial(_check_splits_fit, config, sizes, available))
+        if config.data.stream:
+            return sizes, sizes.without_images(), "labels and a few images read, the others not"
+        return *together(partial(_read_source, config, Path(temporary) / "splits")), "read"
+
+
+def _read_source(config: ConfigDict, folder: Path) -> tuple[Sizes, Splits]:
+    splits_lib.prepare(config, folder)
+    return splits_lib.written_sizes(config.data, folder), splits_lib.load(config.data, folder)
+
+
+def host_bytes(config: ConfigDict, sizes: Sizes) -> int:
+    """What images take in a host's memory: all splits, or what is under way of streamed ones."""
+    image = math.prod(sizes.image_shape)
+    if config.data.stream:
+        encoded = sum(sizes.bytes.values()) / max(sum(sizes.examples.values()), 1)
+        return round(2 * (PART * image + config.data.window * encoded))
+    # All splits; labeled and unlabeled images together; those that a generation trains on.
+    training = sizes.examples["labeled"] + sizes.examples["unlabeled"]
+    return image * (sum(sizes.examples.values()) + 2 * training)
+
+
+def _check_splits_fit(config: ConfigDict, sizes: Sizes, available: int | None) -> None:
+    needed = host_bytes(config, sizes)
+    if available is not None and needed > available:
+        raise DataError(
+            f"the images take {_size(needed)} of memory, and {_size(available)} are left on "
+            f"{platform.node()}: set --config.data.stream=True to read them as they are needed"
+        )
+
+
+def _data(config: ConfigDict, sizes: Sizes, source: str) -> str:
+    height, width, channels = sizes.image_shape
+    names = [name for name in splits_lib.NAMES if sizes.examples[name]]
+    widest = max(len("class"), *map(len, sizes.class_names))
+    lines = [
+        f"data       {', '.join(f'{sizes.examples[name]:,} {name}' for name in names)}; images of "
+        f"{height} x {width} x {channels}; {source}",
+        "",
+        f"{'class':<{widest}}" + "".join(f"  {name:>10}" for name in names),
+    ]
+    for label, class_name in enumerate(sizes.class_names):
+        counts = "".join(
+            f"  {'?' if sizes.per_class[name] is None else sizes.per_class[name][label]:>10,}"
+            for name in names
+        )
+        lines.append(f"{class_name:<{widest}}{counts}")
+    return "\n".join(lines) + "\n"
+
+
+# What is trained, and written
+
+
+def _training(config: ConfigDict, state: TrainState) -> str:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    evaluations = train.evaluations_until(config.steps, generations.schedule_of(config))
+    unlabeled = config.batch_size * config.unlabeled_ratio
+    return (
+        f"model      {config.model.name} of depth {config.model.depth}, width "
+        f"{config.model.width}: {parameters:,} parameters in {config.dtype}\n"
+        f"training   {config.generations} x {config.steps:,} steps of {config.batch_size} labeled "
+        f"and {unlabeled} unlabeled images, {evaluations} evaluations in each generation"
+    )
+
+
+def disk_of(config: ConfigDict, splits: Splits, sizes: Sizes, state: TrainState) -> Disk:
+    """What a run writes.
+
+    Args:
+      config: of the run.
+      splits: of it.
+      sizes: of these.
+      state: what a checkpoint holds.
+    """
+    checkpoint = _bytes_of(state) + _ARRAY * len(jax.tree.leaves(state))
+    schedule = generations.schedule_of(config)
+    kept = len(train.kept_steps(schedule))
+    unlabeled = sizes.examples["unlabeled"]
+    labeled = config.generations * sizes.bytes["labeled"]
+    if config.generations > 1:
+        # As if predictions were distributed as the labels.
+        rates = generations.sampling_rates(config, splits)
+        share = float(splits.class_distribution @ rates)
+        labeled += round((config.generations - 1) * share * sizes.bytes["unlabeled"])
+    held_out = 1 + (sizes.examples["validation"] > 0)
+    cells = len(sizes.class_names) ** 2
+    # EMA and raw weights, with and without logit adjustment; recall and precision of each.
+    evaluation = held_out * (4 * cells * _COUNT + 8 * len(sizes.class_names) * _SHARE) + _EVALUATION
+    result = 2 * cells * _COUNT_LINE  # in result.json, and in results.json again
+    each = (
+        train.evaluations_until(config.steps, schedule) * evaluation
+        + result
+        + unlabeled * _PSEUDO_LABEL
+    )
+    return Disk(
+        splits=sum(sizes.bytes.values()),
+        labeled=labeled,
+        checkpoint=checkpoint,
+        kept=kept,
+        checkpoints=(config.generations * kept + 1) * checkpoint,
+        figures=config.generations * each,
+    )
+
+
+def _check_disk(config: ConfigDict, folder: Path, disk: Disk) -> str:
+    """Says what a run writes.
+
+    Raises:
+      WorkdirError: that is more than there is room for.
+    """
+    free = files.free_bytes(folder)
+    left = max(disk.total - files.folder_size(folder), 0)
+    if free is not None and left > free:
+        raise WorkdirError(
+            f"the run writes {_size(left)} to {folder}, and {_size(free)} are free there: make "
+            "room, choose another disk with --workdir, or evaluate less often with "
+            "--config.eval_every"
+        )
+    room = "a bucket" if free is None else f"{_size(free)} free"
+    return (
+        f"disk       {_size(left)} to be written, {room}: splits {_size(disk.splits)}, "
+        f"labeled sets {_size(disk.labeled)},\n           {config.generations} x {disk.kept} "
+        f"checkpoints of {_size(disk.checkpoint)}, figures {_size(disk.figures)}"
+    )
+
+
+# What is measured
+
+
+def measure(config: ConfigDict, state: TrainState, splits: Splits, program: Program) -> Pace:
+    """Compiles a generation's step and scoring pass, and times them on random images.
+
+    Raises:
+      ConfigError: the step does not fit into a device.
+    """
+    hosts = jax.process_count()
+    rng = np.random.default_rng(0)
+    classes = len(splits.class_names)
+    labeled = config.batch_size // hosts
+    unlabeled = labeled * config.unlabeled_ratio
+
+    def images(*shape: int) -> np.ndarray:
+        return rng.integers(0, 256, (*shape, *splits.image_shape), np.uint8)
+
+    steps = program.at_once
+    batches = distributed.split(
+        DeviceBatch(
+            images(steps, labeled),
+            rng.integers(0, classes, (steps, labeled)).astype(np.int32),
+            images(steps, unlabeled),
+            np.zeros((steps, unlabeled), np.int32),
+        ),
+        program.mesh,
+        axis=1,
+    )
+    constants = distributed.replicate(
+        Generation(
+            generations.generation_keys(config, 0)[1],
+            jnp.float32(1.0),
+            jnp.asarray(generations.target_distribution(config, splits, None), jnp.float32),
+            jnp.ones(classes, jnp.float32),
+        ),
+        program.mesh,
+    )
+    began = time.perf_counter()
+    compiled = program.train_steps.lower(state, batches, constants).compile()
+    compilation = time.perf_counter() - began
+    device_bytes = _step_bytes(compiled.memory_analysis())
+    # While it works on some batches, the next are there already.
+    device_bytes += _bytes_of(batches) // jax.device_count()
+    limit = _device_limit()
+    if limit is not None and device_bytes > limit:
+        raise ConfigError(
+            f"training takes {_size(device_bytes)} of the memory of a device, which has "
+            f"{_size(limit)}: raise --config.accumulation, or lower --config.batch_size"
+        )
+
+    def train_on_them() -> None:
+        nonlocal state
+        state, metrics = compiled(state, batches, constants)
+        jax.block_until_ready(metrics)
+
+    some = images(config.eval_batch_size)
+    predict = generations.predictor(config, state.ema_params, state, splits, program)
+    predict(some)
+    seconds_of_batch = min(_timed(lambda: predict(some)) for _ in range(2))
+    train_on_them()
+    # As often on every host.
+    first = distributed.gather_json(_timed(train_on_them))[0]
+    times = min(max(int(_SECONDS / first), _FEWEST), _MOST)
+    seconds = _timed(lambda: [train_on_them() for _ in range(times)])
+    return Pace(compilation, seconds / (times * steps), seconds_of_batch, device_bytes)
+
+
+def _timed(do: Callable[[], Any]) -> float:
+    """Seconds that something takes."""
+    began = time.perf_counter()
+    do()
+    return time.perf_counter() - began
+
+
+def _step_bytes(analysis: Any) -> int:
+    """What a compiled program takes of a device's memory; inputs that it reuses count once."""
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.generated_code_size_in_bytes
+    )
+
+
+def _check_memory(config: ConfigDict, sizes: Sizes, pace: Pace, available: int | None) -> str:
+    """Says what a run takes of hosts and devices.
+
+    Raises:
+      DataError: on a CPU, both together are more than there is.
+    """
+    needed, limit = host_bytes(config, sizes), _device_limit()
+    on_cpu = jax.devices()[0].platform == "cpu"
+    if on_cpu:
+        needed += jax.local_device_count() * pace.device_bytes
+    if available is not None and needed > available:
+        raise DataError(
+            f"images and training take {_size(needed)} of memory, and {_size(available)} are left "
+            f"on {platform.node()}: lower --config.batch_size, or raise --config.accumulation"
+        )
+    has = "not known" if limit is None else _size(limit)
+    left = "not known" if available is None else _size(available)
+    of_host = "images and training" if on_cpu else "images"
+    return (
+        f"memory     a host: {_size(needed)} of {left} available, for {of_host}; a device: "
+        f"{_size(pace.device_bytes)} in training{'' if on_cpu else f' of {has}'}"
+    )
+
+
+def _time(config: ConfigDict, sizes: Sizes, pace: Pace, finished: int, step: int) -> str:
+    """Says how long a run, or what is left of it, takes on these devices."""
+    evaluations, scoring = predicted_batches(config, sizes)
+    evaluating = pace.batch * (evaluations + scoring)
+    generation = config.steps * pace.step + evaluating
+    whole = config.generations * generation
+    left = whole - finished * generation - step / config.steps * generation
+    device = jax.devices()[0]
+    rate = config.eval_batch_size / pace.batch
+    lines = (
+        f"time       {_duration(generation)} for a generation, {_duration(evaluating)} of it to "
+        f"evaluate and score; {_duration(whole)} for the run"
+        f"{', where reading keeps up' if config.data.stream else ''}",
+        f"           at {1 / pace.step:.3g} steps/s, {rate:,.0f} images/s in evaluations; compiled "
+        f"in {pace.compilation:.0f} s",
+        f"           measured on {platform.node()}: {jax.device_count()} x {device.device_kind}, "
+        f"{workdir.environment()['cpus']} CPU cores, {jax.process_count()} host"
+        f"{'s' if jax.process_count() > 1 else ''}",
+    )
+    remaining = f"\n           {_duration(left)} are left" if left < whole else ""
+    return "\n".join(lines) + remaining
+
+
+def predicted_batches(config: ConfigDict, sizes: Sizes) -> tuple[int, int]:
+    """How many batches of images a host evaluates in a generation, and scores at its end."""
+
+    def batches(*names: str) -> int:
+        shares = (math.ceil(sizes.examples[name] / jax.process_count()) for name in names)
+        return sum(math.ceil(share / config.eval_batch_size) for share in shares)
+
+    known = "validation" if sizes.examples["validation"] else "labeled"
+    # EMA and raw weights.
+    evaluation = 2 * batches("test", "validation")
+    if config.unlabeled_distribution.source == "predicted":
+        evaluation += batches("unlabeled", known)
+    times = train.evaluations_until(config.steps, generations.schedule_of(config))
+    return times * evaluation, batches("unlabeled", known)
+
+
+def _bytes_of(tree: PyTree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _available_memory() -> int | None:
+    """Bytes of memory that programs can still have; None where the system does not say."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return None
+    for line in files.read_bytes(path).decode().splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return None
+
+
+def _device_limit() -> int | None:
+    """Bytes of a device's memory that JAX may take; None where it does not say."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def _size(number: int) -> str:
+    """Bytes in the largest unit that leaves a figure before the point."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = min(max((len(str(number)) - 1) // 3, 0), len(units) - 1)
+    return f"{number / 1000**power:.{min(power, 1)}f} {units[power]}"
+
+
+def _duration(seconds: float) -> str:
+    """In the two largest units, or in seconds."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(minutes / 60) if minutes >= 6000 else minutes // 60
+    return f"{hours // 24} d {hours % 24} h" if minutes >= 6000 else f"{hours} h {minutes % 60} min"
