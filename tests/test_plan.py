@@ -232,8 +232,8 @@ def test_streamed_images_are_not_read(ran, tmp_path, monkeypatch):
     assert not list(data.unlabeled.parts)
 
 
-def test_sizes_are_known_before_anything_is_written(ran):
-    expected = splits.expected_sizes(ran.config)
+def test_sizes_are_known_before_anything_is_written(ran, tmp_path):
+    expected = splits.expected_sizes(ran.config, tmp_path / "unreadable.csv")
     written = splits.written_sizes(ran.config.data, ran.folder / "splits")
     assert expected.examples == written.examples
     for name, counts in written.per_class.items():

@@ -269,7 +269,7 @@ def _unlabeled_shares(run: Run) -> dict[str, list[float]]:
         for name in ("labeled", "estimate", "low", "high")
     }
     examples = run.last["pseudo_labels"]["examples"]
-    if sum(examples):
+    if None not in examples and sum(examples):
         shares["truth"] = [100 * count / sum(examples) for count in examples]
     return shares
 
