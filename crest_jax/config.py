@@ -5,11 +5,15 @@ The defaults are the paper's FixMatch on CIFAR-10-LT, to the last hyper-paramete
 
 import json
 import math
+import re
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils.epath import Path
 from ml_collections import ConfigDict
 
+from crest_jax import schema
 from crest_jax.algorithms import ALGORITHMS, Algorithm, Choice, HyperParameter
 from crest_jax.augment.rand_augment import OPERATIONS
 from crest_jax.errors import ConfigError
@@ -26,6 +30,13 @@ CROPS = ("none", "central", "random")
 MOST_PIXELS = 2**29 // 3
 # What the unlabeled data's class distribution is taken to be.
 DISTRIBUTIONS = ("labeled", "given", "predicted")
+# What a long tail is made of: one that is there by nature; one that labeled and unlabeled images
+# share; one for each of them.
+LONG_TAILS = (
+    ("beta",),
+    ("n_max", "gamma", "beta"),
+    ("n_max", "gamma", "unlabeled_n_max", "unlabeled_gamma", "unlabeled_order"),
+)
 
 # Of the sampling rates (Eq. 1).
 ALPHA = 1 / 3
@@ -58,21 +69,58 @@ def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -
         key, equals, value = pair.partition("=")
         if not equals or key not in defaults:
             raise ConfigError(
-                f"experiment argument {pair!r} is not key=value with a key among "
+                f"experiment argument {schema.shown(pair)} is not key=value with a key among "
                 f"{', '.join(defaults)}; a value with a comma in it can only be given as a config "
                 "field, such as --config.data.data_dir=VALUE"
             )
+        given = f"{key}={schema.printable(value)}"
         if key in _CHOICES and value not in _CHOICES[key]:
-            raise ConfigError(f"{key}={value} is not one of {', '.join(_CHOICES[key])}")
+            raise ConfigError(f"{given} is not one of {', '.join(_CHOICES[key])}")
         if key == "rebalance":
             for problem in problems(value, unlabeled=True):
-                raise ConfigError(f"rebalance={value}: {problem}")
+                raise ConfigError(f"{given}: {problem}")
         kind = float if defaults[key] is None else type(defaults[key])
         try:
             arguments[key] = kind(value)
         except ValueError as error:
-            raise ConfigError(f"{key}={value} is not of type {kind.__name__}") from error
+            raise ConfigError(f"{given} is not of type {kind.__name__}") from error
+        if kind is float and not math.isfinite(arguments[key]):
+            raise ConfigError(f"{given} is not a finite number")
     return ConfigDict(arguments)
+
+
+def flags_error(error: Exception, argv: Sequence[str]) -> ConfigError:
+    """What went wrong when flags were parsed, or in the experiment's file, in a line.
+
+    Args:
+      error: whatever was raised.
+      argv: the command line, which names the file.
+    """
+    if isinstance(error, ConfigError):
+        return error
+    given = re.findall(r"^--?config[\n=](.*)$", "\n".join(argv), re.MULTILINE)
+    path = given[-1].partition(":")[0] if given else ""
+    if given and not Path(path).is_file():
+        return ConfigError(f"--config={path} is not a file; try --config=experiments/digits_lt.py")
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    # The first is what others were made of; flags that cannot be parsed say more themselves.
+    for cause in reversed(chain):
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(cause.__traceback__)
+            if path and frame.filename.endswith(path)
+        ]
+        if lines or isinstance(cause, SyntaxError):
+            where = f" at line {lines[-1]}" if lines else ""
+            said = schema.printable(" ".join(str(cause).split()))
+            return ConfigError(f"--config={path} fails{where}: {type(cause).__name__}: {said}")
+    said = str(error).strip()
+    if "Traceback" in said:  # of a file whose get_config could not even be called
+        said = said.splitlines()[-1]
+    said = schema.printable(" ".join(said.split()))
+    return ConfigError(said if path in said else f"--config={path}: {said}")
 
 
 def default_config(
@@ -182,17 +230,25 @@ def alignment_targets(rebalance: str) -> tuple[str, ...]:
     return ("constant", "labeled_average") if "da" in names else ("none",)
 
 
-def validate(config: ConfigDict, *, devices: int = 1, hosts: int = 1) -> None:
+def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
     """Checks every field before any work starts.
 
     Args:
-      config: to check.
+      config: to check, which an experiment's file may have made of anything.
       devices: of all hosts.
       hosts: how many.
 
     Raises:
-      ConfigError: one line for each field that is not usable, with its value and what is.
+      ConfigError: one line for each field that is not usable, with its value and what is. Where
+        fields are missing, or of another type than their defaults, one line for each of these.
     """
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"an experiment's get_config must return a ConfigDict, not {schema.shown(config)}"
+        )
+    mistyped = list(schema.mismatches(config.to_dict(), _fields(), closed=True))
+    if mistyped:
+        raise ConfigError("\n".join(mistyped))
     checks = _Checks(config)
     _check_training(checks, devices)
     _check_streaming(checks, hosts)
@@ -204,6 +260,35 @@ def validate(config: ConfigDict, *, devices: int = 1, hosts: int = 1) -> None:
         _check_rebalancing(checks, ALGORITHMS[config.method])
     if checks.found:
         raise ConfigError("\n".join(dict.fromkeys(checks.found)))
+
+
+def _fields() -> schema.Schema:
+    """What every field's default says of its type; those that not every experiment has may lack."""
+    defaults = default_config(parse_arguments(None)).to_dict()
+    some = {
+        name: schema.Maybe(_type_of(each.default))
+        for algorithm in ALGORITHMS.values()
+        for name, each in algorithm.hyper_parameters.items()
+    }
+    tail = {**defaults["long_tail"], "unlabeled_n_max": 3000, "unlabeled_gamma": 100.0}
+    tail["unlabeled_order"] = ORDERS[0]
+    parts_of_tail = {name: schema.Maybe(_type_of(value)) for name, value in tail.items()}
+    return {**_type_of(defaults), **some, "long_tail": parts_of_tail}
+
+
+def _type_of(default: Any) -> schema.Schema:
+    match default:
+        case bool():
+            return schema.TRUTH
+        case int():
+            return schema.WHOLE
+        case float():
+            return schema.NUMBER
+        case str():
+            return schema.TEXT
+        case tuple():
+            return schema.Each(_type_of(default[0]) if default else schema.NUMBER)
+    return {name: _type_of(value) for name, value in default.items()}
 
 
 class _Checks:
@@ -221,10 +306,13 @@ class _Checks:
 
     def require(self, field: str, valid: bool, expected: str) -> None:
         if not valid:
-            self.found.append(f"{field}={self.value(field)!r} must be {expected}")
+            self.found.append(f"{field}={schema.shown(self.value(field))} must be {expected}")
 
     def within(self, low: int | float, high: int | float, *fields: str) -> None:
-        bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        at_least, at_most = (
+            f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in (low, high)
+        )
+        bounds = f"at least {at_least}" if high == math.inf else f"between {at_least} and {at_most}"
         for field in fields:
             value = self.value(field)
             self.require(field, math.isfinite(value) and low <= value <= high, bounds)
@@ -242,24 +330,33 @@ def _check_training(checks: _Checks, devices: int) -> None:
     checks.one_of("model.name", tuple(MODELS))
     checks.one_of("dtype", DTYPES)
     checks.within(
-        1, math.inf, "generations", "steps", "eval_every", "checkpoint_every", "batch_size",
-        "eval_batch_size", "steps_at_once", "heartbeat_timeout", "model.width", "data.shards",
-        "data.lanes", "data.window", "darp.every", "darp.delta",
+        1, math.inf, "steps", "eval_every", "checkpoint_every", "steps_at_once",
+        "heartbeat_timeout", "data.lanes", "data.window", "darp.every", "darp.delta",
     )  # fmt: skip
+    checks.within(1, 1000, "generations", "model.width")
+    # Rows of all images of a step are counted in 32 bits.
+    checks.within(1, 1 << 20, "batch_size", "eval_batch_size")
+    checks.within(0, 1 << 10, "unlabeled_ratio")
+    # Shards are in the order of their names, which have five digits.
+    checks.within(1, 99_999, "data.shards")
+    checks.within(0, math.isqrt(MOST_PIXELS), "data.image_size")
     checks.within(
         0, math.inf, "fold", "seed", "reseed", "crest.alpha", "logit_adjustment_tau",
-        "optimizer.weight_decay", "data.image_size",
+        "optimizer.weight_decay",
     )  # fmt: skip
+    for field in ("data.name", "data.test_split"):
+        checks.require(field, bool(checks.value(field)), "the name of one")
     checks.within(
         0, 1, "crest.t_min", "alignment.t", "ema_decay", "optimizer.momentum",
         "model.batch_norm_momentum", "darp.start",
     )  # fmt: skip
     checks.within(0, 8, "optimizer.cosine_level")
     checks.within(0, config.steps, "optimizer.warm_up")
+    drops = config.optimizer.drops
     checks.require(
         "optimizer.drops",
-        list(config.optimizer.drops) == sorted(set(config.optimizer.drops))
-        and all(0 < drop < config.steps for drop in config.optimizer.drops),
+        list(drops) == sorted(set(drops))
+        and all(isinstance(drop, int) and 0 < drop < config.steps for drop in drops),
         f"steps in ascending order, between 1 and {config.steps - 1}",
     )
     checks.above_zero("optimizer.learning_rate")
@@ -292,6 +389,8 @@ def _check_streaming(checks: _Checks, hosts: int) -> None:
     if not data.stream:
         checks.require("data.lanes", data.lanes == 1, "1 unless data.stream=True")
         return
+    if data.lanes < 1:
+        return
     checks.require("data.lanes", data.lanes % hosts == 0, f"divisible by the {hosts} hosts")
     for field in ("batch_size", "data.shards"):
         size = checks.value(field)
@@ -310,23 +409,18 @@ def _check_images(checks: _Checks) -> None:
     one_s_own = data.name == "image_folder"
     for field in ("labeled", "unlabeled", "test"):
         name, value = f"data.{field}", data[field]
-        checks.require(name, isinstance(value, str), "the path of a folder or CSV file, or empty")
         if field == "labeled" and one_s_own:
             checks.require(name, bool(value), "the path of a folder or CSV file")
         elif not one_s_own:
             checks.require(name, not value, f"empty when data.name={data.name}")
-    fraction, limit, pixels = data.test_fraction, data.unreadable, data.max_pixels
-    checks.require("data.test_fraction", _is_number(fraction) and 0 < fraction < 1, "in (0, 1)")
+    fraction, limit = data.test_fraction, data.unreadable
+    checks.require("data.test_fraction", 0 < fraction < 1, "in (0, 1)")
     checks.require(
         "data.unreadable",
-        _is_number(limit) and (0 <= limit < 1 or (limit < math.inf and limit == int(limit))),
+        0 <= limit < 1 or (1 <= limit < math.inf and limit == int(limit)),
         "a part of all files, in [0, 1), or a whole number of them",
     )
-    checks.require(
-        "data.max_pixels",
-        _is_number(pixels) and 1 <= pixels <= MOST_PIXELS and pixels == int(pixels),
-        f"a whole number between 1 and {MOST_PIXELS}",
-    )
+    checks.within(1, MOST_PIXELS, "data.max_pixels")
     checks.one_of("data.crop", CROPS)
     if not data.image_size:
         checks.require("data.crop", data.crop == "none", "none when data.image_size=0")
@@ -338,10 +432,6 @@ def _check_images(checks: _Checks) -> None:
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _all_labeled(config: ConfigDict) -> bool:
     """Whether there are no unlabeled images but those that are labeled."""
     return config.long_tail.get("beta", 0) == 1 and not config.data.unlabeled
@@ -349,6 +439,10 @@ def _all_labeled(config: ConfigDict) -> bool:
 
 def _check_long_tail(checks: _Checks) -> None:
     long_tail = checks.config.long_tail
+    if set(long_tail) not in map(set, LONG_TAILS):
+        kinds = "; or ".join(map(", ".join, LONG_TAILS))
+        checks.found.append(f"long_tail has {', '.join(long_tail)}, but must have {kinds}")
+        return
     if "n_max" in long_tail:
         checks.within(1, math.inf, "long_tail.n_max", "long_tail.gamma")
     if "unlabeled_n_max" in long_tail:
@@ -457,7 +551,7 @@ def _check_unlabeled_distribution(checks: _Checks, names: Sequence[str]) -> None
             False,
             "labeled when long_tail.beta=1, where there is nothing to predict",
         )
-    shares = all(isinstance(share, int | float) and 0 <= share < math.inf for share in given)
+    shares = all(0 <= share < math.inf for share in given)
     if source == "given":
         checks.require(
             "unlabeled_distribution.given",
@@ -473,20 +567,41 @@ def _check_unlabeled_distribution(checks: _Checks, names: Sequence[str]) -> None
         )
 
 
-def completed(config: ConfigDict) -> ConfigDict:
-    """A config of an earlier version, with the defaults of the fields that there were not yet."""
-    defaults = default_config(ConfigDict({name: config[name] for name in ("method", "rebalance")}))
+def completed(plain: Any) -> ConfigDict:
+    """The config of an earlier version, with the defaults of the fields that there were not yet.
+
+    Args:
+      plain: what JSON has of it.
+
+    Raises:
+      ConfigError: it is no config, or one of a later version, or a field is of another type than
+        its default.
+    """
+    found = list(schema.mismatches(plain, {"method": schema.TEXT, "rebalance": schema.TEXT}))
+    if not found and plain["method"] not in ALGORITHMS:
+        found = [f"method={schema.shown(plain['method'])} is not known"]
+    if not found:
+        found = problems(plain["rebalance"], unlabeled=True)
+    if found:
+        raise ConfigError("; ".join(found))
+    arguments = ConfigDict({name: plain[name] for name in ("method", "rebalance")})
+    defaults = default_config(arguments).to_dict()
     # Once streamed images were cropped at random, and others in the middle.
-    if config.data.get("image_size", 0):
-        defaults.data.crop = "random" if config.data.get("stream", False) else "central"
-    filled = ConfigDict(config.to_dict())
+    data = plain.get("data")
+    if isinstance(data, dict) and data.get("image_size"):
+        defaults["data"]["crop"] = "random" if data.get("stream") else "central"
+    filled = dict(plain)
     for key, value in defaults.items():
         if key not in filled:
             filled[key] = value
         # What a long tail lacks says which kind it is.
-        elif isinstance(value, ConfigDict) and key != "long_tail":
-            filled[key] = ConfigDict({**value.to_dict(), **filled[key].to_dict()})
-    return filled
+        elif isinstance(value, dict) and isinstance(filled[key], dict) and key != "long_tail":
+            lacking = {name: each for name, each in value.items() if name not in filled[key]}
+            filled[key] = {**filled[key], **lacking}
+    mistyped = list(schema.mismatches(filled, _fields(), closed=True))
+    if mistyped:
+        raise ConfigError("; ".join(mistyped))
+    return ConfigDict(filled)
 
 
 def to_plain(config: ConfigDict) -> dict[str, Any]:
@@ -502,5 +617,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+            lines.append(f"{prefix}{key}: {schema.shown(before)} -> {schema.shown(after)}")
     return lines

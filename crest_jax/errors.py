@@ -6,6 +6,8 @@ keeps its traceback.
 
 import os
 
+from crest_jax.schema import printable
+
 
 class CrestError(Exception):
     """Base class of the errors that a user can cause, and mend."""
@@ -16,6 +18,10 @@ class CrestError(Exception):
         """Says what is wrong and, where that is known by itself, what to do about it."""
         super().__init__(f"{what}: {way_out}" if way_out else what)
         self.what = what
+
+    def __str__(self):
+        """The message, with nothing in it that a terminal would obey but the ends of its lines."""
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class ConfigError(CrestError):

@@ -65,7 +65,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Within, what goes wrong is said of `path`, but for its not being there.
+
+    Raises:
+      WorkdirError: it cannot be read.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -162,12 +167,20 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
       ValueError: it is no JSON, or not what was sealed.
     """
-    value = json.loads(text)
-    if isinstance(value, dict) and _DIGEST in value:
-        digest = value.pop(_DIGEST)
-        if digest != _digest(value):
-            raise ValueError("it is not what was written")
+    try:
+        value = json.loads(text, parse_constant=_refused)
+        if isinstance(value, dict) and _DIGEST in value:
+            digest = value.pop(_DIGEST)
+            if digest != _digest(value):
+                raise ValueError("it is not what was written")
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
     return value
+
+
+def _refused(constant: str) -> None:
+    """NaN and infinities, which Python would read in JSON."""
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _digest(value: Mapping[str, Any]) -> str:
@@ -195,7 +208,7 @@ def read_bytes(path: Path) -> bytes:
       FileNotFoundError: it is not there.
       WorkdirError: it cannot be read at the moment, which says nothing of what is in it.
     """
-    with _reading(path):
+    with reading(path):
         return path.read_bytes()
 
 
@@ -222,7 +235,7 @@ def size(path: Path) -> int:
       FileNotFoundError: it is not there.
       WorkdirError: it cannot be looked at.
     """
-    with _reading(path):
+    with reading(path):
         # Of a file on a disk `Path.stat` wants to know its owner's name, which may have none.
         return path.stat().length if is_remote(path) else os.stat(path).st_size  # noqa: PTH116
 
@@ -247,7 +260,7 @@ def sha256(path: Path) -> str:
       WorkdirError: it cannot be read.
     """
     digest = hashlib.sha256()
-    with _reading(path), path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
@@ -261,7 +274,7 @@ def below(folder: Path) -> Iterator[Path]:
     Raises:
       WorkdirError: a folder cannot be looked into.
     """
-    with _reading(folder):
+    with reading(folder):
         if is_remote(folder):
             for above, _, names in folder.walk():
                 hidden = any(part.startswith(".") for part in above.relative_to(folder).parts)

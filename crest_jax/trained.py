@@ -10,7 +10,7 @@ from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
 from crest_jax import checkpoints, generations, workdir
-from crest_jax.config import completed, validate
+from crest_jax.config import validate
 from crest_jax.data import records
 from crest_jax.data.decode import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
@@ -108,13 +108,7 @@ def config_of(folder: Path) -> ConfigDict:
       ConfigError: a field is not usable.
     """
     config = workdir.read_config(folder)
-    try:
-        config = completed(config)
-        validate(config)
-    except (AttributeError, KeyError) as error:
-        raise WorkdirError(
-            f"{folder} was made by another version of this program: its config lacks {error}"
-        ) from error
+    validate(config)
     return config
 
 

@@ -5,7 +5,6 @@ import fcntl
 import os
 import platform
 import socket
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import datetime
 from importlib import metadata
@@ -31,37 +30,30 @@ RESEED = "reseed"
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Returns the config of a run.
+    """Returns the config of a run, which an earlier version may have written.
 
     Raises:
-      WorkdirError: the folder is not a run's.
+      WorkdirError: the folder is not a run's, or its config is none of this program's.
     """
     path = workdir / CONFIG
     if not path.exists():
         raise WorkdirError(f"{workdir} is not a run: it has no {CONFIG}")
-    content = files.read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-        raise WorkdirError(f"{path} was not written by this program")
-    return ConfigDict(content["config"])
+    return _completed(path, files.read_json(path))
 
 
-def differences(theirs: Mapping[str, Any], config: ConfigDict) -> list[str]:
-    """Lists the fields in which a run's config is not this one, but for what may change.
-
-    Fields that there were not yet when the run began have had what is their default now.
-
-    Args:
-      theirs: as the run's config.json has it.
-      config: to compare with.
-
-    Raises:
-      WorkdirError: `theirs` is no config of this program.
-    """
+def _completed(path: Path, content: Any) -> ConfigDict:
     try:
-        completed = config_lib.completed(ConfigDict(theirs))
-    except (KeyError, AttributeError, TypeError, ConfigError) as error:
-        raise WorkdirError(f"a config was not written by this program: {error}") from error
-    lines = config_lib.differences(config_lib.to_plain(completed), config_lib.to_plain(config))
+        return config_lib.completed(content.get("config") if isinstance(content, dict) else None)
+    except ConfigError as error:
+        raise WorkdirError(
+            f"{path} was not written by this program ({error}): restore it, or choose another "
+            "folder with --workdir"
+        ) from error
+
+
+def differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
+    """Lists the fields in which a run's config is not ours, but for what may change."""
+    lines = config_lib.differences(*map(config_lib.to_plain, (theirs, ours)))
     return [line for line in lines if not line.startswith(INCIDENTAL)]
 
 
@@ -213,12 +205,17 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
             f"{path} is damaged, and says whose run this is: restore it, or start anew with "
             "another --workdir"
         ) from error
-    if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
+    if (
+        not isinstance(theirs, dict)
+        or theirs.keys() != ours.keys()
+        or not isinstance(theirs["environment"], dict)
+    ):
         raise WorkdirError(
             f"{path} was not written by this program: choose another folder with --workdir"
         )
-    changed = differences(theirs["config"], config)
-    reseeded = config[RESEED] > theirs["config"].get(RESEED, 0)
+    found = _completed(path, theirs)
+    changed = differences(found, config)
+    reseeded = config[RESEED] > found[RESEED]
     if reseeded:
         changed = [line for line in changed if not line.startswith(f"{RESEED}: ")]
     if changed and untouched:

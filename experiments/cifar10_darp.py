@@ -40,7 +40,7 @@ def get_config(arguments=None):
         }
     )
     config.unlabeled_distribution.source = args.target
-    if args.target == "given":
+    if args.target == "given" and gamma_u >= 1:  # which is said of others when it is validated
         from crest_jax.data.long_tail import unlabeled_sizes  # imports TensorFlow
 
         sizes = unlabeled_sizes(M_1, gamma_u, 10, args.order_u)

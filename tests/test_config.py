@@ -3,8 +3,9 @@ import math
 import re
 
 import pytest
+from absl import flags
 from etils.epath import Path
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.augment.rand_augment import OPERATIONS
@@ -15,6 +16,7 @@ from crest_jax.config import (
     completed,
     default_config,
     differences,
+    flags_error,
     parse_arguments,
     to_plain,
     validate,
@@ -382,7 +384,7 @@ def test_an_earlier_config_has_the_cut_that_there_was(size, stream, crop):
     ):
         del earlier.data[field]
     expected = config_with(data__image_size=size, data__stream=stream, data__crop=crop)
-    assert to_plain(completed(earlier)) == to_plain(expected)
+    assert to_plain(completed(to_plain(earlier))) == to_plain(expected)
 
 
 # DARP's protocol
@@ -451,7 +453,7 @@ def test_orders_are_those_of_the_long_tail():
     assert ORDERS == long_tail.ORDERS
 
 
-@pytest.mark.parametrize("given", [(), (0.0, 0.0), (0.5, -0.5), (1.0, math.nan), ("a",)])
+@pytest.mark.parametrize("given", [(), (0.0, 0.0), (0.5, -0.5), (1.0, math.nan)])
 def test_darp_without_a_target_is_refused(given):
     config = default_config(parse_arguments("rebalance=darp"))
     config.unlabeled_distribution = {"source": "given", "given": given}
@@ -541,15 +543,15 @@ BAD_FIELDS = [
     ("darp.every", 0, "at least 1"),
     ("darp.delta", 0.5, "at least 1"),
     ("dtype", "float16", "float32, bfloat16"),
-    ("generations", 0, "at least 1"),
+    ("generations", 0, "between 1 and 1000"),
     ("steps", 0, "at least 1"),
     ("eval_every", 0, "at least 1"),
     ("checkpoint_every", -5, "at least 1"),
-    ("batch_size", 0, "at least 1"),
+    ("batch_size", 0, "between 1 and 1048576"),
     ("unlabeled_ratio", 0, "at least 1"),
-    ("eval_batch_size", 0, "at least 1"),
-    ("model.width", 0, "at least 1"),
-    ("data.shards", 0, "at least 1"),
+    ("eval_batch_size", 0, "between 1 and 1048576"),
+    ("model.width", 0, "between 1 and 1000"),
+    ("data.shards", 0, "between 1 and 99999"),
     ("long_tail.n_max", 0, "at least 1"),
     ("long_tail.gamma", 0.99, "at least 1"),
     ("long_tail.gamma", math.inf, "at least 1"),
@@ -792,3 +794,134 @@ def test_a_temperature_that_would_not_be_used_is_refused(rebalance):
         ConfigError, match=rf"t=0\.5 is an argument of rebalance=da.*{re.escape(rebalance)}"
     ):
         default_config(parse_arguments(f"rebalance={rebalance},t=0.5"))
+
+
+# Types, which are those of the defaults
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("method", ["fixmatch"], "method=['fixmatch'] must be text without control characters"),
+        ("data.data_dir", "a\0b", "data.data_dir='a\\x00b' must be text without"),
+        ("data.download", "yes", "data.download='yes' must be True or False"),
+        ("sync_batch_norm", 1, "sync_batch_norm=1 must be True or False"),
+        ("steps", True, "steps=True must be a whole number"),
+        ("steps", 1000.5, "steps=1000.5 must be a whole number"),
+        ("seed", 2**32, "seed=4294967296 must be a whole number"),  # JAX has the key of 0 for it
+        ("ema_decay", 10**400, "ema_decay=1000"),
+        ("logit_adjustment_tau", None, "logit_adjustment_tau=None must be a number"),
+        ("optimizer.drops", "abc", "optimizer.drops='abc' must be a list"),
+        ("optimizer.drops", (1, None), "optimizer.drops[1]=None must be a number"),
+        ("optimizer.drops", (1.5,), "optimizer.drops=(1.5,) must be steps in ascending order"),
+        ("augment.operations", ("Rotate", 3), "augment.operations[1]=3 must be text"),
+        ("model", 3, "model=3 must have the fields batch_norm_momentum, depth"),
+        ("data.name", "", "data.name='' must be the name of one"),
+    ],
+)
+def test_a_field_has_the_type_of_its_default(field, value, line):
+    config = default_config(parse_arguments(None))
+    *above, name = field.split(".")
+    holder = config[above[0]] if above else config
+    del holder[name]
+    holder[name] = value
+    (found,) = problems_of(config)
+    assert found.startswith(line)
+
+
+def test_missing_and_unknown_fields_are_named():
+    config = default_config(parse_arguments(None))
+    del config.model.depth
+    config.model.dpeth = 28
+    lines = problems_of(config)
+    assert lines[0] == "model.depth is missing"
+    assert lines[1].startswith(
+        "model.dpeth is no field: batch_norm_momentum, depth, name, width are"
+    )
+    config = default_config(parse_arguments(None))
+    del config.long_tail.gamma
+    (line,) = problems_of(config)
+    assert line.startswith("long_tail has beta, n_max, but must have beta; or n_max, gamma, beta")
+
+
+@pytest.mark.parametrize("given", [None, 3, {"steps": 3}])
+def test_an_experiment_must_return_a_config(given):
+    with pytest.raises(ConfigError, match="get_config must return a ConfigDict"):
+        validate(given)
+
+
+def test_no_lanes_are_not_divided_by():
+    lines = problems_of(config_with(data__stream=True, data__lanes=0))
+    assert any(line.startswith("data.lanes=0 must be at least 1") for line in lines)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999"])
+def test_an_argument_is_a_finite_number(value):
+    with pytest.raises(ConfigError, match=f"gamma={value} is not a finite number"):
+        parse_arguments(f"gamma={value}")
+
+
+def test_a_config_of_an_earlier_version_is_completed_and_a_later_ones_is_refused():
+    plain = to_plain(default_config(parse_arguments("rebalance=crest")))
+    earlier = {name: value for name, value in plain.items() if name != "heartbeat_timeout"}
+    assert to_plain(completed(earlier)) == plain
+    for change, message in [
+        ({"foresight": 1}, "foresight is no field"),
+        ({"method": []}, "method=\\[\\] must be text"),
+        ({"method": "oracle"}, "method='oracle' is not known"),
+        ({"rebalance": "oracle"}, "'oracle' is not one of"),
+        ({"model": []}, "model=\\[\\] must have the fields"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            completed(plain | change)
+
+
+# Experiment files and flags
+
+FILES = {
+    "def get_config() return 3": "SyntaxError: expected ':'",
+    "import json\njson.nothing": "fails at line 2: AttributeError",
+    "def get_config():\n    return open('/no/such/file')": "fails at line 2: FileNotFoundError",
+    "def get_config():\n    return int('x')": "fails at line 2: ValueError",
+    "def get_config():\n    return get_config()": "fails at line 2: RecursionError",
+    "def get_config(a, b):\n    return 3": "TypeError: get_config() missing 2 required",
+}
+
+
+@pytest.mark.parametrize("content", FILES)
+def test_what_an_experiments_file_raises_is_said_in_a_line(tmp_path, content):
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    message = flags_message(f"--config={path}")
+    assert FILES[content] in message
+    assert str(path) in message
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.steps=abc", "--config.steps=abc"),
+        ("--config.model=3", "--config.model=3"),
+        ("--config.stps=3", 'Did you mean "steps"'),
+        ("--hots=3", "Unknown command line flag 'hots'"),
+    ],
+)
+def test_a_flag_that_cannot_be_parsed_is_said_in_a_line(flag, message):
+    assert message in flags_message(f"--config={named('digits_lt')}", flag)
+
+
+def flags_message(*words):
+    argv = ["main", *words]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+
+    def parsed():
+        values(argv)
+        return values["config"].value.to_dict()
+
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        parsed()
+    message = str(flags_error(caught.value, argv))
+    assert "\n" not in message
+    assert "Traceback" not in message
+    return message

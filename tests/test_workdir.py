@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -260,3 +261,42 @@ def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(WorkdirError, match=r"result\.json is damaged.*delete it"):
         files.read_json(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"loss": NaN}', b'{"loss": -Infinity}', b"9" * 5000], ids=len
+)
+def test_json_that_python_would_choke_on_is_damage(tmp_path, content):
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(WorkdirError, match=r"result\.json is damaged"):
+        files.read_json(tmp_path / "result.json")
+
+
+def test_json_takes_no_more_than_sixty_times_its_size(tmp_path):
+    """An empty list of Python's is 56 bytes, and two of JSON."""
+    content = b"[" + b",".join([b"[]"] * 300_000) + b"]"
+    (tmp_path / "result.json").write_bytes(content)
+    tracemalloc.start()
+    try:
+        files.read_json(tmp_path / "result.json")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 60 * len(content)
+
+
+@pytest.mark.parametrize(
+    "change", [{"config": []}, {"config": {"items": {}}}, {"environment": []}, {"config": None}]
+)
+def test_a_config_of_something_else_is_refused(tmp_path, config, change):
+    workdir.claim(tmp_path, config)
+    written = files.read_json(tmp_path / "config.json")
+    files.write_json(tmp_path / "config.json", written | change)
+    with pytest.raises(WorkdirError, match=r"config\.json was not written by this program"):
+        workdir.claim(tmp_path, config)
+
+
+def test_messages_have_nothing_that_a_terminal_would_obey():
+    assert str(WorkdirError("class '\x1b[2Jcat'\nis \udc80 \u202e")) == (
+        "class '\\x1b[2Jcat'\nis \\udc80 \\u202e"
+    )
