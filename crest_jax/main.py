@@ -3,8 +3,8 @@
 python -m crest_jax.main --config=experiments/cifar10_lt.py[:key=value,...] [--workdir=DIR]
     [--config.field=value ...] [--dry_run]
 
-Exit status: 0 done; 1 something is wrong with data, workdir, training, or the form of a flag; 64
-with the config; 75 stopped by SIGTERM, and the same command continues; 130 interrupted, likewise.
+Exit status: 0 done; 1 something is wrong with data, workdir or training; 64 with a flag or the
+config; 75 stopped by SIGTERM, and the same command continues; 130 interrupted, likewise.
 """
 
 import logging as logging_levels
@@ -55,11 +55,8 @@ def main(argv: list[str]) -> None:
     """Runs the experiment that the flags name."""
     if len(argv) > 1:
         raise ConfigError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if _CONFIG.value is None:
+    if not flags.FLAGS["config"].present:
         raise ConfigError("--config is missing; try --config=experiments/digits_lt.py")
-    path = Path(_config_argument().partition(":")[0])
-    if not path.is_file():
-        raise ConfigError(f"--config={path} is not a file; try --config=experiments/digits_lt.py")
     _log_plainly()
     join(_CONFIG.value)
     workdir = Path(_WORKDIR.value or default_workdir(_config_argument()))
@@ -132,12 +129,11 @@ def console() -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
-    except OSError as error:  # overrides of a config that could not be read
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ConfigError(f"--config cannot be read: {reason}") from error
-    except (AttributeError, KeyError) as error:  # an override of a field that there is not
-        raise ConfigError(f"unknown config field: {error}") from error
+        words = flags.FLAGS(argv)
+        getattr(_CONFIG.value, "to_dict", None)  # raises what a file that cannot be read has raised
+        return words
+    except Exception as error:  # of flags, of fields that there are not, of an experiment's file
+        raise config_lib.flags_error(error, argv) from error
 
 
 def _log_plainly() -> None:

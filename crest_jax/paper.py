@@ -31,8 +31,8 @@ from absl import flags
 from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
-from crest_jax import config as config_lib
 from crest_jax import files, results, workdir
+from crest_jax.config import flags_error
 from crest_jax.errors import ConfigError, CrestError, WorkdirError
 from crest_jax.rebalancing import SELF_TRAINING, parts
 from crest_jax.report import paper_table
@@ -233,8 +233,9 @@ def config_of(job: Job) -> ConfigDict:
     try:
         values(words)
         return values["config"].value
-    except (flags.Error, OSError, AttributeError, KeyError) as error:
-        raise ConfigError(f"{shlex.join(job.command)}: {error}") from error
+    except Exception as error:  # of flags, of fields that there are not, of an experiment's file
+        reason = flags_error(error, words)
+        raise ConfigError(f"{shlex.join(job.command)}: {reason}") from error
 
 
 class Done(NamedTuple):
@@ -265,7 +266,7 @@ def done(job: Job) -> Done | None:
         return None
     config = config_of(job)
     theirs = workdir.read_config(job.workdir)
-    changed = workdir.differences(config_lib.to_plain(theirs), config)
+    changed = workdir.differences(theirs, config)
     if changed:
         raise WorkdirError(f"{job.workdir} has another config: {'; '.join(changed)}")
     return Done(results.read(job.workdir), config.generations)
@@ -306,7 +307,8 @@ def figure_of(one: Done, row: Row, column: Column) -> float | None:
             return value[column.label]
     except (KeyError, IndexError, TypeError) as error:
         raise WorkdirError(f"its {results.RESULTS} lacks {row.reported}") from error
-    return float(np.mean([of_class for of_class in value if of_class is not None]))
+    known = [of_class for of_class in value if of_class is not None]
+    return float(np.mean(known)) if known else None
 
 
 def is_finished(job: Job) -> bool:

@@ -17,6 +17,7 @@ from crest_jax.main import default_workdir
         (["--config=experiments/digits_lt.py", "--config.stps=3"], os.EX_USAGE, '"steps"'),
         (["--config=experiments/nofile.py", "--config.steps=3"], os.EX_USAGE, "nofile.py"),
         (["--config=experiments/nofile.py"], os.EX_USAGE, "nofile.py is not a file"),
+        (["--config=experiments/digits_lt.py", "--config.steps=many"], os.EX_USAGE, "steps=many"),
         ([], os.EX_USAGE, "--config is missing"),
         (["--config=experiments/digits_lt.py", "--workdir=setup.py"], 1, "cannot be written"),
         (
