@@ -139,12 +139,13 @@ def restore(
                 state=ocp.args.StandardRestore(abstract), digest=ocp.args.JsonRestore()
             ),
         )
+        saved = restored.digest["sha256"]
     except Exception as error:  # Orbax has no type of its own for a damaged checkpoint
         raise WorkdirError(
             f"checkpoint {path} cannot be read ({type(error).__name__})", way_out
         ) from error
     # Orbax restores arrays with flipped bits without a word.
-    if digest_of(restored.state) != restored.digest["sha256"]:
+    if digest_of(restored.state) != saved:
         raise WorkdirError(f"checkpoint {path} is not what was saved", way_out)
     return restored.state
 

@@ -90,7 +90,11 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
     for generation, is_done in enumerate(finished):
         if is_done:
             path = folder_of(folder, generation) / RESULT
-            found.append(distributed.first_says(partial(files.read_json, path)))
+            found.append(
+                distributed.first_says(
+                    partial(results.read_generation, path, len(splits.class_names))
+                )
+            )
         else:
             found.append(run_generation(config, folder, generation, splits, program))
         # Where the next one was finished before, they are written with that.
@@ -247,6 +251,8 @@ def run_generation(
         write_pseudo_labels(here / "pseudo_labels", scored)
 
     history = distributed.together(partial(keep_metrics, here / METRICS, up_to=config.steps))
+    for line in history:
+        results.check_classes(line, len(splits.class_names), here / METRICS)
     summary = results.summarize_evaluations(history)
     images = config.steps * config.batch_size * (1 + config.unlabeled_ratio)
     result = {
@@ -293,6 +299,8 @@ def count_pseudo_labels(folder: Path, classes: int) -> Int[np.ndarray, "2 truths
         for part in pseudo_labels.parts(
             folder, host=jax.process_index(), hosts=jax.process_count()
         ):
+            records.check_labels(part.truth, range(UNKNOWN, classes), str(folder))
+            records.check_labels(part.labels, range(classes), str(folder))
             truth = np.where(part.truth == UNKNOWN, classes, part.truth)
             np.add.at(counts[0], (truth, part.labels), 1)
             np.add.at(counts[1], (truth[part.selected], part.labels[part.selected]), 1)
@@ -360,7 +368,7 @@ def _relabeled(unlabeled: Path, selection: Path, numbers: range) -> Iterator[Exa
             continue
         if example.id.encode() != ids[place]:
             raise DataError(
-                f"{selection} is not of {unlabeled}: its example {row} is {ids[place].decode()}, "
+                f"{selection} is not of {unlabeled}: its example {row} is {ids[place]!r}, "
                 f"not {example.id}; delete it and run again to score anew"
             )
         yield example._replace(label=int(labels[place]))
@@ -378,6 +386,8 @@ def train_generation(
     per_class = labeled_per_class(here)
 
     def constants(evaluated: Mapping[str, Any] | None) -> Generation:
+        if evaluated is not None:
+            results.check_classes(evaluated, len(splits.class_names), here / METRICS)
         temperature = temperature_of(config, generation)
         weights = np.ones(len(splits.class_names))
         if "cb" in rebalance:

@@ -8,11 +8,14 @@ from etils.epath import Path
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from crest_jax import evaluate, files
+from crest_jax import evaluate, files, schema
 from crest_jax.errors import WorkdirError
 from crest_jax.rebalancing import label_shift
 
 RESULTS = "results.json"
+
+# Whose sizes are reported.
+SPLITS = ("labeled", "unlabeled", "test", "validation")
 
 # The reported figure is the mean of this many last evaluations (paper section 4.1).
 LAST_EVALUATIONS = 5
@@ -28,15 +31,121 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise WorkdirError(f"{folder} has no {RESULTS}: run it to the end of a generation first")
     results = files.read_json(path)
-    if (
-        not isinstance(results, dict)
-        or not results.keys() >= _SETTING
-        or not isinstance(results.get("generations"), list)
-        or not all(isinstance(each, dict) for each in results["generations"])
-        or not results["generations"]
-    ):
-        raise WorkdirError(f"{path} was written by another version of this program: run it again")
+    wrong = next(schema.mismatches(results, {"class_names": schema.Each(schema.TEXT)}), None)
+    if wrong is None:
+        wrong = next(schema.mismatches(results, _of_run(len(results["class_names"]))), None)
+    if wrong is None and not results["generations"]:
+        wrong = "there is no generation"
+    if wrong is not None:
+        raise WorkdirError(
+            f"{path} is damaged, or was written by another version of this program ({wrong}): run "
+            "it again"
+        )
     return results
+
+
+def read_generation(path: Path, classes: int) -> dict[str, Any]:
+    """Reads a generation's result.json.
+
+    Raises:
+      WorkdirError: it is not there, damaged, or of another number of classes.
+    """
+    result = files.read_json(path)
+    for wrong in schema.mismatches(result, _of_generation(classes)):
+        raise WorkdirError(
+            f"{path} is damaged, or was written by another version of this program ({wrong}): "
+            "delete it and run again"
+        )
+    return result
+
+
+def _of_generation(classes: int) -> schema.Schema:
+    """What is read of a result.json."""
+    counts = schema.Each(schema.COUNT, classes)
+    shares = schema.Each(schema.FIGURE_OR_NONE, classes)
+    figures = schema.Each(schema.FIGURE, classes)
+    label = schema.Kind("a label", lambda value: schema.COUNT.fits(value) and value < classes)
+    return {
+        "accuracy": schema.FIGURE,
+        "accuracy_logit_adjusted": schema.FIGURE,
+        "per_class_recall": shares,
+        "per_class_precision": shares,
+        "confusion_matrix": schema.CONFUSION_MATRIX,
+        "labeled_per_class": counts,
+        "steps": schema.COUNT,
+        "seconds": schema.FIGURE,
+        "images_per_second": schema.FIGURE,
+        "temperature": schema.FIGURE_OR_NONE,
+        "pseudo_labels": {
+            "examples": shares,
+            "predicted": counts,
+            "selected": counts,
+            "precision": shares,
+            "selected_precision": shares,
+            "recall": shares,
+        },
+        "unlabeled_distribution": schema.Maybe(
+            {
+                **dict.fromkeys(("estimate", "low", "high", "labeled"), figures),
+                **dict.fromkeys(("level", "p_value"), schema.FIGURE),
+                "known_from": schema.TEXT,
+                "differs": schema.Each(label),
+            }
+        ),
+        "environment": schema.Members(schema.SETTING),
+    }
+
+
+def _of_run(classes: int) -> schema.Schema:
+    """What is read of a results.json: what the run was, and its generations."""
+    counts = schema.or_null(schema.Each(schema.COUNT, classes), "counts by class")
+    split = {"images": schema.COUNT, "per_class": counts}
+    test = {**split, "held_out": schema.TRUTH}
+    return {
+        "method": schema.TEXT,
+        "rebalance": schema.TEXT,
+        "data": schema.TEXT,
+        "class_names": schema.Each(schema.TEXT),
+        "long_tail": schema.Members(schema.SETTING),
+        "alignment": {"t": schema.FIGURE},
+        "unlabeled_distribution": {"source": schema.TEXT},
+        "fold": schema.COUNT,
+        "accuracy": schema.FIGURE,
+        "accuracy_logit_adjusted": schema.FIGURE,
+        "splits": schema.Maybe({**dict.fromkeys(SPLITS, split), "test": test}),
+        "generations": schema.Each(_of_generation(classes)),
+    }
+
+
+_OF_WEIGHTS = {
+    "accuracy": schema.FIGURE,
+    "confusion_matrix": schema.CONFUSION_MATRIX,
+    "confusion_matrix_logit_adjusted": schema.CONFUSION_MATRIX,
+}
+# What is read of a line of metrics.jsonl.
+EVALUATION = {
+    "step": schema.COUNT,
+    "seconds": schema.FIGURE,
+    "test": {"ema": _OF_WEIGHTS, "raw": _OF_WEIGHTS},
+    "validation": schema.Maybe({"ema": {"accuracy": schema.FIGURE}}),
+    "unlabeled_distribution": schema.Maybe(schema.Each(schema.FIGURE)),
+}
+
+
+def check_classes(line: Mapping[str, Any], classes: int, where: Path) -> None:
+    """Finds out whether a line of metrics.jsonl is of so many classes.
+
+    Raises:
+      WorkdirError: it is of another number.
+    """
+    matrices = [of[name] for of in line["test"].values() for name in of if "matrix" in name]
+    lists = [*matrices, line.get("unlabeled_distribution", [None] * classes)]
+    for each in lists:
+        if len(each) != classes:
+            raise WorkdirError(
+                f"{where} is damaged: step {line['step']} is of {len(each)} classes, not "
+                f"{classes}: delete {where.parent} and run again"
+            )
 
 
 def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -156,8 +265,6 @@ def summarize_unlabeled(
     }
 
 
-# What a run was, as far as runs are compared by it.
-_SETTING = {"method", "rebalance", "data", "class_names", "long_tail", "alignment", "fold"}
 # Figures of the last generation that stand above those of all.
 _HEADLINE = (
     "accuracy", "accuracy_logit_adjusted", "per_class_recall", "per_class_precision",

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, PyTree
 from tqdm import tqdm
 
 import crest_jax.data  # noqa: F401, keeps the metric writer's TensorFlow off the accelerators
-from crest_jax import checkpoints, distributed, files, preemption
+from crest_jax import checkpoints, distributed, files, preemption, results, schema
 from crest_jax.errors import NonFiniteError, Preempted, WorkdirError
 from crest_jax.results import LAST_EVALUATIONS
 from crest_jax.train_state import TrainState
@@ -140,7 +140,7 @@ def train(
 def reported_steps(schedule: Schedule) -> list[int]:
     """The steps of the last evaluations, whose mean is reported; their checkpoints last."""
     steps, every = schedule.steps, schedule.eval_every
-    return [*range(every, steps, every), steps][-LAST_EVALUATIONS:]
+    return [*range(every, steps, every)[-LAST_EVALUATIONS:], steps][-LAST_EVALUATIONS:]
 
 
 def kept_steps(schedule: Schedule) -> list[int]:
@@ -178,10 +178,9 @@ def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     for line in files.read_bytes(path).splitlines(keepends=True):
         try:
             record = files.parse_json(line)
-            step = record["step"]
-        except (ValueError, TypeError, KeyError):
+        except ValueError:
             return
-        if not line.endswith(b"\n") or not isinstance(step, int):
+        if not line.endswith(b"\n") or any(schema.mismatches(record, results.EVALUATION)):
             return
         yield line, record
 

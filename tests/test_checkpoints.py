@@ -181,3 +181,17 @@ def test_a_flipped_bit_is_found(tmp_path):
         pytest.raises(WorkdirError, match=r"checkpoints/1 (is not what was saved|cannot be read)"),
     ):
         checkpoints.restore_latest(manager, state_at(0))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"sha256": ["0"]}', "nothing"])
+def test_a_digest_that_is_none_is_damage(tmp_path, content):
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints", lasting=()) as manager:
+        checkpoints.save(manager, state_at(3))
+    (tmp_path / "checkpoints" / "3" / "digest" / "metadata").write_text(content)
+    with (
+        checkpoints.open_checkpoints(tmp_path / "checkpoints", lasting=()) as manager,
+        pytest.raises(
+            WorkdirError, match=r"checkpoint .*/3 (cannot be read|is not what was saved)"
+        ),
+    ):
+        checkpoints.restore_latest(manager, state_at(0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import load_experiment
 
-from crest_jax import distributed, evaluate, files, generations, main, train
+from crest_jax import distributed, evaluate, files, generations, main, results, train
 from crest_jax.data import pseudo_labels, records, splits
 from crest_jax.errors import ConfigError, DataError, NonFiniteError, WorkdirError
 from crest_jax.models import convolution
@@ -201,9 +201,16 @@ def test_a_damaged_split_stops_the_run(tiny_config, tmp_path, split):
     assert shard.read_bytes() == content
 
 
+def evaluation(step):
+    """A line of metrics.jsonl, of two classes."""
+    matrices = ("confusion_matrix", "confusion_matrix_logit_adjusted")
+    of_weights = {"accuracy": 50.0, **{name: [[1, 0], [1, 0]] for name in matrices}}
+    return {"step": step, "seconds": 1.0, "test": {"ema": of_weights, "raw": of_weights}}
+
+
 def test_metrics_after_the_last_checkpoint_and_half_lines_are_dropped(tmp_path):
     path = tmp_path / train.METRICS
-    lines = [json.dumps({"step": step}) for step in (10, 20, 30)]
+    lines = [json.dumps(evaluation(step)) for step in (10, 20, 30)]
     path.write_text("\n".join(lines) + '\n{"step": 40, "te')
     assert [line["step"] for line in train.keep_metrics(path, up_to=20)] == [10, 20]
     assert path.read_text() == "\n".join(lines[:2]) + "\n"
@@ -454,3 +461,28 @@ def test_darp_keeps_a_pseudo_label_of_every_image_and_refines_on_schedule(
 def test_nothing_is_refined_before_the_first_step(tiny_config):
     config = tiny_config("rebalance=darp", **{"generations": 1, "darp.start": 0.0})
     assert generations._refinement(config).start == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe", b"[]", b'{"step": "6"}', b'{"step": NaN}', b"[" * 100_000, b'{"step": 6}'],
+    ids=len,
+)
+def test_a_line_that_is_no_evaluation_is_dropped_with_those_after_it(tmp_path, line):
+    path = tmp_path / train.METRICS
+    first, last = (json.dumps(evaluation(step)).encode() + b"\n" for step in (6, 12))
+    path.write_bytes(first + line + b"\n" + last)
+    assert train.keep_metrics(path, up_to=20) == [evaluation(6)]
+    assert path.read_bytes() == first
+
+
+def test_evaluations_of_other_classes_are_refused(tmp_path):
+    results.check_classes(evaluation(6), 2, tmp_path / train.METRICS)
+    with pytest.raises(WorkdirError, match="step 6 is of 2 classes, not 3"):
+        results.check_classes(evaluation(6), 3, tmp_path / train.METRICS)
+
+
+def test_the_steps_of_the_longest_run_are_not_listed():
+    schedule = train.Schedule(2**31 - 1, 1, 1)
+    assert train.reported_steps(schedule) == list(range(2**31 - 5, 2**31))
+    assert train.reported_steps(train.Schedule(12, 5, 1)) == [5, 10, 12]

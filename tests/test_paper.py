@@ -9,6 +9,7 @@ import threading
 import time
 from unittest.mock import Mock
 
+import finished_run
 import pytest
 from etils.epath import Path
 
@@ -41,17 +42,12 @@ def cells(number, tmp_path, scale="full", folds=2):
     return paper.cells(TABLES[number], scale=scale, folds=folds, runs=tmp_path, fields={})
 
 
-SETTING = {
-    name: None for name in ("method", "rebalance", "class_names", "long_tail", "alignment", "fold")
-}
-
-
 def finish(job, *generations, **changes):
     """Leaves what a run with these generations' results leaves."""
     job.workdir.mkdir(parents=True, exist_ok=True)
     config = to_plain(paper.config_of(job)) | changes
     (job.workdir / "config.json").write_text(json.dumps({"config": config}))
-    results = {**SETTING, "data": "digits", "generations": list(generations)}
+    results = finished_run.results([finished_run.generation(10, **each) for each in generations])
     (job.workdir / "results.json").write_text(json.dumps(results))
 
 
@@ -259,7 +255,7 @@ def test_a_figure_is_drawn_from_the_runs_there_are(command, tmp_path):
     assert status == 64
     assert "--run them first" in printed.err
     job = paper.curves(FIGURES[4], scale="smoke", runs=tmp_path, fields={})["α=0"]
-    generation = {"accuracy": 70.0, "labeled_per_class": [9, 3, 1]}
+    generation = {"accuracy": 70.0, "labeled_per_class": [9, 3, *[1] * 8]}
     finish(job, generation)
     status, printed = command(*arguments, f"--output={output}")
     assert status == 64  # one of two generations

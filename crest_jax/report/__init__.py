@@ -7,8 +7,8 @@ from etils.epath import Path
 
 from crest_jax import files, results, workdir
 from crest_jax.config import to_plain
-from crest_jax.errors import WorkdirError
 from crest_jax.report import html
+from crest_jax.schema import printable
 
 REPORT = "report.html"
 
@@ -30,14 +30,7 @@ def write(output: Path, folders: Sequence[Path]) -> None:
         shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
         names = ["/".join(path.parts[shared:]) for path in paths]
     runs = [
-        html.Run(name, results.read(path), to_plain(workdir.read_config(path)))
+        html.Run(printable(name), results.read(path), to_plain(workdir.read_config(path)))
         for name, path in zip(names, paths, strict=True)
     ]
-    try:
-        page = html.page(runs)
-    except (KeyError, IndexError, TypeError) as error:
-        raise WorkdirError(
-            f"a {results.RESULTS} was written by another version of this program, or is damaged: "
-            f"it lacks {error}"
-        ) from error
-    files.write_text(output, page)
+    files.write_text(output, html.page(runs))

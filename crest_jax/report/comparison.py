@@ -15,6 +15,7 @@ from crest_jax import results
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.errors import CrestError, DataError
 from crest_jax.rebalancing import REBALANCING, parts
+from crest_jax.schema import printable
 
 # Rows of each method: what is reported, and where results.json has it.
 FIGURES = {"": "accuracy", " + la": "accuracy_logit_adjusted"}
@@ -62,11 +63,12 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> str:
         fewer = f" ({len(values)} of {most} folds)" if len(values) < most else ""
         return f"{values.mean():.1f} ± {values.std():.1f}{fewer}"
 
-    lines = [f"| | {' | '.join(rebalances)} |", "|---" * (1 + len(rebalances)) + "|"]
+    columns = " | ".join(map(printable, rebalances))
+    lines = [f"| | {columns} |", "|---" * (1 + len(rebalances)) + "|"]
     for method in methods:
         for suffix, figure in FIGURES.items():
             row = " | ".join(cell(method, rebalance, figure) for rebalance in rebalances)
-            lines.append(f"| {method}{suffix} | {row} |")
+            lines.append(f"| {printable(method)}{suffix} | {row} |")
     return "\n".join(lines) + "\n"
 
 

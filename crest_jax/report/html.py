@@ -13,7 +13,7 @@ from matplotlib.image import imsave
 
 from crest_jax.report import text
 from crest_jax.report.charts import Series, line_chart
-from crest_jax.results import truth_is_known
+from crest_jax.results import SPLITS, truth_is_known
 
 # Confusion matrices of more classes are a picture.
 _MOST_CELLS = 20
@@ -138,7 +138,9 @@ def _splits(run: Run) -> str:
     if splits is None:
         return ""
     counts = ", ".join(
-        f"{each['images']:,} {name}" for name, each in splits.items() if each["images"]
+        f"{each['images']:,} {name}"
+        for name, each in splits.items()
+        if name in SPLITS and each["images"]
     )
     said = f"Images: {counts}."
     if splits["test"]["held_out"]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crest_jax.results import truth_is_known
+from crest_jax.schema import printable
 
 
 def splits_line(splits: Mapping[str, Any], class_names: Sequence[str]) -> str:
@@ -17,13 +18,14 @@ def splits_line(splits: Mapping[str, Any], class_names: Sequence[str]) -> str:
     if splits["test"]["held_out"]:
         by_class = zip(class_names, splits["test"]["per_class"], strict=True)
         line += "\ntest images are held out of those given as labeled; by class, "
-        line += ", ".join(f"{name}: {count}" for name, count in by_class)
+        line += ", ".join(f"{printable(name)}: {count}" for name, count in by_class)
     return line
 
 
 def generation_table(result: Mapping[str, Any], class_names: Sequence[str]) -> str:
     """One generation's result.json: a headline, a line per class, and what there is to warn of."""
     pseudo = result["pseudo_labels"]
+    class_names = [*map(printable, class_names)]
     rows = zip(
         class_names,
         result["labeled_per_class"],
@@ -120,6 +122,7 @@ def unlabeled_warning(unlabeled: Mapping[str, Any], class_names: Sequence[str]) 
 
 def results_table(generations: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> str:
     """Accuracy and per-class recall, a column per generation."""
+    class_names = [*map(printable, class_names)]
     width = max(len("logit-adjusted"), *map(len, class_names))
     header = "".join(f"  gen {result['generation'] + 1:>2}" for result in generations)
     lines = [f"{'%':<{width}}{header}"]
@@ -138,6 +141,7 @@ def results_table(generations: Sequence[Mapping[str, Any]], class_names: Sequenc
 def adjustment_table(generation: Mapping[str, Any], class_names: Sequence[str]) -> str:
     """One generation under logit adjustment: a column per tau."""
     adjusted = generation["adjusted"]
+    class_names = [*map(printable, class_names)]
     width = max(len("generation 10"), *map(len, class_names))
     title = f"generation {generation['generation'] + 1}"
     taus = "".join(f"  {'tau':>4} {entry['tau']:<4g}" for entry in adjusted)

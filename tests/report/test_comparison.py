@@ -1,5 +1,6 @@
 import json
 
+import finished_run
 import pytest
 
 from crest_jax.errors import DataError
@@ -78,7 +79,9 @@ def test_the_command_reads_workdirs(tmp_path, monkeypatch, capsys):
     for number, each in enumerate(RUNS):
         folders.append(tmp_path / str(number))
         folders[-1].mkdir()
-        (folders[-1] / "results.json").write_text(json.dumps(each))
+        generations = [finished_run.generation(10, **figures) for figures in each["generations"]]
+        content = finished_run.results(generations) | each | {"generations": generations}
+        (folders[-1] / "results.json").write_text(json.dumps(content))
     monkeypatch.setattr("sys.argv", ["comparison", *map(str, folders)])
     comparison.main()
     assert capsys.readouterr().out == comparison.comparison(RUNS)

@@ -1,6 +1,7 @@
 import json
 import sys
 
+import finished_run
 import numpy as np
 import pytest
 
@@ -9,24 +10,17 @@ from crest_jax.report import figures
 
 
 def results(rebalance, accuracies, recall):
-    return {
-        "method": "fixmatch",
-        "rebalance": rebalance,
-        "data": "digits",
-        "long_tail": {},
-        "alignment": {},
-        "fold": 0,
-        "class_names": ["cat", "dog", "emu"],
-        "generations": [
-            {
-                "accuracy": accuracy,
-                "labeled_per_class": [90, 9, 1],
-                # Towards the final recall, by as much each generation.
-                "per_class_recall": [value * number / len(accuracies) for value in recall],
-            }
-            for number, accuracy in enumerate(accuracies, start=1)
-        ],
-    }
+    generations = [
+        finished_run.generation(
+            3,
+            accuracy=accuracy,
+            labeled_per_class=[90, 9, 1],
+            # Towards the final recall, by as much each generation.
+            per_class_recall=[value * number / len(accuracies) for value in recall],
+        )
+        for number, accuracy in enumerate(accuracies, start=1)
+    ]
+    return finished_run.results(generations, rebalance=rebalance, class_names=["cat", "dog", "emu"])
 
 
 @pytest.fixture

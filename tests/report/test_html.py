@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from conftest import load_experiment
 
 from crest_jax import report
+from crest_jax.config import to_plain
 from crest_jax.errors import WorkdirError
 from crest_jax.report import __main__ as command
 from crest_jax.report import html
@@ -51,19 +53,16 @@ def run():
         "fold": 3,
         "class_names": NAMES,
         "long_tail": {"gamma": 90.0, "beta": 0.1},
-        "alignment": {},
+        "alignment": {"target": "progressive", "t": 1.0},
+        "unlabeled_distribution": {"source": "labeled", "given": []},
+        "accuracy": 79.37,
+        "accuracy_logit_adjusted": 80.37,
         "generations": [generation(0, [98.7, 85.0, 8.9]), generation(1, [93.8, 84.0, 60.3])],
     }
     return html.Run("pets-run", results, CONFIG)
 
 
-CONFIG = {
-    "generations": 2,
-    "steps": 600,
-    "batch_size": 16,
-    "unlabeled_ratio": 7,
-    "model": {"name": "wide_resnet", "depth": 10, "width": 1},
-}
+CONFIG = to_plain(load_experiment("digits_lt")) | {"generations": 2}
 
 
 class Text(HTMLParser):
@@ -290,7 +289,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(workdir, tmp_path):
 @pytest.mark.parametrize("content", ["[]", '{"generations": []}', "{}"])
 def test_damaged_results_are_named(workdir, content):
     (workdir / "results.json").write_text(content)
-    with pytest.raises(WorkdirError, match=r"results\.json was written by another version"):
+    with pytest.raises(WorkdirError, match=r"results\.json is damaged, or was written by another"):
         report.write(workdir / "report.html", [workdir])
 
 
@@ -325,3 +324,45 @@ def test_a_browser_shows_it_without_a_sideways_scroll(run, tmp_path, width, dark
     ).stdout  # fmt: skip
     paper = "rgb(22, 24, 27)" if dark else "rgb(255, 255, 255)"
     assert f"<title>{width}; {paper}; 6</title>" in shown
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"'></style><img src=x onerror=alert(1)>",
+    "</title></svg></pre><b>&amp;",
+]
+
+
+def test_hostile_names_are_text_wherever_they_stand(run):
+    """Class names, the data set's, the folder's, and text in the config."""
+    results = {**run.results, "class_names": HOSTILE, "data": HOSTILE[0], "method": HOSTILE[1]}
+    results["long_tail"] = {"order": HOSTILE[2]}
+    config = {**run.config, "model": {**run.config["model"], "name": HOSTILE[1]}}
+    page = html.page([html.Run(HOSTILE[0], results, config), html.Run("b", results, config)])
+    text = Text(page)
+    assert not text.open, "what was opened is closed"
+    assert not text.addresses, "no element was added that loads something"
+    for element in ("<script", "<img", "onerror=alert(1)>", "<b>"):
+        assert element not in page
+    assert page.count("</style>") == 1
+    shown = "".join(text.words)
+    for name in HOSTILE:
+        assert name in shown
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fold": "0"},
+        {"class_names": ["cat", "dog"]},
+        {"class_names": ["cat", "dog", "\ud800"]},
+        {"long_tail": {"gamma": []}},
+        {"accuracy": 10**400},
+        {"generations": [{}]},
+        {"data": "\x1b[2J"},
+    ],
+)
+def test_results_of_wrong_types_are_named(workdir, run, change):
+    (workdir / "results.json").write_text(json.dumps({**run.results, **change}))
+    with pytest.raises(WorkdirError, match=r"results\.json is damaged, or was written by another"):
+        report.write(workdir / "report.html", [workdir])

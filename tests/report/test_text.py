@@ -177,3 +177,14 @@ def test_many_classes_are_not_all_named():
     lines = text.unlabeled_warning(many, list("abcdefghi"))
     assert [line.split(":")[0].strip() for line in lines[1:6]] == list("ihgfe")
     assert lines[6].strip() == "and 4 more classes"
+
+
+def test_class_names_move_no_cursor(result):
+    names = ("\x1b[2J\x1b]0;title\x07", "two\nlines", "ox")
+    for table in (
+        text.generation_table(result, names),
+        text.results_table([result], names),
+    ):
+        assert "\x1b" not in table
+        assert "\x07" not in table
+        assert any(line.startswith("two\\nlines ") for line in table.splitlines())
