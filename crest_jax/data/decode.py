@@ -6,8 +6,51 @@ import tensorflow as tf
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
+from crest_jax.config import MOST_PIXELS
+
 # Of an image's shorter side, what the central square has; the rest is margin.
 CENTRAL_PART = 0.875
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Finds out whether an image is small enough to be decoded.
+
+    A file of kilobytes may say that it has billions of pixels, and memory is taken for them before
+    it shows that they are not there.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"it must have no more than {MOST_PIXELS} pixels, not {height} x {width}")
+
+
+def _checked(image: tf.Tensor | bytes) -> tf.Tensor:
+    """The same, once its header has shown a JPEG or PNG that is small enough to be decoded."""
+    return _no_larger_than(image, tf.constant(MOST_PIXELS, tf.int64))
+
+
+# Traced once, and not for every data set.
+@tf.function(
+    input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64)], autograph=False
+)
+def _no_larger_than(image: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
+    def sides_of_jpeg() -> tf.Tensor:
+        return tf.io.extract_jpeg_shape(image, tf.int64)[:2]
+
+    def sides_of_png() -> tf.Tensor:
+        is_png = tf.strings.substr(image, 0, len(_PNG)) == _PNG
+        with tf.control_dependencies([tf.debugging.Assert(is_png, ["it is no JPEG or PNG"])]):
+            header = tf.strings.substr(image, 16, 8)
+        return tf.cast(tf.io.decode_raw(header, tf.int32, little_endian=False), tf.int64)
+
+    sides = tf.cond(tf.io.is_jpeg(image), sides_of_jpeg, sides_of_png)
+    fits = tf.reduce_prod(sides) <= pixels
+    message = ["it must have no more than", pixels, "pixels, not", sides]
+    with tf.control_dependencies([tf.debugging.Assert(fits, message)]):
+        return tf.identity(image)
 
 
 class View(NamedTuple):
@@ -50,8 +93,8 @@ def trained_on(
 
 
 def stored(image: tf.Tensor | bytes) -> UInt8[tf.Tensor, "height width channels"]:
-    """Decodes an image as it is."""
-    return tf.io.decode_image(image, expand_animations=False)
+    """Decodes a JPEG or PNG as it is."""
+    return tf.io.decode_image(_checked(image), expand_animations=False)
 
 
 def whole(
@@ -59,7 +102,7 @@ def whole(
 ) -> UInt8[tf.Tensor, "height width channels"]:
     """Decodes all of an image, and squeezes it into this height, width and number of channels."""
     height, width, channels = shape
-    pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
+    pixels = tf.io.decode_image(_checked(image), channels=channels, expand_animations=False)
     return _resized(pixels, height, width)
 
 
@@ -70,7 +113,7 @@ def central(image: tf.Tensor | bytes, size: int) -> UInt8[tf.Tensor, "{size} {si
       image: an encoded JPEG or PNG.
       size: side of the result in pixels.
     """
-    pixels = tf.io.decode_image(image, channels=3, expand_animations=False)
+    pixels = tf.io.decode_image(_checked(image), channels=3, expand_animations=False)
     height, width = tf.shape(pixels)[0], tf.shape(pixels)[1]
     shorter = tf.cast(tf.minimum(height, width), tf.float32)
     side = tf.maximum(tf.cast(tf.round(CENTRAL_PART * shorter), tf.int32), 1)
@@ -93,6 +136,7 @@ def random_resized_crop(
       size: side of the result in pixels.
       seed: which part; the same for the same seed.
     """
+    image = _checked(image)
 
     def crop_jpeg() -> tf.Tensor:
         offset, part = _random_part(tf.io.extract_jpeg_shape(image), seed)

@@ -13,10 +13,25 @@ import numpy as np
 from etils.epath import Path
 from jaxtyping import Bool, Float, Int, Shaped
 
-from crest_jax import files
-from crest_jax.errors import DataError
+from crest_jax import files, schema
+from crest_jax.errors import CrestError, DataError
 
 FORMAT = 1
+_MANIFEST = {
+    "format": schema.Kind(str(FORMAT), lambda value: type(value) is int and value == FORMAT),
+    "shards": schema.Each(
+        {
+            "file": schema.FILE_NAME,
+            "examples": schema.COUNT,
+            "selected": schema.COUNT,
+            "sha256": schema.SHA256,
+        }
+    ),
+}
+# What NumPy calls the types of `PseudoLabels`, in the order of its fields.
+_KINDS = "Sifbi"
+# DEFLATE makes no more of a byte.
+_EXPANSION = 1032
 
 
 class PseudoLabels(NamedTuple):
@@ -148,20 +163,16 @@ def _entries(folder: Path) -> list[dict]:
     path = folder / files.MANIFEST
     try:
         manifest = files.parse_json(files.read_bytes(path))
-        known = manifest["format"] == FORMAT
-        entries = manifest["shards"]
-        sound = all(
-            isinstance(entry[name], kind)
-            for entry in entries
-            for name, kind in (("file", str), ("examples", int), ("selected", int), ("sha256", str))
-        )
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
         raise DataError(
             f"{path} is not a readable manifest ({files.reason(error)})", _way_out(folder)
         ) from error
-    if not known or not sound or not entries:
-        raise DataError(f"{path} was not written by this version", _way_out(folder))
-    return entries
+    wrong = next(schema.mismatches(manifest, _MANIFEST), None)
+    if wrong is None and not manifest["shards"]:
+        wrong = "it lists no shards"
+    if wrong is not None:
+        raise DataError(f"{path} was not written by this version ({wrong})", _way_out(folder))
+    return manifest["shards"]
 
 
 def _read_shard(folder: Path, entry: dict) -> PseudoLabels:
@@ -170,15 +181,47 @@ def _read_shard(folder: Path, entry: dict) -> PseudoLabels:
         content = files.read_bytes(path)
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise DataError(f"{path} has changed since written", _way_out(folder))
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            shard = PseudoLabels(*(archive[name] for name in PseudoLabels._fields))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, FileNotFoundError) as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            shard = PseudoLabels(
+                *(
+                    _array(archive, name, kind, entry["examples"])
+                    for name, kind in zip(PseudoLabels._fields, _KINDS, strict=True)
+                )
+            )
+    except CrestError:
+        raise
+    except Exception as error:  # whatever a parser makes of damage
         raise DataError(
             f"{path} cannot be read ({files.reason(error)})", _way_out(folder)
         ) from error
-    if (len(shard.ids), shard.selected.sum()) != (entry["examples"], entry["selected"]):
+    if shard.selected.sum() != entry["selected"]:
         raise DataError(f"{path} holds others than its manifest says", _way_out(folder))
     return shard
+
+
+def _array(archive: zipfile.ZipFile, name: str, kind: str, examples: int) -> np.ndarray:
+    """Reads one field, once its header has shown that it is no more than it can be.
+
+    A file of kilobytes may say that it is terabytes, and NumPy takes memory for them first. Nor is
+    anything unpickled.
+
+    Raises:
+      ValueError: it is of another type or length.
+    """
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type != zipfile.ZIP_DEFLATED:
+        raise ValueError(f"{name} is not compressed by this program")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"{name} has format {version}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if shape != (examples,) or dtype.kind != kind:
+        raise ValueError(f"{name} is {dtype} of shape {shape}, not {examples} of kind {kind!r}")
+    if examples * dtype.itemsize > member.compress_size * _EXPANSION:
+        raise ValueError(f"{name} is said to have {examples * dtype.itemsize} bytes")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _way_out(folder: Path) -> str:

@@ -9,15 +9,16 @@ import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from etils.epath import Path
+from google.protobuf.message import DecodeError
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from crest_jax import files
+from crest_jax import files, schema
 from crest_jax.data import decode
 from crest_jax.data.decode import AS_STORED, View
 from crest_jax.data.sources import UNKNOWN, Example
@@ -27,15 +28,25 @@ FORMAT = 2
 _FRAME = 16  # bytes of length and checksums that a TFRecord file adds to each record
 _AT_ONCE = 256  # records that TensorFlow hands over together, in a quarter of the time
 _FIELDS = {
-    "examples": int,
-    "examples_per_class": list | None,  # null where the examples' classes are not known
-    "class_names": list,
-    "image_shape": list | None,
-    "ids_sha256": str,  # of the shards' own, one to a line
-    "shards": list,
+    "examples": schema.COUNT,
+    # Null where the examples' classes are not known.
+    "examples_per_class": schema.or_null(schema.Each(schema.COUNT), "counts by class"),
+    "class_names": schema.Each(schema.TEXT),
+    "image_shape": schema.Kind(
+        "null, or height, width and channels, each above 0",
+        lambda shape: shape is None or _is_shape(shape),
+    ),
+    "ids_sha256": schema.SHA256,  # of the shards' own, one to a line
+    "shards": schema.Each(
+        {
+            "file": schema.FILE_NAME,
+            "examples": schema.COUNT,
+            "bytes": schema.COUNT,
+            "sha256": schema.SHA256,
+            "ids_sha256": schema.SHA256,  # of the ids, one to a line
+        }
+    ),
 }
-# What it says of each shard; `ids_sha256` is of the ids, one to a line.
-_SHARD_FIELDS = ("file", "examples", "bytes", "sha256", "ids_sha256")
 
 
 class Images(NamedTuple):
@@ -193,7 +204,9 @@ class Writer:
             "class_names": self._class_names,
             "image_shape": list(*shapes) if len(shapes) == 1 else None,
             "ids_sha256": _digest_of_digests(entry["ids_sha256"] for entry in written),
-            "shards": [{name: entry[name] for name in _SHARD_FIELDS} for entry in written],
+            "shards": [
+                {name: entry[name] for name in _FIELDS["shards"].schema} for entry in written
+            ],
         }
         files.write_json(self._folder / files.MANIFEST, manifest)
 
@@ -272,18 +285,24 @@ def read_manifest(folder: Path) -> dict:
     try:
         manifest = files.parse_json(files.read_bytes(path))
         found = manifest["format"]
-        missing = [name for name in _FIELDS if not isinstance(manifest.get(name), _FIELDS[name])]
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing", _way_out(folder)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a readable manifest", _way_out(folder)) from error
     if found != FORMAT:
         raise DataError(
-            f"{path} has format {found}, this version reads {FORMAT}: "
+            f"{path} has format {schema.shown(found)}, this version reads {FORMAT}: "
             "continue with the version that wrote it"
         )
-    if missing:
-        raise DataError(f"manifest {path} lacks a usable {', '.join(missing)}", _way_out(folder))
+    for wrong in schema.mismatches(manifest, _FIELDS):
+        raise DataError(f"manifest {path} is not usable ({wrong})", _way_out(folder))
+    per_class = manifest["examples_per_class"]
+    if per_class is not None and len(per_class) != len(manifest["class_names"]):
+        raise DataError(
+            f"manifest {path} has {len(per_class)} counts for "
+            f"{len(manifest['class_names'])} classes",
+            _way_out(folder),
+        )
     return manifest
 
 
@@ -292,6 +311,7 @@ class Shard(NamedTuple):
 
     path: Path
     examples: int
+    labels: range  # that there may be in the folder
     image_shape: tuple[int, int, int] | None  # that all images of the folder share
 
 
@@ -303,11 +323,19 @@ def shards(folder: Path) -> list[Shard]:
     """
     manifest = read_manifest(folder)
     shape = manifest["image_shape"]
+    labels = _labels(len(manifest["class_names"]), manifest["examples_per_class"] is not None)
     found = []
     for entry in manifest["shards"]:
         path = folder / entry["file"]
         _check_size(path, entry)
-        found.append(Shard(path, entry["examples"], tuple(shape) if shape else None))
+        found.append(Shard(path, entry["examples"], labels, tuple(shape) if shape else None))
+    listed = sum(shard.examples for shard in found)
+    if listed != manifest["examples"]:
+        raise DataError(
+            f"{_name(folder)}: the manifest's examples is {manifest['examples']}, but its shards "
+            f"have {listed}",
+            _way_out(folder),
+        )
     return found
 
 
@@ -319,6 +347,20 @@ def check(folder: Path) -> None:
     """
     for entry in read_manifest(folder)["shards"]:
         _verify(folder / entry["file"], entry)
+
+
+def check_labels(labels: Int[np.ndarray, " examples"], valid: range, where: str) -> None:
+    """Finds out whether labels are those that there may be.
+
+    Raises:
+      DataError: one is not.
+    """
+    wrong = labels[(labels < valid.start) | (labels >= valid.stop)]
+    if len(wrong):
+        raise DataError(
+            f"{where}: an example has label {wrong[0]}, which is not in {valid[0]}..{valid[-1]}",
+            "delete it and run again to make it anew",
+        )
 
 
 def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -387,8 +429,13 @@ def _read_shard(folder: Path, entry: dict, labels: range) -> Iterator[Example]:
     _verify(path, entry)
     count = 0
     batches = tf.data.TFRecordDataset(str(path)).batch(_AT_ONCE).as_numpy_iterator()
-    for record in itertools.chain.from_iterable(batches):
-        example = _deserialize(record)
+    for record in _whole(path, itertools.chain.from_iterable(batches)):
+        try:
+            example = _deserialize(record)
+        except (DecodeError, IndexError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{_name(path)}: record {count} is no example", _way_out(folder)
+            ) from error
         if example.label not in labels:
             raise DataError(
                 f"{_name(path)}: {example.id} has label {example.label}, but by the manifest a "
@@ -404,6 +451,16 @@ def _read_shard(folder: Path, entry: dict, labels: range) -> Iterator[Example]:
         )
 
 
+def _whole(path: Path, found: Iterator[bytes]) -> Iterator[bytes]:
+    """Records, or an error of ours where the file has others than TensorFlow can read."""
+    try:
+        yield from found
+    except tf.errors.OpError as error:
+        raise DataError(
+            f"{_name(path)} holds no whole records ({files.reason(error)})", _way_out(path.parent)
+        ) from error
+
+
 def load(folder: Path, view: View = AS_STORED) -> Images:
     """Reads and decodes a whole folder.
 
@@ -416,7 +473,7 @@ def load(folder: Path, view: View = AS_STORED) -> Images:
     """
     examples = list(read(folder))
     shape = image_shape(folder, view.size) if examples else (0, 0, 0)
-    images = np.zeros([len(examples), *shape], np.uint8)
+    images = np.zeros([0, *shape], np.uint8)
     encoded = tf.constant([example.image for example in examples], tf.string)
     decoded = (
         tf.data.Dataset.from_tensor_slices(encoded)
@@ -431,13 +488,17 @@ def load(folder: Path, view: View = AS_STORED) -> Images:
         try:
             image = next(decoded)
         except tf.errors.InvalidArgumentError as error:
-            raise DataError(f"{_name(folder)}: image {example.id} cannot be decoded") from error
-        if image.shape != images.shape[1:]:
+            raise DataError(
+                f"{_name(folder)}: image {example.id} cannot be decoded ({files.reason(error)})"
+            ) from error
+        if image.shape != shape:
             raise DataError(
                 f"{_name(folder)}: image {example.id} has shape {image.shape}, its manifest says "
-                f"{images.shape[1:]}",
+                f"{shape}",
                 _way_out(folder),
             )
+        if row == 0:  # not before there is an image of the shape that memory is taken for
+            images = np.zeros([len(examples), *shape], np.uint8)
         images[row] = image
     labels = np.array([example.label for example in examples], np.int32)
     return Images([example.id for example in examples], images, labels)
@@ -482,6 +543,14 @@ def image_shape(folder: Path, image_size: int) -> tuple[int, int, int]:
     return height, width, channels
 
 
+def _is_shape(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(schema.COUNT.fits(side) and side for side in value)
+    )
+
+
 def _serialize(example: Example) -> bytes:
     features = {
         "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example.id.encode()])),
@@ -515,10 +584,13 @@ def bytes_of(example: Example) -> int:
 def stored_shape(example: Example) -> tuple[int, int, int]:
     """Height, width and channels of an image, read from its header."""
     try:
-        with Image.open(io.BytesIO(example.image)) as image:
+        with Image.open(io.BytesIO(example.image), formats=("JPEG", "PNG")) as image:
+            decode.check_pixels(image.height, image.width)
             return image.height, image.width, len(image.getbands())
-    except OSError as error:
-        raise DataError(f"{example.id} is not an image that can be read") from error
+    except Exception as error:  # whatever a parser makes of damage
+        raise DataError(
+            f"{example.id} is not a JPEG or PNG that can be read ({files.reason(error)})"
+        ) from error
 
 
 class _IdDigest:
@@ -542,8 +614,33 @@ def _digest_of_digests(digests: Iterable[str]) -> str:
 
 def _verify(path: Path, entry: dict) -> None:
     _check_size(path, entry)
-    if files.sha256(path) != entry["sha256"]:
+    digest, fits = _digest_of_records(path)
+    if digest != entry["sha256"]:
         raise DataError(f"{_name(path)} has changed since written", _way_out(path.parent))
+    if not fits:
+        raise DataError(
+            f"{_name(path)} has a record that is said to be longer than the file",
+            _way_out(path.parent),
+        )
+
+
+def _digest_of_records(path: Path) -> tuple[str, bool]:
+    """SHA-256 of a file of records, and whether these are no longer than it.
+
+    TensorFlow takes memory for as many bytes as a record is said to have before it looks whether
+    there are any, and ends the process where there is no such memory.
+    """
+    digest = hashlib.sha256()
+    left, fits = files.size(path), True
+    with files.reading(path), path.open("rb") as file:
+        while left:
+            head = file.read(min(8, left))
+            rest = int.from_bytes(head, "little") + _FRAME - 8
+            fits = fits and len(head) + rest <= left
+            digest.update(head)
+            digest.update(file.read(min(rest, left - len(head))))
+            left -= min(len(head) + rest, left)
+    return digest.hexdigest(), fits
 
 
 def _check_size(path: Path, entry: dict) -> None:

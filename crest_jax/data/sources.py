@@ -14,11 +14,13 @@ import tensorflow as tf
 from etils.epath import Path
 from jaxtyping import Int
 
-from crest_jax import files
+from crest_jax import files, schema
 from crest_jax.errors import CrestError, DataError
 
 # The label of an image whose class nobody knows.
 UNKNOWN = -1
+# Of a table of classes.
+_ROW = {"wnid": schema.TEXT, "superclass": schema.TEXT, "superclass_name": schema.TEXT}
 
 
 class Example(NamedTuple):
@@ -104,17 +106,21 @@ def grouped(source: Source, table: Path) -> Source:
     """
     try:
         rows = list(csv.DictReader(table.read_text().splitlines(), delimiter="\t"))
-        group_of = {row["wnid"]: (row["superclass"], row["superclass_name"]) for row in rows}
     except FileNotFoundError as error:
         raise DataError(
             f"data.class_table={str(table)!r} is not there: name the file, from the folder that "
             "you run in"
         ) from error
-    except (KeyError, UnicodeDecodeError, csv.Error, *files.failures()) as error:
+    except (ValueError, csv.Error, *files.failures()) as error:
         raise DataError(
-            f"data.class_table={str(table)!r} is not a table with the tab-separated columns wnid, "
-            "superclass and superclass_name"
+            f"data.class_table={str(table)!r} is not a readable table ({files.reason(error)})"
         ) from error
+    for wrong in schema.mismatches(rows, schema.Each(_ROW), "row"):
+        raise DataError(
+            f"data.class_table={str(table)!r} is not a table with the tab-separated columns "
+            f"{', '.join(_ROW)}: {wrong}"
+        )
+    group_of = {row["wnid"]: (row["superclass"], row["superclass_name"]) for row in rows}
     lacking = [name for name in source.class_names if name not in group_of]
     if lacking:
         raise DataError(

@@ -70,6 +70,7 @@ def batches(
       DataError: a shard is missing, damaged, or shorter than its manifest says.
     """
     of_labeled = _shards_of_lanes(labeled, streaming.lanes)
+    valid = of_labeled[0][0].labels
     share = streaming.lanes // processes
     lanes = range(process * share, (process + 1) * share)
 
@@ -101,6 +102,7 @@ def batches(
     iterator = dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
     for (images, labels), (unlabeled_images, _) in _reporting(iterator, unlabeled):
         rows = np.zeros(len(unlabeled_images), np.int32)
+        records.check_labels(labels, valid, " or ".join(map(str, labeled)))
         yield Batch(images, labels.astype(np.int32), unlabeled_images, rows)
 
 
@@ -131,6 +133,7 @@ def _lane(
     """Images and labels of a lane from step `start` on, `size` of each a step, without end."""
     files = tf.constant([str(shard.path) for shard in shards])
     counts = np.array([shard.examples for shard in shards])
+    sizes = tf.constant(counts, tf.int64)
     window = max(streaming.window // streaming.lanes, 1)
     first_epoch, place = divmod(start * size, int(counts.sum()))
 
@@ -149,9 +152,11 @@ def _lane(
         begins = (epoch == first_epoch) & (group == first_group)
         skipped = tf.where(begins, tf.constant(passed_over, tf.int64), 0)
         windows = (
-            tf.data.Dataset.from_tensor_slices(tf.gather(files, members))
+            tf.data.Dataset.from_tensor_slices(
+                (tf.gather(files, members), tf.gather(sizes, members))
+            )
             .interleave(
-                tf.data.TFRecordDataset,
+                _records,
                 INTERLEAVED,
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
@@ -196,6 +201,14 @@ def _lane(
     )
 
 
+def _records(path: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+    """Those of a shard, or of several, and an error where they are not so many.
+
+    An epoch of none would be followed by another for ever.
+    """
+    return tf.data.TFRecordDataset(path).apply(tf.data.experimental.assert_cardinality(count))
+
+
 class Parts:
     """A split's images in its own order, decoded anew, a part at a time, whenever asked for."""
 
@@ -232,14 +245,21 @@ class Parts:
             len(shards) * number // self._hosts for number in (self._host, self._host + 1)
         )
         files = [str(shard.path) for shard in shards[begin:end]]
+        count = sum(shard.examples for shard in shards[begin:end])
         dataset = (
-            tf.data.TFRecordDataset(files)
+            _records(tf.constant(files, tf.string), tf.constant(count, tf.int64))
             .map(parsed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .batch(self._size)
             .prefetch(tf.data.AUTOTUNE)
         )
         for names, images, labels in _reporting(dataset.as_numpy_iterator(), [self._folder]):
-            ids = [name.decode() for name in names]
+            records.check_labels(labels, shards[0].labels, str(self._folder))
+            try:
+                ids = [name.decode() for name in names]
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{self._folder}: an id is not UTF-8: delete it and run again to make it anew"
+                ) from error
             yield records.Images(ids, images, labels.astype(np.int32))
 
 
@@ -258,8 +278,10 @@ def _reporting(iterator: Iterator, folders: Sequence[Path]) -> Iterator:
             f"an image of {where} cannot be decoded, and was no better where it came from: "
             f"{error.message.splitlines()[0]}"
         ) from error
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        # TensorFlow quotes what is no example in its message, where Python wants UTF-8.
+        said = error.message if isinstance(error, tf.errors.OpError) else "one is no example"
         raise DataError(
-            f"records of {where} cannot be read: {error.message.splitlines()[0]}; delete what is "
-            "damaged and run again to make it anew"
+            f"records of {where} cannot be read: {said.splitlines()[0]}; delete what is damaged "
+            "and run again to make it anew"
         ) from error

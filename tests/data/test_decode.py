@@ -1,11 +1,15 @@
 import io
+import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import load_experiment
 from PIL import Image
 
+from crest_jax.config import validate
 from crest_jax.data import decode
+from crest_jax.errors import ConfigError
 
 
 def encoded(pixels, kind):
@@ -131,3 +135,32 @@ def test_a_view_says_what_training_and_evaluation_see():
     as_stored = decode.View()
     for seen in (decode.trained_on(image, as_stored, seed), decode.evaluated(image, as_stored)):
         np.testing.assert_array_equal(seen, smooth(60, 90))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_most_pixels_are_decoded_and_one_row_more_is_not(kind, monkeypatch):
+    monkeypatch.setattr(decode, "MOST_PIXELS", 20 * 30)
+    seed = tf.constant([1, 2], tf.int64)
+    views = (
+        decode.stored,
+        lambda image: decode.central(image, 8),
+        lambda image: decode.whole(image, (8, 8, 3)),
+        lambda image: decode.random_resized_crop(image, 8, seed),
+    )
+    for view in views:
+        view(encoded(smooth(20, 30), kind))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="pixels"):
+            view(encoded(smooth(21, 30), kind))
+    decode.check_pixels(20, 30)
+    with pytest.raises(ValueError, match="21 x 30"):
+        decode.check_pixels(21, 30)
+
+
+def test_a_square_of_the_largest_image_size_has_the_most_pixels():
+    """The config bounds it without importing TensorFlow."""
+    config = load_experiment("digits_lt")
+    config.data.image_size = side = math.isqrt(decode.MOST_PIXELS)
+    validate(config)
+    config.data.image_size = side + 1
+    with pytest.raises(ConfigError, match=f"data.image_size={side + 1} must be between 0 and"):
+        validate(config)

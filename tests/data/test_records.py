@@ -1,10 +1,14 @@
 import hashlib
 import io
+import resource
 import shutil
 import struct
+import zlib
 
+import google_crc32c
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from crest_jax import files
@@ -431,3 +435,132 @@ def test_encoded_images_are_those_of_the_folders_one_after_the_other(unknown, fo
     assert encoded.images == [example.image for example in examples]
     assert encoded.labels.tolist() == [e.label for e in examples[:11]] + [UNKNOWN] * 5
     assert encoded.view == view
+
+
+# Hostile records, with a manifest that is right about them
+
+
+def checksum(data):
+    """As TFRecords have it: CRC-32C, rotated, plus a constant."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def framed(record, length=None):
+    head = struct.pack("<Q", len(record) if length is None else length)
+    return head + checksum(head) + record + checksum(record)
+
+
+def made(tmp_path, *framed_records):
+    """A folder of one shard with these records, whose size and digest its manifest has."""
+    folder = tmp_path / "splits" / "labeled"
+    records.write(folder, make_examples(len(framed_records))[1], class_names=CLASSES, shards=1)
+    content = b"".join(framed_records)
+    shard(folder, 0).write_bytes(content)
+    (entry,) = records.read_manifest(folder)["shards"]
+    entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit_manifest(folder, shards=[entry])
+    return folder
+
+
+def image_record(image):
+    """One whose id is that of the first of `make_examples`."""
+    (example,) = make_examples(1)[1]
+    return serialized(id=example.id.encode(), image=image, label=0)
+
+
+def serialized(**features):
+    kinds = {bytes: "bytes_list", int: "int64_list"}
+    made = tf.train.Example()
+    for name, value in features.items():
+        getattr(made.features.feature[name], kinds[type(value)]).value.append(value)
+    return made.SerializeToString()
+
+
+@pytest.mark.parametrize("length", [10**3, 2**40, 2**63, 2**64 - 1])
+def test_a_record_that_is_said_to_be_longer_than_the_file_is_found(tmp_path, length):
+    """TensorFlow would take as much memory, and end the process where there is none."""
+    folder = made(tmp_path, framed(b"short", length))
+    assert "a record that is said to be longer than the file" in damage_of(folder)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"\x89 no protocol buffer",
+        serialized(id=b"a", image=b""),
+        serialized(id=b"\xff", image=b"", label=0),
+        serialized(id=b"a", image=1, label=0),
+    ],
+)
+def test_a_record_that_is_no_example_is_found(tmp_path, record):
+    assert "record 0 is no example" in damage_of(made(tmp_path, framed(record)))
+
+
+def test_a_record_with_a_wrong_checksum_is_found(tmp_path):
+    record = serialized(id=b"a", image=b"", label=0)
+    folder = made(tmp_path, framed(record)[:-4] + b"\0\0\0\0")
+    assert "holds no whole records" in damage_of(folder)
+
+
+@pytest.mark.parametrize("name", ["../test/shard.tfrecord", "/etc/passwd", "a/b", "..", "", "\0"])
+def test_a_manifest_names_files_of_its_own_folder_only(folder, name):
+    entries = records.read_manifest(folder)["shards"]
+    edit_manifest(folder, shards=[{**entries[0], "file": name}, *entries[1:]])
+    assert "must be the name of a file, in no other folder" in damage_of(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"format": 2, "examples": NaN}', b"9" * 5000], ids=len
+)
+def test_json_that_python_would_choke_on_is_no_manifest(folder, content):
+    (folder / "manifest.json").write_bytes(content)
+    assert "is not a readable manifest" in damage_of(folder)
+
+
+def test_memory_is_not_taken_for_images_that_are_not_there(folder):
+    """Three terabytes, by the manifest."""
+    edit_manifest(folder, image_shape=[300_000, 300_000, 3])
+    assert "has shape (5, 5, 3), its manifest says (300000, 300000, 3)" in damage_of(folder)
+
+
+def bomb(width, height):
+    """A PNG of less than a kilobyte that says that it has so many pixels."""
+
+    def chunk(kind, data):
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + crc
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(100_000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [13_378, 60_000])
+def test_an_image_of_too_many_pixels_is_not_written(tmp_path, side):
+    example = Example("large.png", bomb(side, side), 0)
+    with pytest.raises(DataError, match=r"large\.png .*[0-9] pixels"):
+        records.write(tmp_path / "labeled", [example], class_names=CLASSES, shards=1)
+
+
+@pytest.mark.parametrize("view", [View(), View(8, "none"), View(8, "central")])
+def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path, view):
+    folder = made(tmp_path, framed(image_record(bomb(20_000, 20_000))))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"cannot be decoded .*no more than"):
+        records.load(folder, view)
+    # It would be 1.2 GB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_neither_jpeg_nor_png_is_not_decoded(tmp_path):
+    """GIF has frames, each of which is said to be as large as it likes."""
+    file = io.BytesIO()
+    Image.new("L", (5, 5)).save(file, "GIF")
+    folder = made(tmp_path, framed(image_record(file.getvalue())))
+    assert "cannot be decoded" in damage_of(folder)
+    example = Example("a.gif", file.getvalue(), 0)
+    with pytest.raises(DataError, match=r"a\.gif is not a JPEG or PNG"):
+        records.write(tmp_path / "test", [example], class_names=CLASSES, shards=1)

@@ -278,7 +278,8 @@ def test_classes_are_grouped_by_name_and_not_by_index(stored, tmp_path):
         (None, r"table.tsv' is not there"),
         (f"{HEADER}ant\tant\tn2\tinsect\n", r"lacks 2 classes of tiny, zebra, moth among them"),
         ("class,group\nant,insect\n", r"is not a table with the tab-separated columns wnid"),
-        (b"\xff\xfe\x00", r"is not a table with the tab-separated columns wnid"),
+        (b"\xff\xfe\x00", r"is not a readable table"),
+        (f"{HEADER}ant\tant\tn2\n", r"columns wnid.*row\[0\].superclass_name=None must be text"),
     ],
 )
 def test_a_table_that_does_not_fit_is_an_error_that_says_how(stored, tmp_path, table, message):

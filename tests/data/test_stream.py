@@ -1,12 +1,15 @@
 import io
+import json
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+from crest_jax import files
 from crest_jax.data import records, stream
-from crest_jax.data.decode import View
+from crest_jax.data.decode import AS_STORED, View
 from crest_jax.data.sources import Example
 from crest_jax.data.stream import Parts, Streaming
 from crest_jax.errors import DataError
@@ -268,3 +271,47 @@ def test_large_images_are_cropped_at_random_and_the_same_way_each_time(tmp_path)
     (part,) = Parts(tmp_path / "all", view=View(16, "central"), size=50)
     assert part.images.shape == (12, 16, 16, 3)
     assert part.ids == [str(number) for number in range(12)]
+
+
+# Manifests that are not to be trusted
+
+
+def with_shards(folders, tmp_path, change):
+    """A copy of the labeled set with other shards, and a manifest that is changed."""
+    folder = tmp_path / "labeled"
+    shutil.copytree(folders[0], folder)
+    manifest = files.read_json(folder / "manifest.json")
+    for entry in manifest["shards"]:
+        change(folder, entry)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_shards_without_the_records_that_they_should_have_are_not_read_for_ever(folders, tmp_path):
+    def emptied(folder, entry):
+        (folder / entry["file"]).write_bytes(b"")
+        entry["bytes"] = 0
+
+    folder = with_shards(folders, tmp_path, emptied)
+    with pytest.raises(DataError, match="cannot be read"):
+        batches((folder, folders[1]), stop=1)
+    with pytest.raises(DataError, match="cannot be read"):
+        list(Parts(folder, view=AS_STORED, size=8))
+
+
+def test_a_manifest_whose_shards_do_not_add_up_is_found(folders, tmp_path):
+    folder = with_shards(folders, tmp_path, lambda _, entry: entry.update(examples=2**62))
+    with pytest.raises(DataError, match="examples is 50, but its shards have"):
+        batches((folder, folders[1]), stop=1)
+
+
+def test_a_label_of_no_class_is_found(folders, tmp_path):
+    folder = tmp_path / "labeled"
+    shutil.copytree(folders[0], folder)
+    manifest = files.read_json(folder / "manifest.json")
+    manifest |= {"class_names": list("abc"), "examples_per_class": [20, 20, 10]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"has label [3-6], which is not in 0\.\.2"):
+        batches((folder, folders[1]), stop=4)
+    with pytest.raises(DataError, match=r"has label [3-6], which is not in 0\.\.2"):
+        list(Parts(folder, view=AS_STORED, size=8))
