@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-faults lint clean
+.PHONY: demo test test-faults test-fuzz lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m crest_jax.main --config=experiments/digits_lt.py
@@ -17,6 +17,10 @@ test: $(INSTALLED)
 # A hundred runs killed at random moments, among others, and every file of one damaged.
 test-faults: $(INSTALLED)
 	FAULTS=long $(BIN)/python -m pytest tests/faults --dist load
+
+# Hostile configs and files by the thousand; `make test` looks at a few of each.
+test-fuzz: $(INSTALLED)
+	FUZZ=5000 $(BIN)/python -m pytest tests/test_fuzz_config.py tests/test_fuzz_files.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

