@@ -29,6 +29,7 @@ from crest_jax.data import splits as splits_lib
 from crest_jax.data.splits import PART, Sizes, Splits
 from crest_jax.errors import ConfigError, DataError, WorkdirError
 from crest_jax.generations import Program
+from crest_jax.schema import printable
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import DeviceBatch, Generation
 
@@ -197,14 +198,15 @@ def _check_splits_fit(config: ConfigDict, sizes: Sizes, available: int | None) -
 def _data(config: ConfigDict, sizes: Sizes, source: str) -> str:
     height, width, channels = sizes.image_shape
     names = [name for name in splits_lib.NAMES if sizes.examples[name]]
-    widest = max(len("class"), *map(len, sizes.class_names))
+    class_names = [*map(printable, sizes.class_names)]
+    widest = max(len("class"), *map(len, class_names))
     lines = [
         f"data       {', '.join(f'{sizes.examples[name]:,} {name}' for name in names)}; images of "
         f"{height} x {width} x {channels}; {source}",
         "",
         f"{'class':<{widest}}" + "".join(f"  {name:>10}" for name in names),
     ]
-    for label, class_name in enumerate(sizes.class_names):
+    for label, class_name in enumerate(class_names):
         counts = "".join(
             f"  {'?' if sizes.per_class[name] is None else sizes.per_class[name][label]:>10,}"
             for name in names
