@@ -309,7 +309,17 @@ def scratch(make_folder):
 # Files of a run
 
 CONFIG = to_plain(load_experiment("digits_lt")) | {"generations": 2}
-GENERATION = finished_run.generation(3, pseudo_labels={"selected": [1, 2, 3]})
+GENERATION = finished_run.generation(
+    3,
+    pseudo_labels={"selected": [1, 2, 3]},
+    unlabeled_distribution={
+        **{name: [0.2, 0.3, 0.5] for name in ("estimate", "low", "high", "labeled")},
+        "level": 0.9,
+        "p_value": 0.0,
+        "known_from": "labeled",
+        "differs": [0, 2],
+    },
+)
 RESULTS = finished_run.results([GENERATION, GENERATION], class_names=list(CLASSES))
 
 
