@@ -286,7 +286,7 @@ def found_of(jobs: Iterable[Job]) -> dict[Job, Done]:
     return found
 
 
-def figure_of(one: Done, row: Row, column: Column) -> float | None:
+def figure_of(one: Done, row: Row, column: Column) -> int | float | None:
     """Ours, from one run; None where it has not come that far.
 
     A generation beyond the run's last, at a smaller scale than the paper's, is its last.

@@ -51,7 +51,7 @@ def read_generation(path: Path, classes: int) -> dict[str, Any]:
       WorkdirError: it is not there, damaged, or of another number of classes.
     """
     result = files.read_json(path)
-    for wrong in schema.mismatches(result, _of_generation(classes)):
+    for wrong in schema.mismatches(result, {"generation": schema.COUNT, **_of_generation(classes)}):
         raise WorkdirError(
             f"{path} is damaged, or was written by another version of this program ({wrong}): "
             "delete it and run again"
@@ -177,7 +177,7 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
         "steps": history[-1]["step"],
         "seconds": history[-1]["seconds"],
     }
-    if "validation" in history[-1]:
+    if all("validation" in line for line in history):
         chosen = max(history, key=lambda line: line["validation"]["ema"]["accuracy"])
         summary["selected_on_validation"] = {
             "step": chosen["step"],

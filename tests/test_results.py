@@ -106,3 +106,8 @@ def test_the_unlabeled_set_is_another_where_that_is_improbable_and_classes_show_
         [0.2, 0.3, 0.5], [0.1, 0.2, 0.4], [0.3, 0.4, 0.6], [0.7, 0.25, 0.05],
     )  # fmt: skip
     assert (summary["known_from"], summary["level"]) == ("validation", 0.9)
+
+
+def test_nothing_is_chosen_on_a_validation_split_that_not_every_evaluation_has():
+    history = [evaluation(5, ((1, 1), (0, 2))), evaluation(10, ((1, 1), (0, 2)), validation=50.0)]
+    assert "selected_on_validation" not in results.summarize_evaluations(history)

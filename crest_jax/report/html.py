@@ -153,11 +153,11 @@ def _splits(run: Run) -> str:
     return f"<p>{escape(said)}</p>"
 
 
-def _recall_of_pseudo_labels(result: Mapping[str, Any]) -> Sequence[float | None]:
+def _recall_of_pseudo_labels(result: Mapping[str, Any]) -> Sequence[int | float | None]:
     return result["pseudo_labels"]["recall"]
 
 
-_BY_CLASS: Mapping[str, Callable[[Mapping[str, Any]], Sequence[float | None]]] = {
+_BY_CLASS: Mapping[str, Callable[[Mapping[str, Any]], Sequence[int | float | None]]] = {
     "Recall on the test set (%)": lambda result: result["per_class_recall"],
     "Precision on the test set (%)": lambda result: result["per_class_precision"],
     "Recall of the pseudo-labels (%)": _recall_of_pseudo_labels,
@@ -213,7 +213,7 @@ def _pseudo_labels_chart(run: Run) -> str:
     return line_chart(title, series, run.results["class_names"], "class", counts=True)
 
 
-def _right(counts: Sequence[int], precision: Sequence[float | None]) -> list[int]:
+def _right(counts: Sequence[int], precision: Sequence[int | float | None]) -> list[int]:
     """How many of so many are right, of which the share is known in per cent."""
     pairs = zip(counts, precision, strict=True)
     return [round(count * (share or 0.0) / 100) for count, share in pairs]
@@ -396,7 +396,7 @@ def _environment(run: Run) -> Mapping[str, Any]:
     return {"environment": run.last["environment"]}
 
 
-def _figure(value: float | None) -> str:
+def _figure(value: int | float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 

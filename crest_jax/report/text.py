@@ -55,7 +55,7 @@ def generation_table(result: Mapping[str, Any], class_names: Sequence[str]) -> s
         f"{'class':<{width}}  labeled  recall  precision   {columns}",
     ]
 
-    def of_which(right: float | None) -> str:
+    def of_which(right: int | float | None) -> str:
         return f" ({_per_cent(right)})" if known else ""
 
     for name, labeled, recall, precision, predicted, right, selected, selected_right in rows:
@@ -127,7 +127,7 @@ def results_table(generations: Sequence[Mapping[str, Any]], class_names: Sequenc
     header = "".join(f"  gen {result['generation'] + 1:>2}" for result in generations)
     lines = [f"{'%':<{width}}{header}"]
 
-    def row(name: str, values: Sequence[float | None]) -> None:
+    def row(name: str, values: Sequence[int | float | None]) -> None:
         lines.append(f"{name:<{width}}" + "".join(f"  {_per_cent(value, 6)}" for value in values))
 
     row("accuracy", [result["accuracy"] for result in generations])
@@ -157,5 +157,5 @@ def adjustment_table(generation: Mapping[str, Any], class_names: Sequence[str]) 
     return "\n".join(lines) + "\n"
 
 
-def _per_cent(value: float | None, width: int = 5) -> str:
+def _per_cent(value: int | float | None, width: int = 5) -> str:
     return f"{'-' if value is None else f'{value:.1f}':>{width}}"
