@@ -131,6 +131,8 @@ def _write_results(folder: Path, summary: Mapping[str, Any]) -> None:
         report.write(folder / report.REPORT, [folder])
     except Preempted:
         raise
+    except WorkdirError as error:
+        logging.warning("%s", error)
     except Exception:
         logging.exception("%s could not be written", folder / report.REPORT)
 

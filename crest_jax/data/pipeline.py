@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     unlabeled_rows: Int[np.ndarray, " unlabeled"]
 
 
+# There is no Python to be made into TensorFlow here, for which AutoGraph would write files.
+@tf.autograph.experimental.do_not_convert
 def batches(
     labeled: Images | Encoded,
     unlabeled: Images | Encoded,
@@ -67,7 +69,7 @@ def batches(
         return _shuffled(examples, size, seed=seed, order=order, start=start, stop=stop)
 
     def share(rows: tf.Tensor) -> tf.Tensor:
-        size = len(rows) // processes
+        size = rows.shape[0] // processes
         return rows[process * size : (process + 1) * size]
 
     # Each stream of each generation has an order of its own.
@@ -128,7 +130,7 @@ def _looked_up(
     shape = tf.TensorSpec([split.view.size, split.view.size, 3], tf.uint8)
 
     def crops(step: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        places = step * size + first + tf.range(len(rows), dtype=tf.int64)
+        places = step * size + first + tf.range(rows.shape[0], dtype=tf.int64)
         return tf.map_fn(
             lambda each: decode.trained_on(
                 each[0], split.view, tf.random.fold_in(of_stream, each[1])

@@ -68,8 +68,7 @@ def stop(process) -> None:
         return
     if process.returncode != -signal.SIGTERM:  # before there was anything to say
         assert process.returncode == os.EX_TEMPFAIL, errors
-        assert "run the same command again to continue" in errors
-    assert "Traceback" not in errors
+        assert "run the same command again to continue" in our_error(errors)
 
 
 def fill_the_disk(process) -> None:
@@ -78,16 +77,17 @@ def fill_the_disk(process) -> None:
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, hard))
 
 
-def last_line(text: str) -> str:
-    return text.splitlines()[-1]
+def our_error(text: str) -> str:
+    """The one line of it; threads of other libraries may have had something to say around it."""
+    assert "/crest_jax/generations.py" not in text, "no traceback of ours"
+    (error,) = (line for line in text.splitlines() if line.startswith("error: "))
+    return error
 
 
 def assert_it_says_what_cannot_be_written(process, workdir) -> None:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
-    # Threads of other libraries may have had something to say before.
-    assert re.match(rf"error: .*{workdir}.* cannot be (written|saved) \(.+\)", last_line(errors))
-    assert "/crest_jax/generations.py" not in errors
+    assert re.match(rf"error: .*{workdir}.* cannot be (written|saved) \(.+\)", our_error(errors))
 
 
 def test_a_run_to_which_everything_happens_ends_as_one_to_which_nothing_did(
