@@ -13,11 +13,13 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from crest_jax import distributed, files
-from crest_jax.errors import CrestError, WorkdirError
+from crest_jax.errors import CrestError, UnavailableError, WorkdirError
 from crest_jax.train_state import TrainState
 
 # The one before the last stays until the last is whole, and beyond.
 KEEP = 2
+# What says nothing of a checkpoint, but of the disk or of memory.
+_AWAY = (OSError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 @contextmanager
@@ -94,6 +96,7 @@ def restore_latest(
 
     Raises:
       WorkdirError: no checkpoint is whole.
+      UnavailableError: one cannot be read at the moment.
     """
     wrong: dict[int, CrestError] = {}
     for step in distributed.first_says(lambda: sorted(manager.all_steps(), reverse=True)):
@@ -128,7 +131,8 @@ def restore(
       way_out: what to do where it is damaged, for the message.
 
     Raises:
-      WorkdirError: the checkpoint cannot be read, or is not what was saved.
+      WorkdirError: the checkpoint is damaged.
+      UnavailableError: it cannot be read at the moment.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     path = Path(manager.directory) / str(step)
@@ -140,10 +144,12 @@ def restore(
             ),
         )
         saved = restored.digest["sha256"]
-    except Exception as error:  # Orbax has no type of its own for a damaged checkpoint
-        raise WorkdirError(
-            f"checkpoint {path} cannot be read ({type(error).__name__})", way_out
-        ) from error
+    except Exception as error:
+        said = f"checkpoint {path} cannot be read ({type(error).__name__}: {files.reason(error)})"
+        if isinstance(error, _AWAY) and not isinstance(error, FileNotFoundError):
+            raise UnavailableError(said, "run again when it can") from error
+        # Orbax has no type of its own for a damaged checkpoint.
+        raise WorkdirError(said, way_out) from error
     # Orbax restores arrays with flipped bits without a word.
     if digest_of(restored.state) != saved:
         raise WorkdirError(f"checkpoint {path} is not what was saved", way_out)

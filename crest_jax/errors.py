@@ -41,6 +41,10 @@ class WorkdirError(CrestError):
     """The run folder cannot be used as it is."""
 
 
+class UnavailableError(CrestError):
+    """Something cannot be read at the moment, which says nothing of what is in it."""
+
+
 class NonFiniteError(CrestError):
     """Training produced NaN or infinity."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from etils.epath import Path
 
-from crest_jax.errors import WorkdirError
+from crest_jax.errors import UnavailableError, WorkdirError
 
 MANIFEST = "manifest.json"
 # In a JSON object, the SHA-256 of the rest of it.
@@ -26,6 +26,11 @@ _DIGEST = "digest"
 def is_remote(path: Path) -> bool:
     """Whether a path names something in a bucket."""
     return "://" in str(path)
+
+
+def is_supported(path: str) -> bool:
+    """Whether a path is on a disk or in a bucket; of others `Path` makes an error."""
+    return "://" not in path or path.startswith("gs://")
 
 
 def absolute(path: Path) -> Path:
@@ -69,15 +74,15 @@ def reading(path: Path) -> Iterator[None]:
     """Within, what goes wrong is said of `path`, but for its not being there.
 
     Raises:
-      WorkdirError: it cannot be read.
+      UnavailableError: it cannot be read.
     """
     try:
         yield
     except FileNotFoundError:
         raise
     except failures() as error:
-        raise WorkdirError(
-            f"{path} cannot be read ({reason(error)}): run again when it can"
+        raise UnavailableError(
+            f"{path} cannot be read ({reason(error)})", "run again when it can"
         ) from error
 
 
@@ -206,7 +211,7 @@ def read_bytes(path: Path) -> bytes:
 
     Raises:
       FileNotFoundError: it is not there.
-      WorkdirError: it cannot be read at the moment, which says nothing of what is in it.
+      UnavailableError: it cannot be read at the moment.
     """
     with reading(path):
         return path.read_bytes()
@@ -216,7 +221,8 @@ def read_json(path: Path) -> Any:
     """Reads what `write_json` wrote.
 
     Raises:
-      WorkdirError: the file is not there, cannot be read, or is not JSON.
+      WorkdirError: the file is not there, or damaged.
+      UnavailableError: it cannot be read.
     """
     try:
         return parse_json(read_bytes(path))
@@ -233,7 +239,7 @@ def size(path: Path) -> int:
 
     Raises:
       FileNotFoundError: it is not there.
-      WorkdirError: it cannot be looked at.
+      UnavailableError: it cannot be looked at.
     """
     with reading(path):
         # Of a file on a disk `Path.stat` wants to know its owner's name, which may have none.
@@ -257,7 +263,7 @@ def sha256(path: Path) -> str:
 
     Raises:
       FileNotFoundError: it is not there.
-      WorkdirError: it cannot be read.
+      UnavailableError: it cannot be read.
     """
     digest = hashlib.sha256()
     with reading(path), path.open("rb") as file:
@@ -272,7 +278,7 @@ def below(folder: Path) -> Iterator[Path]:
     Links are followed; a folder that several lead to is looked into once.
 
     Raises:
-      WorkdirError: a folder cannot be looked into.
+      UnavailableError: a folder cannot be looked into.
     """
     with reading(folder):
         if is_remote(folder):

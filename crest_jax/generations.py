@@ -84,7 +84,10 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
     distributed.say(text.splits_line(sizes, splits.class_names))
     program = build(config, splits)
     finished = distributed.first_says(
-        lambda: [is_finished(folder, generation) for generation in range(config.generations)]
+        lambda: [
+            is_finished(folder, generation, say=_say_made_anew)
+            for generation in range(config.generations)
+        ]
     )
     found: list[dict[str, Any]] = []
     for generation, is_done in enumerate(finished):
@@ -252,7 +255,7 @@ def run_generation(
         scored = score_unlabeled(config, generation, state, splits, program)
         write_pseudo_labels(here / "pseudo_labels", scored)
 
-    history = distributed.together(partial(keep_metrics, here / METRICS, up_to=config.steps))
+    history = distributed.first_says(partial(keep_metrics, here / METRICS, up_to=config.steps))
     for line in history:
         results.check_classes(line, len(splits.class_names), here / METRICS)
     summary = results.summarize_evaluations(history)
@@ -705,27 +708,47 @@ def generation_keys(config: ConfigDict, generation: int) -> tuple[Key[Array, ""]
     return init_key, step_key
 
 
-def is_finished(folder: Path, generation: int) -> bool:
-    """Whether a generation's results are there, and what the next one is made from."""
+def is_finished(
+    folder: Path, generation: int, *, say: Callable[[str, Path], None] = lambda what, path: None
+) -> bool:
+    """Whether a generation's results are there, and what the next one is made from.
+
+    Args:
+      folder: the run's.
+      generation: from 0.
+      say: is given what is wrong with something, and where that is, if it is damaged.
+
+    Raises:
+      UnavailableError: something cannot be read at the moment.
+    """
     here = folder_of(folder, generation)
     return (
         (here / RESULT).exists()
-        and _is_undamaged(here / RESULT, files.read_json)
-        and _is_whole(here / "pseudo_labels", pseudo_labels.check)
+        and _is_undamaged(here / RESULT, files.read_json, say)
+        and _is_whole(here / "pseudo_labels", pseudo_labels.check, say)
     )
 
 
-def _is_whole(folder: Path, check: Callable[[Path], Any]) -> bool:
+def _say_made_anew(what: str, path: Path) -> None:
+    print(f"{what}: {path} is made anew", flush=True)
+
+
+def _is_whole(
+    folder: Path,
+    check: Callable[[Path], Any],
+    say: Callable[[str, Path], None] = _say_made_anew,
+) -> bool:
     """Whether a stage's folder is there, to the last byte."""
-    return files.is_whole(folder) and _is_undamaged(folder, check)
+    return files.is_whole(folder) and _is_undamaged(folder, check, say)
 
 
-def _is_undamaged(path: Path, check: Callable[[Path], Any]) -> bool:
-    """Says what is wrong with something that can be made anew."""
+def _is_undamaged(
+    path: Path, check: Callable[[Path], Any], say: Callable[[str, Path], None]
+) -> bool:
     try:
         check(path)
     except (DataError, WorkdirError) as error:
-        print(f"{error.what}: {path} is made anew", flush=True)
+        say(error.what, path)
         return False
     return True
 

@@ -16,7 +16,7 @@ from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
 from crest_jax import config as config_lib
-from crest_jax import preemption
+from crest_jax import files, preemption
 from crest_jax.errors import ConfigError, CrestError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -59,7 +59,10 @@ def main(argv: list[str]) -> None:
         raise ConfigError("--config is missing; try --config=experiments/digits_lt.py")
     _log_plainly()
     join(_CONFIG.value)
-    workdir = Path(_WORKDIR.value or default_workdir(_config_argument()))
+    given = _WORKDIR.value
+    if given and not files.is_supported(given):
+        raise ConfigError(f"--workdir={given} is neither on a disk nor in a bucket (gs://)")
+    workdir = Path(given or default_workdir(_config_argument()))
     run(_CONFIG.value, workdir, dry=_DRY_RUN.value)
 
 
@@ -88,7 +91,7 @@ def _run(config: ConfigDict, workdir: Path, dry: bool) -> None:
     # Imported only now, so that a wrong flag is reported without waiting for TensorFlow.
     import jax
 
-    from crest_jax import distributed, files, generations, plan, results
+    from crest_jax import distributed, generations, plan, results
     from crest_jax import workdir as workdir_lib
     from crest_jax.models import convolution
 

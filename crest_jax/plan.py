@@ -10,6 +10,7 @@ run takes longer where reading does not keep up.
 """
 
 import math
+import os
 import platform
 import tempfile
 import time
@@ -159,9 +160,9 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
         return sizes, together(partial(splits_lib.load, config.data, of_run)), f"in {of_run}"
     # The first host fetches what is not there yet.
     with tempfile.TemporaryDirectory(prefix="crest_jax_dry_run_") as temporary:
-        expected_sizes = partial(
-            splits_lib.expected_sizes, config, Path(temporary) / splits_lib.UNREADABLE
-        )
+        # Stays, since messages name it.
+        listing = Path(tempfile.gettempdir()) / f"crest_jax_{os.getpid()}_{splits_lib.UNREADABLE}"
+        expected_sizes = partial(splits_lib.expected_sizes, config, listing)
         first = together(expected_sizes, first_only=True)
         sizes = together(lambda: first or expected_sizes())
         together(partial(_check_splits_fit, config, sizes, available))

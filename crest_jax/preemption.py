@@ -18,17 +18,25 @@ _steps = itertools.count(1)
 def raised_on_sigterm() -> Iterator[None]:
     """Within, SIGTERM raises `Preempted` wherever the program is.
 
-    Nothing is lost by that: what is not whole is made anew.
+    Nothing is lost by that: what is not whole is made anew. Where it was, others may make another
+    error of it.
     """
+    stopped: list[Preempted] = []
 
     def stop(signum, frame):
-        raise Preempted("stopped by SIGTERM; run the same command again to continue")
+        stopped.append(Preempted("stopped by SIGTERM; run the same command again to continue"))
+        raise stopped[0]
 
     if jax.distributed.is_initialized():
         yield
         return
     with _handler(stop):
-        yield
+        try:
+            yield
+        except Exception as error:
+            if stopped and not isinstance(error, Preempted):
+                raise stopped[0] from error
+            raise
 
 
 @contextmanager

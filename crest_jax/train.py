@@ -23,6 +23,8 @@ from crest_jax.train_state import TrainState
 from crest_jax.train_step import DeviceBatch, Generation, Metrics, TrainStep
 
 METRICS = "metrics.jsonl"
+# Seconds. Steps that are sent together and take longer are waited for.
+_SLOW = 1.0
 
 
 class Schedule(NamedTuple):
@@ -102,10 +104,12 @@ def train(
                     # Compilation is not training: the clock starts when the first steps are done.
                     jax.block_until_ready(metrics)
                     began, untimed = time.perf_counter(), done
-                if len(pending) > 1:
-                    # While the devices work on what they have just been sent, the host prepares
-                    # what comes next; it does not run further ahead.
-                    jax.block_until_ready(pending[-2])
+                # While the devices work on what they have just been sent, the host prepares what
+                # comes next, and does not run further ahead. Nor that far where it takes long:
+                # SIGTERM is heard when what was sent is done.
+                slow = (time.perf_counter() - began) * together > _SLOW * max(done - untimed, 1)
+                if len(pending) > 1 or slow:
+                    jax.block_until_ready(pending[-1 if slow else -2])
                 stopping = preempted()
                 evaluating = done % schedule.eval_every == 0 or done == steps
                 saving = done % schedule.checkpoint_every == 0 or done in reported or stopping
@@ -191,13 +195,13 @@ def _check_metrics(path: Path, schedule: Schedule, step: int) -> None:
     Raises:
       WorkdirError: some are not.
     """
-    found = [record for _, record in _intact_lines(path) if record["step"] <= step]
-    lacking = evaluations_until(step, schedule) - len(found)
-    if lacking:
-        raise WorkdirError(
-            f"{path} lacks {lacking} evaluations before step {step}, or is damaged at line "
-            f"{len(found) + 1}"
-        )
+    lines = len(files.read_bytes(path).splitlines()) if path.exists() else 0
+    found = sum(record["step"] <= step for _, record in _intact_lines(path))
+    expected = evaluations_until(step, schedule)
+    if found < min(lines, expected):
+        raise WorkdirError(f"{path} is damaged at line {found + 1}")
+    if found < expected:
+        raise WorkdirError(f"{path} has {found} of the {expected} evaluations until step {step}")
 
 
 def _average(pending: list[Metrics], *, last_step: int, title: str) -> dict[str, float]:

@@ -22,9 +22,13 @@ from crest_jax.models import convolution
 
 CONFIG = "config.json"
 LOCK = ".lock"
-# What may change within a run: where data comes from, since its splits are its own, and how long
-# hosts wait for each other.
-INCIDENTAL = ("data.data_dir", "data.download", "heartbeat_timeout")
+_PROBE = ".writable-"
+# What may change within a run: where data comes from, since its splits are its own; how long hosts
+# wait for each other; and how long devices work before the host hears SIGTERM.
+INCIDENTAL = (
+    "data.data_dir", "data.download", "data.labeled", "data.unlabeled", "data.test",
+    "heartbeat_timeout", "steps_at_once",
+)  # fmt: skip
 # May be raised within a run, and is then remembered.
 RESEED = "reseed"
 
@@ -107,7 +111,7 @@ def _make_folder(workdir: Path) -> None:
         files.check_bucket(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
+        probe = workdir / f"{_PROBE}{os.getpid()}"  # of no two processes the same
         probe.touch()
         probe.unlink()
     except files.failures() as error:
@@ -150,7 +154,8 @@ def _check_foreign(workdir: Path) -> None:
     if (workdir / CONFIG).exists() or not workdir.exists():
         return
     ours = {CONFIG + ".partial", LOCK}
-    foreign = sorted({path.name for path in workdir.iterdir()} - ours)
+    names = {path.name for path in workdir.iterdir() if not path.name.startswith(_PROBE)}
+    foreign = sorted(names - ours)
     if foreign:
         raise WorkdirError(
             f"workdir {workdir} holds {', '.join(foreign[:3])} but no {CONFIG}, so it is not "

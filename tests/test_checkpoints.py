@@ -1,3 +1,4 @@
+import errno
 import pathlib
 import resource
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from crest_jax import checkpoints, distributed
-from crest_jax.errors import WorkdirError
+from crest_jax.errors import UnavailableError, WorkdirError
 from crest_jax.train_state import TrainState
 
 
@@ -122,6 +123,24 @@ def test_nothing_is_deleted_where_no_checkpoint_can_be_read(tmp_path):
     for step in ("1", "2"):
         (tmp_path / step).rename(folder / step / "state" / "_METADATA")
     with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        assert int(checkpoints.restore_latest(manager, state_at(0, size=8)).step) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_what_cannot_be_read_at_the_moment_is_not_taken_for_damaged(tmp_path, monkeypatch, error):
+    folder = tmp_path / "checkpoints"
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        for step in (1, 2):
+            checkpoints.save(manager, state_at(step, size=8))
+        manager.wait_until_finished()
+
+        def restore(*_, **__):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(manager, "restore", restore)
+            with pytest.raises(UnavailableError, match=r"checkpoints/2 cannot be read .*: run ag"):
+                checkpoints.restore_latest(manager, state_at(0, size=8))
         assert int(checkpoints.restore_latest(manager, state_at(0, size=8)).step) == 2
 
 

@@ -14,6 +14,8 @@ from crest_jax.main import default_workdir
     [
         (["--config=experiments/digits_lt.py:gama=3"], os.EX_USAGE, "'gama=3' is not key=value"),
         (["--config=experiments/digits_lt.py:gamma=0.5"], os.EX_USAGE, "gamma=0.5 must be at"),
+        (["--config=experiments/digits_lt.py", "--workdir=http://host/run"], os.EX_USAGE,
+         "--workdir=http://host/run is neither on a disk nor in a bucket"),
         (["--config=experiments/digits_lt.py", "--config.stps=3"], os.EX_USAGE, '"steps"'),
         (["--config=experiments/nofile.py", "--config.steps=3"], os.EX_USAGE, "nofile.py"),
         (["--config=experiments/nofile.py"], os.EX_USAGE, "nofile.py is not a file"),
@@ -66,3 +68,17 @@ def test_sigterm_is_raised_at_once_or_on_leaving():
         with pytest.raises(ZeroDivisionError):  # an error of its own is not replaced
             deferred(then=lambda: 1 // 0)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_sigterm_makes_of_others_work_is_still_sigterm():
+    """A library that is stopped within may raise an error of its own."""
+
+    def stopped_within_a_library():
+        with preemption.raised_on_sigterm():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except Preempted as error:
+                raise SystemError("a result with an exception set") from error
+
+    with pytest.raises(Preempted):
+        stopped_within_a_library()

@@ -20,7 +20,7 @@ from etils.epath import Path
 from jaxtyping import Int
 from tqdm import tqdm
 
-from crest_jax import files
+from crest_jax import files, schema
 from crest_jax.data import long_tail, pictures
 from crest_jax.data.sources import UNKNOWN, Example, Folders, Source
 from crest_jax.errors import DataError
@@ -79,6 +79,12 @@ def image_folder(folders: Folders) -> Source:
     if folders.unlabeled:
         listed["unlabeled"] = _without_classes("unlabeled", folders.unlabeled)
 
+    for name in class_names:
+        if not schema.TEXT.fits(name):
+            raise DataError(
+                f"data.labeled={folders.labeled!r}: the class {name!r} must have a name that is "
+                f"{schema.TEXT.words}: rename it"
+            )
     label_of: dict[str | None, int] = {name: label for label, name in enumerate(class_names)}
     label_of[None] = UNKNOWN
     found = _readable(listed, label_of, folders)
@@ -114,7 +120,17 @@ def image_folder(folders: Folders) -> Source:
 
         return _in_parallel(example, splits[split])
 
-    return Source("image_folder", class_names, labels_of, examples, bool(folders.unlabeled))
+    contents = hashlib.sha256()
+    for each in chain.from_iterable(found.values()):
+        contents.update(f"{each.id}\n".encode() + each.sha256)
+    return Source(
+        "image_folder",
+        class_names,
+        labels_of,
+        examples,
+        divided=bool(folders.unlabeled),
+        contents=contents.hexdigest(),
+    )
 
 
 # What there is
@@ -167,6 +183,8 @@ def _without_classes(field: str, where: str) -> list[_Listed]:
 
 
 def _place(field: str, where: str) -> Path:
+    if not files.is_supported(where):
+        raise DataError(f"data.{field}={where!r} is neither on a disk nor in a bucket (gs://)")
     path = Path(where).expanduser()
     if files.is_remote(path):
         files.check_bucket(path)
@@ -212,6 +230,9 @@ def _of_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
         line_of: dict[str, int] = {}
         for row in rows:
             line, name, label = rows.line_num, row["path"], (row.get("label") or "").strip()
+            if name and not files.is_supported(name):
+                wrong.append(f"line {line} names {name}, neither on a disk nor in a bucket (gs://)")
+                continue
             path = Path(name) if "://" in (name or "") else table.parent / (name or "")
             if None in row:
                 wrong.append(f"line {line} has more cells than the first")

@@ -112,6 +112,8 @@ def _is_turned(image: Image.Image) -> bool:
     """Whether EXIF says so; where it says nothing that can be read, the picture is as it is."""
     try:
         return image.getexif().get(_ORIENTATION) in _TURNED
+    except CrestError:  # SIGTERM
+        raise
     except Exception:
         return False
 

@@ -22,7 +22,7 @@ from crest_jax import files, schema
 from crest_jax.data import decode
 from crest_jax.data.decode import AS_STORED, View
 from crest_jax.data.sources import UNKNOWN, Example
-from crest_jax.errors import DataError
+from crest_jax.errors import CrestError, DataError
 
 FORMAT = 2
 _FRAME = 16  # bytes of length and checksums that a TFRecord file adds to each record
@@ -587,6 +587,8 @@ def stored_shape(example: Example) -> tuple[int, int, int]:
         with Image.open(io.BytesIO(example.image), formats=("JPEG", "PNG")) as image:
             decode.check_pixels(image.height, image.width)
             return image.height, image.width, len(image.getbands())
+    except CrestError:
+        raise
     except Exception as error:  # whatever a parser makes of damage
         raise DataError(
             f"{example.id} is not a JPEG or PNG that can be read ({files.reason(error)})"
@@ -635,11 +637,15 @@ def _digest_of_records(path: Path) -> tuple[str, bool]:
     with files.reading(path), path.open("rb") as file:
         while left:
             head = file.read(min(8, left))
-            rest = int.from_bytes(head, "little") + _FRAME - 8
-            fits = fits and len(head) + rest <= left
             digest.update(head)
-            digest.update(file.read(min(rest, left - len(head))))
-            left -= min(len(head) + rest, left)
+            left -= len(head)
+            rest = int.from_bytes(head, "little") + _FRAME - 8
+            fits = fits and rest <= left
+            left -= (rest := min(rest, left))
+            while rest:
+                piece = file.read(min(rest, 1 << 20))
+                digest.update(piece)
+                rest -= len(piece)
     return digest.hexdigest(), fits
 
 

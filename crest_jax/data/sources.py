@@ -43,6 +43,8 @@ class Source(NamedTuple):
     labels: Callable[[str], Int[np.ndarray, " examples"]]
     examples: Callable[[str], Iterator[Example]]
     divided: bool = False
+    # A digest of what one's own files hold, which may be others another time.
+    contents: str = ""
 
 
 class Folders(NamedTuple):

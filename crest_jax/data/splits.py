@@ -3,8 +3,9 @@
 Sources give images and labels, `long_tail` decides which are what, `records` keeps them.
 """
 
+import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from crest_jax.errors import DataError
 
 # Where a run lists the files that are images by their names only.
 UNREADABLE = "unreadable.csv"
+# What says which data set, and which images of it, splits were made of.
+SOURCE = "source.json"
 NAMES = ("labeled", "unlabeled", "test", "validation")
 # Images whose bytes stand for those of all.
 _FEW = 256
@@ -152,6 +155,7 @@ def prepare(config: ConfigDict, folder: Path) -> None:
     if not missing:
         return
     source, split, labels = _divided(config, folder.parent / UNREADABLE)
+    _check_source(source, labels, folder, begun=len(missing) < len(NAMES))
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
@@ -176,6 +180,35 @@ def prepare(config: ConfigDict, folder: Path) -> None:
             if name in writers:
                 for example in source.examples(name):
                     writers[name].add(example)
+
+
+def _check_source(
+    source: sources.Source,
+    labels: Mapping[str, Int[np.ndarray, " examples"]],
+    folder: Path,
+    *,
+    begun: bool,
+) -> None:
+    """Notes what the splits are made of, or finds that it is what some were made of before.
+
+    Else an image could be in two of them.
+
+    Raises:
+      DataError: it is something else.
+    """
+    digest = hashlib.sha256(source.contents.encode())
+    for name in NAMES:
+        digest.update(f"{name} {len(labels[name])}\n".encode() + labels[name].tobytes())
+    made_of = {"source": source.name, "sha256": digest.hexdigest()}
+    path = folder / SOURCE
+    if begun and path.exists() and files.read_json(path) != made_of:
+        raise DataError(
+            f"{folder} has splits of another {source.name} than there is now",
+            "bring back what there was, or begin anew with another --workdir",
+        )
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, made_of)
 
 
 def _divided(

@@ -100,7 +100,7 @@ def batches(
         unlabeled_stream = tf.data.Dataset.from_tensors(nothing).repeat()
     dataset = tf.data.Dataset.zip(labeled_stream, unlabeled_stream).take(stop - start)
     iterator = dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
-    for (images, labels), (unlabeled_images, _) in _reporting(iterator, unlabeled):
+    for (images, labels), (unlabeled_images, _) in _reporting(iterator, [*labeled, *unlabeled]):
         rows = np.zeros(len(unlabeled_images), np.int32)
         records.check_labels(labels, valid, " or ".join(map(str, labeled)))
         yield Batch(images, labels.astype(np.int32), unlabeled_images, rows)
@@ -279,6 +279,8 @@ def _reporting(iterator: Iterator, folders: Sequence[Path]) -> Iterator:
             f"{error.message.splitlines()[0]}"
         ) from error
     except (tf.errors.OpError, UnicodeDecodeError) as error:
+        for folder in folders:
+            records.check(folder)  # names the file
         # TensorFlow quotes what is no example in its message, where Python wants UTF-8.
         said = error.message if isinstance(error, tf.errors.OpError) else "one is no example"
         raise DataError(

@@ -3,7 +3,7 @@ import pytest
 from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
-from crest_jax.data import splits
+from crest_jax.data import sources, splits
 from crest_jax.errors import DataError
 
 # Digits has at least 110 training images of each class.
@@ -109,3 +109,31 @@ def test_streamed_parts_are_what_would_be_in_memory(prepared, monkeypatch):
             assert found.ids == expected.images.ids
             np.testing.assert_array_equal(found.images, expected.images.images)
             np.testing.assert_array_equal(found.labels, expected.images.labels)
+
+
+def test_splits_begun_with_another_data_set_are_not_ended_with_this_one(
+    prepared, tmp_path, monkeypatch
+):
+    """Else an image that is tested on could be labeled, too."""
+    before = prepared(None)
+    (tmp_path / "splits" / "labeled" / "manifest.json").unlink()
+    digits = sources.load("digits")
+
+    def changed(*_, **__):  # an image more is tested on
+        labels = {"train": digits.labels("train")[:-1], "test": digits.labels("test")}
+        return digits._replace(labels=lambda split: labels[split])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "load", changed)
+        with pytest.raises(DataError, match=r"splits of another digits than there is now: bring"):
+            prepared(None)
+    assert prepared(None).labeled.images.ids == before.labeled.images.ids
+
+
+def test_ones_own_files_are_part_of_what_splits_are_made_of(prepared, tmp_path, monkeypatch):
+    prepared(None)
+    (tmp_path / "splits" / "test" / "manifest.json").unlink()
+    digits = sources.load("digits")
+    monkeypatch.setattr(sources, "load", lambda *_, **__: digits._replace(contents="others"))
+    with pytest.raises(DataError, match="splits of another digits"):
+        prepared(None)

@@ -233,9 +233,9 @@ def test_a_flipped_byte_is_found_when_it_is_read(folders, tmp_path):
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DataError, match=r"records of .* cannot be read"):
+    with pytest.raises(DataError, match=rf"{shard.name} has changed .*: delete {labeled} "):
         batches((labeled, folders[1]), stop=20)
-    with pytest.raises(DataError, match=r"records of .* cannot be read"):
+    with pytest.raises(DataError, match=rf"{shard.name} has changed .*: delete {labeled} "):
         list(Parts(labeled, view=View(), size=10))
 
 
