@@ -474,7 +474,7 @@ def serialized(**features):
     made = tf.train.Example()
     for name, value in features.items():
         getattr(made.features.feature[name], kinds[type(value)]).value.append(value)
-    return made.SerializeToString()
+    return made.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("length", [10**3, 2**40, 2**63, 2**64 - 1])
