@@ -215,7 +215,7 @@ def test_what_cannot_be_adjusted_is_named(crest_plus, tmp_path):
     stored = files.read_json(workdir / "config.json")
     del stored["config"]["method"]
     files.write_json(old / "config.json", stored)
-    with pytest.raises(WorkdirError, match=r"config.json was not written by this program .method is missing"):
+    with pytest.raises(WorkdirError, match=r"not written by this program .method is missing"):
         adjust.adjust(old, [1.0])
     checkpoint = workdir / "generation_00" / "checkpoints" / "40"
     moved = checkpoint.rename(tmp_path / "40")
