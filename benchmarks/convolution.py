@@ -153,12 +153,13 @@ def jax_steps(count: int) -> Callable[[], float]:
         ema = optax.incremental_update(params, ema, 1 - EMA_DECAY)
         return (params, batch_stats, opt_state, ema), loss
 
-    steps = jax.jit(lambda state, images: jax.lax.scan(step, state, images))
-    repeated = jnp.stack([images] * count)
+    # A single one not in a loop, where XLA's convolutions take ten times as long.
+    steps = jax.jit(partial(jax.lax.scan, step) if count > 1 else step)
+    repeated = jnp.stack([images] * count) if count > 1 else images
 
     def run():
         state[0], losses = steps(state[0], repeated)
-        return float(losses[-1])
+        return float(losses.ravel()[-1])
 
     run()  # compiles, with the convolutions of now
     return run
