@@ -6,12 +6,14 @@ The tests are short, and the same every time, unless FUZZ says how many examples
 import copy
 import json
 import os
+import struct
 
+import google_crc32c
 import hypothesis
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
-__all__ = ["REMOVED", "check_message", "damaged_bytes", "damaged_json", "settings"]
+__all__ = ["REMOVED", "check_message", "damaged_bytes", "damaged_json", "framed", "settings"]
 
 REMOVED = object()
 
@@ -132,3 +134,15 @@ def damaged_bytes(draw, content: bytes) -> bytes:
             case "remove":
                 del content[begin:end]
     return bytes(content)
+
+
+def checksum(data: bytes) -> bytes:
+    """As TFRecords have it: CRC-32C, rotated, plus a constant."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def framed(record: bytes, length: int | None = None) -> bytes:
+    """A TFRecord, which may be said to be longer than it is."""
+    head = struct.pack("<Q", len(record) if length is None else length)
+    return head + checksum(head) + record + checksum(record)

@@ -9,7 +9,6 @@ from functools import partial
 
 import finished_run
 import fuzz
-import google_crc32c
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -116,23 +115,12 @@ def test_any_manifest_is_read_or_refused(data, way, damaged, manifest):
     survives(lambda: way(damaged))
 
 
-def checksum(data):
-    """As TFRecords have it."""
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def framed(record, length=None):
-    head = struct.pack("<Q", len(record) if length is None else length)
-    return head + checksum(head) + record + checksum(record)
-
-
 @st.composite
 def shard_contents(draw):
     """Files of records damaged outside, or within with checksums that are right."""
     parts = [records._serialize(each) for each in EXAMPLES[:3]]
     if draw(st.booleans()):
-        return draw(fuzz.damaged_bytes(b"".join(map(framed, parts))))
+        return draw(fuzz.damaged_bytes(b"".join(map(fuzz.framed, parts))))
     place = draw(st.integers(0, 2))
     match draw(st.sampled_from(["bytes", "image", "label", "id", "length", "none"])):
         case "bytes":
@@ -149,10 +137,10 @@ def shard_contents(draw):
             parts[place] = feature.SerializeToString(deterministic=True)
         case "length":
             length = draw(st.sampled_from([2**40, 2**63, 2**64 - 1, 2**64 - 16, 10**6]))
-            return framed(parts[0]) + framed(parts[1], length)
+            return fuzz.framed(parts[0]) + fuzz.framed(parts[1], length)
         case "none":
             return b""
-    return b"".join(map(framed, parts))
+    return b"".join(map(fuzz.framed, parts))
 
 
 def with_shard(folder, manifest, content):

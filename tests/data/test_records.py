@@ -5,10 +5,10 @@ import shutil
 import struct
 import zlib
 
-import google_crc32c
 import numpy as np
 import pytest
 import tensorflow as tf
+from fuzz import framed
 from PIL import Image
 
 from crest_jax import files
@@ -438,17 +438,6 @@ def test_encoded_images_are_those_of_the_folders_one_after_the_other(unknown, fo
 
 
 # Hostile records, with a manifest that is right about them
-
-
-def checksum(data):
-    """As TFRecords have it: CRC-32C, rotated, plus a constant."""
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def framed(record, length=None):
-    head = struct.pack("<Q", len(record) if length is None else length)
-    return head + checksum(head) + record + checksum(record)
 
 
 def made(tmp_path, *framed_records):
