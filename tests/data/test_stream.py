@@ -142,7 +142,7 @@ def test_there_may_be_nothing_unlabeled(folders, long):
 # Starting anywhere, on any number of hosts
 
 
-@pytest.mark.parametrize("start", [1, 2, 5, 6, 7, 15, 16, 31, 47, 59])
+@pytest.mark.parametrize("start", [1, 6, 16, 31, 59])
 def test_a_stream_that_starts_later_is_the_rest_of_one_that_started_before(folders, long, start):
     assert_same(batches(folders, start=start, stop=60), long[start:])
 
@@ -201,8 +201,7 @@ def test_a_host_opens_only_its_own_shards(folders, tmp_path):
 def test_shards_that_are_interleaved_can_be_started_in_too(folders, monkeypatch, interleaved):
     monkeypatch.setattr(stream, "INTERLEAVED", interleaved)
     whole = batches(folders, stop=20)
-    for start in (3, 8, 13):
-        assert_same(batches(folders, start=start, stop=20), whole[start:])
+    assert_same(batches(folders, start=8, stop=20), whole[8:])
 
 
 # What is wrong is said
