@@ -19,6 +19,7 @@ any of them can train: a run begins when every host has joined it.
 """
 
 import argparse
+import os
 import shlex
 import signal
 import subprocess
@@ -400,6 +401,17 @@ def collect(found: Sequence[Cell]) -> list[Comparison]:
     return compared
 
 
+def _print_lines(lines: Iterable[str]) -> None:
+    """Prints as many as are read, which by `head` are a few."""
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python writes what is left of them when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Lists, runs or collects."""
     parser = argparse.ArgumentParser(
@@ -450,12 +462,12 @@ def main() -> None:
             named = {job: [name] for name, job in drawn_from.items()}
         note = note_of(arguments.scale, where["fields"])
         if arguments.list:
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # read no further than by `head`
-            for number, (job, names) in enumerate(named.items(), 1):
-                if arguments.unfinished and is_finished(job):
-                    continue
-                scale = "" if arguments.scale == "full" else f" ({arguments.scale} scale)"
-                print(f"{shlex.join(job.command)}  # {number}{scale}: {'; '.join(names)}")
+            scale = "" if arguments.scale == "full" else f" ({arguments.scale} scale)"
+            _print_lines(
+                f"{shlex.join(job.command)}  # {number}{scale}: {'; '.join(names)}"
+                for number, (job, names) in enumerate(named.items(), 1)
+                if not (arguments.unfinished and is_finished(job))
+            )
         elif arguments.run:
             _check_flags(for_runs)
             sys.exit(run(_chosen(list(named), arguments.cell), for_runs))
