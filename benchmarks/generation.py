@@ -195,6 +195,11 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
         "rewriting the labeled set": seconds["rewrite"][1],
         "reading it": seconds["read"][1],
         f"**last step to next generation's first {AT_ONCE}**": ends[calls] - ends[calls - 1],
+        "… without evaluation, scoring and steps": ends[calls]
+        - ends[calls - 1]
+        - clock.usual("evaluation")
+        - seconds["score"][0]
+        - seconds["steps"][calls],
         "… in which compiles, of programs": compiled[calls] - compiled[calls - 1],
     }
     scoring = measure.interleaved(

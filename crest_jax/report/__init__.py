@@ -7,7 +7,6 @@ from etils.epath import Path
 
 from crest_jax import files, results, workdir
 from crest_jax.config import to_plain
-from crest_jax.report import html
 from crest_jax.schema import printable
 
 REPORT = "report.html"
@@ -23,6 +22,9 @@ def write(output: Path, folders: Sequence[Path]) -> None:
     Raises:
       WorkdirError: a folder is not a run of this version, or none of its generations is finished.
     """
+    # Imported only now: Matplotlib would delay the first step, which needs no page.
+    from crest_jax.report import html
+
     paths = [files.absolute(folder) for folder in folders]
     names = [path.name for path in paths]
     if len(set(names)) < len(names):  # told apart by the folders that they are in
