@@ -130,12 +130,10 @@ def test_a_run_to_which_everything_happens_ends_as_one_to_which_nothing_did(
     future = time.time() + 365 * 86400
     for path in pathlib.Path(workdir).rglob("*"):
         os.utime(path, (future, future))
-    kill_at("generation_00/pseudo_labels")  # selection
     kill_at("generation_00/result.json*")
     kill_at("generation_01/labeled")  # rewriting
     process = reach("generation_01/checkpoints/4")
     stop(process)
-    kill_at("generation_01/result.json")
     finish(start())
     assert figures(workdir) == figures(untouched[0])
     metrics = (workdir / "generation_01" / "metrics.jsonl").read_text().splitlines()
