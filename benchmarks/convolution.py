@@ -69,11 +69,13 @@ def convolutions(samples: int) -> None:
                 (IMAGES, out, out, features),
             )
         ]
-        by_xla = partial(convolution._by_xla, strides=(stride, stride), padding="SAME")
+        around = ((size // 2, size // 2),) * 2
+        by_xla = partial(convolution._by_xla, strides=(stride, stride), padding=around)
+        ours = partial(convolution.convolve, stride=stride, padding=around)
         ways = {
             "XLA": jax_directions(by_xla, arrays),
-            "ours": jax_directions(partial(convolution.convolve, stride=stride), arrays),
-            "TF": tf_directions(stride, arrays),
+            "ours": jax_directions(ours, arrays),
+            "TF": tf_directions(stride, around, arrays),
         }
         for direction in ("forward", "gradient of input", "gradient of kernel"):
             best = measure({way: runs[direction] for way, runs in ways.items()}, samples)
@@ -100,10 +102,14 @@ def jax_directions(convolve: Callable, arrays: list[np.ndarray]) -> dict[str, Ca
     }
 
 
-def tf_directions(stride: int, arrays: list[np.ndarray]) -> dict[str, Callable]:
+def tf_directions(stride: int, around: tuple, arrays: list[np.ndarray]) -> dict[str, Callable]:
     """The same in TensorFlow."""
     x, kernel, dy = map(tf.constant, arrays)
-    settings = {"strides": [1, stride, stride, 1], "padding": "SAME"}
+    settings = {
+        "strides": [1, stride, stride, 1],
+        "padding": "EXPLICIT",
+        "explicit_paddings": [0, 0, *around[0], *around[1], 0, 0],
+    }
 
     def forward():
         return tf.raw_ops.Conv2D(input=x, filter=kernel, **settings)
@@ -179,7 +185,8 @@ def tf_step() -> Callable[[], float]:
         shape = (size, size, x.shape[-1], features)
         scale = np.sqrt(2 / (size * size * features))
         kernel = variable(f"{name}/kernel", lambda: scale * rng.normal(size=shape))
-        return tf.nn.conv2d(x, kernel, stride, "SAME")
+        around = [[0, 0], [size // 2] * 2, [size // 2] * 2, [0, 0]]
+        return tf.nn.conv2d(x, kernel, stride, around)
 
     def norm_and_activation(x, name):
         width = x.shape[-1]
@@ -203,11 +210,13 @@ def tf_step() -> Callable[[], float]:
             for block in range(4):
                 features, stride = 32 * 2**group, 2 if group and not block else 1
                 name = f"{group}.{block}"
-                y = conv(norm_and_activation(x, f"{name}/norm 0"), f"{name}.0", features, 3, stride)
+                activated = norm_and_activation(x, f"{name}/norm 0")
+                y = conv(activated, f"{name}.0", features, 3, stride)
                 y = conv(norm_and_activation(y, f"{name}/norm 1"), f"{name}.1", features, 3)
-                if x.shape[-1] != features:
-                    x = conv(x, f"{name}.projection", features, 1, stride)
-                x += y
+                shortcut = x if block else activated
+                if shortcut.shape[-1] != features:
+                    shortcut = conv(shortcut, f"{name}.projection", features, 1, stride)
+                x = shortcut + y
         x = tf.reduce_mean(norm_and_activation(x, "last/norm"), axis=(1, 2))
         kernel = variable("dense/kernel", lambda: rng.normal(size=(128, 10)) / 10)
         return x @ kernel + variable("dense/bias", lambda: np.zeros(10))

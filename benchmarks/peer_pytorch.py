@@ -59,15 +59,18 @@ def pytorch_way(setting: measure.Setting, compiler: str) -> Way:
         return nn.LeakyReLU(0.1, inplace=True)
 
     class Block(nn.Module):
-        def __init__(self, before: int, after: int, stride: int):
+        def __init__(self, before: int, after: int, stride: int, begins_group: bool):
             super().__init__()
-            # Not in place: the input is needed once more.
-            first = nn.Sequential(norm(before), nn.LeakyReLU(0.1), conv(before, after, 3, stride))
+            self.begins_group = begins_group
+            # Not in place: a shortcut may need the input once more.
+            self.activated = nn.Sequential(norm(before), nn.LeakyReLU(0.1))
+            first = conv(before, after, 3, stride)
             self.residual = nn.Sequential(first, norm(after), activation(), conv(after, after))
             self.shortcut = conv(before, after, 1, stride) if before != after else nn.Identity()
 
         def forward(self, x):
-            return self.shortcut(x) + self.residual(x)
+            activated = self.activated(x)
+            return self.shortcut(activated if self.begins_group else x) + self.residual(activated)
 
     if setting.network != "wide_resnet":
         raise SystemExit("--network: PyTorch's step has a wide_resnet alone")
@@ -76,7 +79,7 @@ def pytorch_way(setting: measure.Setting, compiler: str) -> Way:
     for group in range(3):
         for block in range((depth - 4) // 6):
             after = 16 * width * 2**group
-            layers.append(Block(channels, after, 2 if group and not block else 1))
+            layers.append(Block(channels, after, 2 if group and not block else 1, block == 0))
             channels = after
     layers += [norm(channels), activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     layers.append(nn.Linear(channels, setting.classes))

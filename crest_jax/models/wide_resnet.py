@@ -1,6 +1,8 @@
-"""Wide ResNet (Zagoruyko & Komodakis, 2016) as FixMatch uses it on CIFAR.
+"""Wide ResNet (Zagoruyko & Komodakis, 2016) as the published CReST code has it on CIFAR.
 
-Pre-activation blocks, leaky ReLU, no convolution biases, global average pooling.
+Pre-activation blocks, leaky ReLU, no convolution biases, global average pooling. The FixMatch
+codebase and DARP's differ in two places, each in another way: which input a block's shortcut takes,
+and how 3 x 3 convolutions of stride 2 are padded.
 """
 
 from collections.abc import Callable
@@ -14,35 +16,44 @@ from jaxtyping import Array, Float
 
 from crest_jax.models.convolution import Conv
 
-_activation = partial(nn.leaky_relu, negative_slope=0.1)
+SLOPE = 0.1  # of the leaky ReLU
+EPSILON = 1e-3  # of batch normalisation
+_activation = partial(nn.leaky_relu, negative_slope=SLOPE)
 _convolution = partial(
     Conv,
-    padding="SAME",
     kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
 )
 
 
 class WideResNetBlock(nn.Module):
-    """Two 3 x 3 convolutions, and a 1 x 1 projection of the raw input where the width changes."""
+    """Two 3 x 3 convolutions and a shortcut around them.
+
+    The shortcut of the first block of a group begins after the first batch norm and activation,
+    and that of any other block before them. It is a 1 x 1 convolution where the width changes.
+    """
 
     filters: int
     stride: int
+    begins_group: bool
     norm: Callable[[], nn.Module]
     dtype: DTypeLike
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch new_height new_width filters"]:
+    ) -> Float[Array, "batch new_height new_width {self.filters}"]:
         """Returns features, at a lower resolution if the stride is above 1."""
         conv = partial(_convolution, self.filters, dtype=self.dtype)
+        # One pixel on each side, at stride 2 too, where "SAME" would pad an even side at its end.
+        conv_3x3 = partial(conv, (3, 3), padding=((1, 1), (1, 1)))
         y = _activation(self.norm()(x))
-        y = conv((3, 3), self.stride)(y)
+        shortcut = y if self.begins_group else x
+        y = conv_3x3(self.stride)(y)
         y = _activation(self.norm()(y))
-        y = conv((3, 3))(y)
-        if x.shape[-1] != self.filters:
-            x = conv((1, 1), self.stride, name="projection")(x)
-        return x + y
+        y = conv_3x3()(y)
+        if shortcut.shape[-1] != self.filters:
+            shortcut = conv((1, 1), self.stride, name="projection")(shortcut)
+        return shortcut + y
 
 
 class WideResNet(nn.Module):
@@ -71,7 +82,7 @@ class WideResNet(nn.Module):
             nn.BatchNorm,
             use_running_average=not train,
             momentum=self.batch_norm_momentum,
-            epsilon=1e-3,
+            epsilon=EPSILON,
             dtype=self.dtype,
             axis_name=self.axis_name,
         )
@@ -80,7 +91,7 @@ class WideResNet(nn.Module):
             for block in range((self.depth - 4) // 6):
                 stride = 2 if group > 0 and block == 0 else 1
                 filters = 16 * self.width * 2**group
-                x = WideResNetBlock(filters, stride, norm, self.dtype)(x)
+                x = WideResNetBlock(filters, stride, block == 0, norm, self.dtype)(x)
         x = _activation(norm()(x)).mean(axis=(1, 2), dtype=jnp.float32)
-        logits = nn.Dense(self.classes, kernel_init=nn.initializers.glorot_normal())(x)
+        logits = nn.Dense(self.classes, kernel_init=nn.initializers.glorot_uniform())(x)
         return logits.astype(jnp.float32)
