@@ -242,7 +242,7 @@ def _bare(config: Any, splits: Any, made: Any, state: Any) -> Callable[[int], No
         distributed.split(images[start : start + size], made.local_mesh)
         for start in range(0, len(images), size)
     ]
-    variables = {"params": state.ema_params, "batch_stats": state.batch_stats}
+    variables = dict(zip(("params", "batch_stats"), state.ema_weights, strict=True))
 
     def run(calls: int) -> None:
         for _ in range(calls):

@@ -229,7 +229,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
     )
 
     def only_rescaled(inputs):
-        def view(images, keys):
+        def view(images, *keys):
             return augment.rescale(images)
 
         return loss(inputs._replace(weak=view, strong=view))
@@ -243,8 +243,8 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
         alignment_target=config.alignment.target,
         refinement=None,
         ema_decay=config.ema_decay,
-        flip=config.augment.flip,
-        operations=config.augment.operations,
+        ema_batch_norm=config.ema_batch_norm,
+        augmentation=augment.Augmentation(**config.augment),
     )
     shape = (setting.side, setting.side, 3)
     create = jax.jit(

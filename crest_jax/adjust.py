@@ -3,7 +3,8 @@
 python -m crest_jax.adjust --workdir=DIR [--tau TAU ...] [--output FILE.json]
 
 Nothing is trained: the checkpoints of each generation's last evaluations classify the test set
-anew, and `argmax_y f_y(x) - tau log p(y)` (Menon et al., 2021) decides. The mean over these
+anew, and `argmax_y f_y(x) - tau log p(y)` (Menon et al., 2021) decides, where p(y) is the class
+distribution of what the generation was trained on, pseudo-labels included. The mean over these
 evaluations is what results.json reports as `accuracy_logit_adjusted` for the run's own tau, and as
 `accuracy` for tau = 0.
 """
@@ -37,8 +38,9 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
       taus: each at least 0.
 
     Returns:
-      The class names, and for each finished generation and each tau: the class-balanced accuracy
-      and the per-class recall and precision, in per cent, pooled over the last evaluations.
+      The class names, and for each finished generation p(y), and for each tau: the class-balanced
+      accuracy and the per-class recall and precision, in per cent, pooled over the last
+      evaluations.
 
     Raises:
       ConfigError: a tau is not usable, or the run's config not on these devices.
@@ -55,17 +57,19 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
     mesh = distributed.data_mesh()
     logits_of = evaluate.make_logits(last.model, mesh, batch_size=config.eval_batch_size)
 
-    def adjusted(generation: int) -> list[dict[str, Any]]:
+    def adjusted(generation: int) -> dict[str, Any]:
         models = (
             trained.load(folder, generation=generation, step=step)
             for step in reported_steps(generations.schedule_of(config))
         )
-        return _adjusted(models, test, taus, logits_of, mesh)
+        prior = trained.class_distribution(folder, generation)
+        return {
+            "generation": generation - 1,
+            "class_distribution": prior.tolist(),
+            "adjusted": _adjusted(models, test, taus, logits_of, mesh),
+        }
 
-    of_generations = [
-        {"generation": generation - 1, "adjusted": adjusted(generation)}
-        for generation in trained.finished_generations(folder)
-    ]
+    of_generations = [adjusted(each) for each in trained.finished_generations(folder)]
     return {"class_names": list(last.class_names), "generations": of_generations}
 
 

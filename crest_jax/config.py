@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from crest_jax import schema
 from crest_jax.algorithms import ALGORITHMS, Algorithm, Choice, HyperParameter
-from crest_jax.augment.rand_augment import OPERATIONS
+from crest_jax.augment import OPERATIONS, Augmentation
 from crest_jax.errors import ConfigError
 from crest_jax.models import MODELS
 from crest_jax.rebalancing import PSEUDO_LABELS, REBALANCING, SELF_TRAINING, parts, problems
@@ -23,6 +23,11 @@ from crest_jax.rebalancing import PSEUDO_LABELS, REBALANCING, SELF_TRAINING, par
 DTYPES = ("float32", "bfloat16")
 # Whether the unlabeled set's classes shrink as the labeled set's do, or the other way round.
 ORDERS = ("same", "reversed")
+# Which images of a class are labeled: some drawn by fold, or the first of the data set.
+SPLITS = ("random", "first")
+# What p(y) is in sampling rates and as alignment's target: the formula of the long tail, as in the
+# published code, or the counts of the labeled set.
+CLASS_DISTRIBUTIONS = ("ideal", "counts")
 # Which part of an image becomes a square of `data.image_size`: all of it, squeezed; the square in
 # its middle; or in training a random part, and in evaluations the square in the middle.
 CROPS = ("none", "central", "random")
@@ -33,9 +38,9 @@ DISTRIBUTIONS = ("labeled", "given", "predicted")
 # What a long tail is made of: one that is there by nature; one that labeled and unlabeled images
 # share; one for each of them.
 LONG_TAILS = (
-    ("beta",),
-    ("n_max", "gamma", "beta"),
-    ("n_max", "gamma", "unlabeled_n_max", "unlabeled_gamma", "unlabeled_order"),
+    ("beta", "split"),
+    ("n_max", "gamma", "beta", "split"),
+    ("n_max", "gamma", "unlabeled_n_max", "unlabeled_gamma", "unlabeled_order", "split"),
 )
 
 # Of the sampling rates (Eq. 1).
@@ -50,7 +55,12 @@ ARGUMENTS: Mapping[str, Any] = {
     "fold": 0,
     "t": 1.0,
 }
-_CHOICES = {"method": ALGORITHMS, "order_u": ORDERS, "target": DISTRIBUTIONS}
+_CHOICES = {
+    "method": ALGORITHMS,
+    "order_u": ORDERS,
+    "target": DISTRIBUTIONS,
+    "split": SPLITS,
+}
 
 
 def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -> ConfigDict:
@@ -169,6 +179,7 @@ def default_config(
             "dtype": "float32",
             "sync_batch_norm": True,
             "ema_decay": 0.999,
+            "ema_batch_norm": False,
             **{name: each.default for name, each in algorithm.hyper_parameters.items()},
             "logit_adjustment_tau": 1.0,
             "model": {
@@ -196,13 +207,16 @@ def default_config(
                 "window": 4096,
                 "shards": 4,
                 "validation_fraction": 0.0,
+                "labeled_in_unlabeled": True,
             },
             "long_tail": {
                 "n_max": 5000,
                 "gamma": arguments.gamma,
                 "beta": arguments.beta,
+                "split": "random",
             },
-            "augment": {"flip": True, "operations": OPERATIONS},
+            "class_distribution": "ideal",
+            "augment": Augmentation()._asdict(),
             "optimizer": {
                 "learning_rate": 0.03,
                 "momentum": 0.9,
@@ -348,7 +362,7 @@ def _check_training(checks: _Checks, devices: int) -> None:
         checks.require(field, bool(checks.value(field)), "the name of one")
     checks.within(
         0, 1, "crest.t_min", "alignment.t", "ema_decay", "optimizer.momentum",
-        "model.batch_norm_momentum", "darp.start",
+        "model.batch_norm_momentum", "darp.start", "augment.cutout",
     )  # fmt: skip
     checks.within(0, 8, "optimizer.cosine_level")
     checks.within(0, config.steps, "optimizer.warm_up")
@@ -427,13 +441,13 @@ def _check_images(checks: _Checks) -> None:
     if data.unlabeled:
         checks.require(
             "data.unlabeled",
-            checks.config.long_tail.to_dict() == {"beta": 1},
+            set(checks.config.long_tail) == {"beta", "split"} and checks.config.long_tail.beta == 1,
             "empty unless long_tail.beta=1: with it, all images of data.labeled are labeled",
         )
 
 
 def _all_labeled(config: ConfigDict) -> bool:
-    """Whether there are no unlabeled images but those that are labeled."""
+    """Return whether there are no unlabeled images but those that are labeled."""
     return config.long_tail.get("beta", 0) == 1 and not config.data.unlabeled
 
 
@@ -443,6 +457,14 @@ def _check_long_tail(checks: _Checks) -> None:
         kinds = "; or ".join(map(", ".join, LONG_TAILS))
         checks.found.append(f"long_tail has {', '.join(long_tail)}, but must have {kinds}")
         return
+    checks.one_of("long_tail.split", SPLITS)
+    checks.one_of("class_distribution", CLASS_DISTRIBUTIONS)
+    if "gamma" not in long_tail:
+        checks.require(
+            "class_distribution",
+            checks.config.class_distribution == "counts",
+            "counts where long_tail has no gamma, and so no formula",
+        )
     if "n_max" in long_tail:
         checks.within(1, math.inf, "long_tail.n_max", "long_tail.gamma")
     if "unlabeled_n_max" in long_tail:
@@ -476,6 +498,11 @@ def _check_algorithm(checks: _Checks, algorithm: Algorithm) -> None:
                 checks.one_of(name, choices)
     if algorithm.unlabeled:
         checks.within(1, math.inf, "unlabeled_ratio")
+        checks.require(
+            "data.labeled_in_unlabeled",
+            config.data.labeled_in_unlabeled or not _all_labeled(config),
+            "True when long_tail.beta=1, where no image is unlabeled",
+        )
     else:
         checks.require("unlabeled_ratio", config.unlabeled_ratio == 0, f"0 when {method}")
 
@@ -586,10 +613,6 @@ def completed(plain: Any) -> ConfigDict:
         raise ConfigError("; ".join(found))
     arguments = ConfigDict({name: plain[name] for name in ("method", "rebalance")})
     defaults = default_config(arguments).to_dict()
-    # Once streamed images were cropped at random, and others in the middle.
-    data = plain.get("data")
-    if isinstance(data, dict) and data.get("image_size"):
-        defaults["data"]["crop"] = "random" if data.get("stream") else "central"
     filled = dict(plain)
     for key, value in defaults.items():
         if key not in filled:

@@ -9,8 +9,9 @@ The folder then has:
                     logits = model.call(images)
                 images are uint8 of shape [batch, height, width, channels], any batch; logits are
                 float32 of shape [batch, classes]
-  model.json    class names in the order of the logits, image_shape, p(y) of the labeled set
-                (logits - log p(y) are the logit-adjusted ones), generation, and the run's config
+  model.json    class names in the order of the logits, image_shape, p(y) of what this generation
+                was trained on (logits - log p(y) are the logit-adjusted ones), generation, and the
+                run's config
   checkpoint/   the weights alone, {"params", "batch_stats"}, as Orbax's StandardCheckpointer saves
 """
 

@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 
 from crest_jax import distributed, evaluate, files, report, results, train_state, workdir
 from crest_jax.algorithms import ALGORITHMS
-from crest_jax.data import decode, pipeline, pseudo_labels, records, stream
+from crest_jax.augment import Augmentation
+from crest_jax.data import decode, long_tail, pipeline, pseudo_labels, records, stream
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import UNKNOWN, Example
@@ -54,6 +55,9 @@ UNLABELED_DISTRIBUTION = "unlabeled_distribution"
 _MOST_BYTES_AT_ONCE = 64 << 20
 # Whose convolutions are as fast in a loop as outside, on a CPU, and in which type.
 _LOOPED = ("crest_jax", "float32")
+
+# What a model says of images, as they are stored.
+Predictor = Callable[[UInt8[np.ndarray, "images height width channels"]], evaluate.Predictions]
 
 
 class Program(NamedTuple):
@@ -171,12 +175,13 @@ def build(config: ConfigDict, splits: Splits) -> Program:
         alignment_target=config.alignment.target,
         refinement=_refinement(config) if refines else None,
         ema_decay=config.ema_decay,
-        flip=config.augment.flip,
-        operations=tuple(config.augment.operations),
+        ema_batch_norm=config.ema_batch_norm,
+        augmentation=Augmentation(**config.augment),
         accumulation=config.accumulation,
     )
-    examples = splits.labeled.examples + splits.unlabeled.examples
-    create = jax.jit(creator(config, model, splits.image_shape, classes, examples))
+    create = jax.jit(
+        creator(config, model, splits.image_shape, classes, unlabeled_stream(config, splits)[0])
+    )
     local_mesh = distributed.local_mesh()
     return Program(
         mesh,
@@ -229,7 +234,7 @@ def creator(
       model: from `model_of`.
       image_shape: height, width and channels.
       classes: how many.
-      examples: labeled and unlabeled ones in all.
+      examples: how many the unlabeled stream has.
     """
     return partial(
         train_state.create,
@@ -260,6 +265,7 @@ def run_generation(
         results.check_classes(line, len(splits.class_names), here / METRICS)
     summary = results.summarize_evaluations(history)
     images = config.steps * config.batch_size * (1 + config.unlabeled_ratio)
+    per_class = labeled_per_class(here)
     result = {
         "generation": generation,
         "reseed": config.reseed,
@@ -267,7 +273,11 @@ def run_generation(
         "temperature": temperature_of(config, generation),
         **summary,
         "images_per_second": images / max(summary["seconds"], 1e-9),
-        "labeled_per_class": labeled_per_class(here),
+        "labeled_per_class": per_class,
+        "logit_adjustment": {
+            "tau": config.logit_adjustment_tau,
+            "class_distribution": shares(per_class).tolist(),
+        },
         "pseudo_labels": results.summarize_pseudo_labels(
             *count_pseudo_labels(here / "pseudo_labels", len(splits.class_names))
         ),
@@ -419,15 +429,14 @@ def train_generation(
             yield distributed.split(stacked, program.mesh, axis=1)
             together = program.at_once
 
+    adjustment = logit_adjustment.adjustment(shares(per_class), config.logit_adjustment_tau)
+
     def evaluation(state: TrainState) -> dict[str, Any]:
-        weights = {"ema": state.ema_params, "raw": state.params}
-        models = {
-            name: predictor(config, params, state, splits, program)
-            for name, params in weights.items()
-        }
+        weights = {"ema": state.ema_weights, "raw": state.weights}
+        models = {name: predictor(each, program, adjustment) for name, each in weights.items()}
         estimated = {}
         if config.unlabeled_distribution.source == "predicted":
-            estimated = {UNLABELED_DISTRIBUTION: estimate_unlabeled(config, state, splits, program)}
+            estimated = {UNLABELED_DISTRIBUTION: estimate_unlabeled(state, splits, program)}
         summaries = {}
         for name, split in held_out.items():
             _, labels, predictions = _over_share(split, models)
@@ -454,13 +463,13 @@ def batches_of(
 ) -> Callable[[int], Iterator[pipeline.Batch]]:
     """Returns what gives this host's part of a generation's batches, from a step on.
 
-    The unlabeled stream is all training images, labeled ones too, in every generation.
+    The unlabeled stream is all training images, labeled ones too unless the config leaves them out,
+    in every generation.
     """
     shared = {
         "batch_size": config.batch_size,
         "unlabeled_ratio": config.unlabeled_ratio,
-        # JAX and NumPy seeds have 32 bits; streams of examples take 64.
-        "seed": config.seed + (config.reseed << 32),
+        "seed": seed_of_streams(config),
         "generation": generation,
         "stop": config.steps,
         "process": jax.process_index(),
@@ -468,35 +477,44 @@ def batches_of(
     }
     view = decode.view_of(config.data)
     of_run = here.parent / "splits"
-    of_all = [of_run / "labeled", of_run / "unlabeled"]
+    names = unlabeled_stream(config, splits)[1]
+    of_stream = [of_run / name for name in names]
     if config.data.stream:
         return partial(
             stream.batches,
             [here / "labeled"],
-            of_all,
+            of_stream,
             stream.Streaming(view, config.data.lanes, config.data.window),
             **shared,
         )
     if view.crop == "random":
-        labeled, everything = distributed.together(
+        labeled, unlabeled = distributed.together(
             lambda: (
                 records.load_encoded([here / "labeled"], view),
-                records.load_encoded(of_all, view),
+                records.load_encoded(of_stream, view),
             )
         )
     else:
         labeled = distributed.together(partial(records.load, here / "labeled", view))
-        everything = splits.labeled.images + splits.unlabeled.images
+        unlabeled, *more = (getattr(splits, name).images for name in names)
+        for each in more:
+            unlabeled = unlabeled + each
     probabilities = None
     if "rs" in parts(config.rebalance):
         probabilities = resampling.sampling_probabilities(labeled.labels, splits.class_names)
     return partial(
-        pipeline.batches, labeled, everything, labeled_probabilities=probabilities, **shared
+        pipeline.batches, labeled, unlabeled, labeled_probabilities=probabilities, **shared
     )
 
 
+def unlabeled_stream(config: ConfigDict, splits: Splits) -> tuple[int, list[str]]:
+    """Return how many examples the unlabeled stream has, and the splits that these are of."""
+    names = ["labeled", "unlabeled"] if config.data.labeled_in_unlabeled else ["unlabeled"]
+    return sum(getattr(splits, name).examples for name in names), names
+
+
 def labeled_per_class(here: Path) -> list[int]:
-    """How many examples of each class a generation trains on."""
+    """Return how many examples of each class a generation trains on."""
     manifest = distributed.first_says(partial(records.read_manifest, here / "labeled"))
     return manifest["examples_per_class"]
 
@@ -508,8 +526,7 @@ def score_unlabeled(
 
     Without augmentation, and without alignment. The last generation selects nothing.
     """
-    ema = predictor(config, state.ema_params, state, splits, program)
-    ids, truth, predictions = _over_share(splits.unlabeled, {"ema": ema})
+    ids, truth, predictions = _over_share(splits.unlabeled, {"ema": _ema(state, splits, program)})
     labels, confidence, _ = predictions["ema"]
     selected = np.zeros(len(labels), bool)
     if generation + 1 < config.generations:
@@ -529,8 +546,15 @@ def sampling_rates(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " cl
       ConfigError: the rates that are given are not of these classes.
     """
     if not config.crest.rates:
-        return crest.sampling_rates(splits.labeled.per_class, config.crest.alpha)
+        return crest.sampling_rates(class_distribution(config, splits), config.crest.alpha)
     return _of_each_class("crest.rates", config.crest.rates, splits.class_names)
+
+
+def class_distribution(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:
+    """Return p(y) of the original labeled set: the long tail's formula, or its counts."""
+    if config.class_distribution == "ideal":
+        return long_tail.ideal_distribution(config.long_tail.gamma, len(splits.class_names))
+    return splits.class_distribution
 
 
 def schedule_of(config: ConfigDict) -> Schedule:
@@ -568,10 +592,11 @@ def temperature_of(config: ConfigDict, generation: int) -> float | None:
 def target_distribution(
     config: ConfigDict, splits: Splits, evaluated: Mapping[str, Any] | None
 ) -> Float[np.ndarray, " classes"]:
-    """p(y) of the unlabeled stream, which the pseudo-labels' classes are held against.
+    """Return p(y) of the unlabeled stream, which the pseudo-labels' classes are held against.
 
-    The stream is the labeled images, whose classes are known, and the unlabeled ones, whose class
-    distribution is the labeled set's (paper section 3.3), or given, or estimated from the model.
+    It is that of the labeled set (paper section 3.3). Where that of the unlabeled images is given,
+    or estimated from the model, it is the mean of both by number, as far as labeled images are in
+    the stream.
 
     Args:
       config: names where the distribution is from.
@@ -582,7 +607,6 @@ def target_distribution(
     Raises:
       ConfigError: the distribution that is given is not one of these classes.
     """
-    unlabeled = splits.class_distribution
     match config.unlabeled_distribution.source:
         case "given":
             given = _of_each_class(
@@ -590,15 +614,25 @@ def target_distribution(
                 config.unlabeled_distribution.given,
                 splits.class_names,
             )
-            unlabeled = given / given.sum()
+            unlabeled = shares(given)
         case "predicted" if evaluated is not None:
             unlabeled = np.asarray(evaluated[UNLABELED_DISTRIBUTION])
-    everything = splits.labeled.per_class + splits.unlabeled.examples * unlabeled
-    return everything / everything.sum()
+        case _:
+            return class_distribution(config, splits)
+    if not config.data.labeled_in_unlabeled:
+        return unlabeled
+    return shares(splits.labeled.per_class + splits.unlabeled.examples * unlabeled)
+
+
+def shares(
+    of_each: Sequence[int | float] | Shaped[np.ndarray, " classes"],
+) -> Float[np.ndarray, " classes"]:
+    """Return what part of the whole each is."""
+    return np.asarray(of_each) / np.sum(of_each)
 
 
 def _of_each_class(
-    field: str, values: Sequence[float], class_names: Sequence[str]
+    field: str, values: Sequence[int | float], class_names: Sequence[str]
 ) -> Float[np.ndarray, " classes"]:
     """What a config field gives for each class, whose number is known only with the data."""
     if len(values) != len(class_names):
@@ -609,14 +643,12 @@ def _of_each_class(
     return np.asarray(values, np.float64)
 
 
-def estimate_unlabeled(
-    config: ConfigDict, state: TrainState, splits: Splits, program: Program
-) -> list[float]:
-    """Estimates the unlabeled split's class distribution from what the EMA model says of it."""
+def estimate_unlabeled(state: TrainState, splits: Splits, program: Program) -> list[float]:
+    """Estimate the unlabeled split's class distribution from what the EMA model says of it."""
     classes = len(splits.class_names)
-    _, labels = _labels_by_ema(splits.unlabeled, config, state, splits, program)
+    _, labels = _labels_by_ema(splits.unlabeled, state, splits, program)
     counts = distributed.total(np.bincount(labels, minlength=classes))
-    confusion = known_errors(config, state, splits, program)
+    confusion = known_errors(state, splits, program)
     return label_shift.estimate(confusion, counts, splits.class_distribution).tolist()
 
 
@@ -639,7 +671,7 @@ def describe_unlabeled(
       program: its.
     """
     labeled = splits.class_distribution
-    confusion = known_errors(config, state, splits, program)
+    confusion = known_errors(state, splits, program)
     return results.summarize_unlabeled(
         label_shift.estimate(confusion, predicted, labeled),
         label_shift.interval(
@@ -651,10 +683,10 @@ def describe_unlabeled(
 
 
 def known_errors(
-    config: ConfigDict, state: TrainState, splits: Splits, program: Program
+    state: TrainState, splits: Splits, program: Program
 ) -> Int[np.ndarray, "classes classes"]:
     """How the EMA model errs on images whose class is known and that are distributed as labeled."""
-    labels, predicted = _labels_by_ema(_known(splits)[1], config, state, splits, program)
+    labels, predicted = _labels_by_ema(_known(splits)[1], state, splits, program)
     return distributed.total(evaluate.confusion_matrix(labels, predicted, len(splits.class_names)))
 
 
@@ -666,25 +698,34 @@ def _known(splits: Splits) -> tuple[str, Split]:
 
 
 def _labels_by_ema(
-    split: Split, config: ConfigDict, state: TrainState, splits: Splits, program: Program
+    split: Split, state: TrainState, splits: Splits, program: Program
 ) -> tuple[Int[np.ndarray, " examples"], Int[np.ndarray, " examples"]]:
     """Classes of this host's part of a split, and what the EMA model takes them for."""
-    ema = predictor(config, state.ema_params, state, splits, program)
-    _, labels, predictions = _over_share(split, {"ema": ema})
+    _, labels, predictions = _over_share(split, {"ema": _ema(state, splits, program)})
     return labels, predictions["ema"].labels
 
 
+def _ema(state: TrainState, splits: Splits, program: Program) -> Predictor:
+    """Return what the EMA model says of images, where nobody looks at adjusted labels."""
+    return predictor(state.ema_weights, program, np.zeros(len(splits.class_names)))
+
+
 def predictor(
-    config: ConfigDict, params: PyTree, state: TrainState, splits: Splits, program: Program
-) -> Callable[[UInt8[np.ndarray, "images height width channels"]], evaluate.Predictions]:
-    """Returns what these weights say of images, with a state's batch statistics."""
-    adjustment = adjustment_of(config, splits)
-    weights = distributed.to_local((params, state.batch_stats), program.local_mesh)
-    return lambda images: program.predict(*weights, images, adjustment)
+    weights: tuple[PyTree, PyTree], program: Program, adjustment: Float[np.ndarray, " classes"]
+) -> Predictor:
+    """Return what a model says of images.
+
+    Args:
+      weights: its parameters and batch statistics.
+      program: of the run.
+      adjustment: from `logit_adjustment`, for the adjusted labels.
+    """
+    local = distributed.to_local(weights, program.local_mesh)
+    return lambda images: program.predict(*local, images, adjustment)
 
 
 def _over_share(
-    split: Split, models: Mapping[str, Callable[[np.ndarray], evaluate.Predictions]]
+    split: Split, models: Mapping[str, Predictor]
 ) -> tuple[
     Shaped[np.ndarray, " examples"], Int[np.ndarray, " examples"], dict[str, evaluate.Predictions]
 ]:
@@ -693,19 +734,19 @@ def _over_share(
     return distributed.together(lambda: evaluate.over_parts(share, models))
 
 
-def adjustment_of(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:
-    """What post-hoc logit adjustment subtracts in this run."""
-    return logit_adjustment.adjustment(splits.class_distribution, config.logit_adjustment_tau)
-
-
 def generation_keys(config: ConfigDict, generation: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
-    """Seeds of a generation's initial weights, and of its steps."""
-    init_key, step_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(config.seed), generation)
-    )
+    """Return the seeds of a generation's initial weights, and of its steps."""
+    of_fold = jax.random.fold_in(jax.random.key(config.seed), config.fold)
+    init_key, step_key = jax.random.split(jax.random.fold_in(of_fold, generation))
     if config.reseed:
         step_key = jax.random.fold_in(step_key, config.reseed)
     return init_key, step_key
+
+
+def seed_of_streams(config: ConfigDict) -> int:
+    """Return the seed of the order of examples, of 63 bits."""
+    numbers = np.random.SeedSequence([config.seed, config.fold, config.reseed])
+    return int(numbers.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def is_finished(

@@ -33,6 +33,7 @@ from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
 from crest_jax import files, results, workdir
+from crest_jax.algorithms import ALGORITHMS
 from crest_jax.config import flags_error
 from crest_jax.errors import ConfigError, CrestError, WorkdirError
 from crest_jax.rebalancing import SELF_TRAINING, parts
@@ -73,6 +74,7 @@ SCALES = {
             "checkpoint_every": "1000",
             "ema_decay": "0.99",
             "optimizer.learning_rate": "0.1",
+            "ramp_up_steps": "500",
         },
         4000,
         3,
@@ -87,6 +89,7 @@ SCALES = {
             "checkpoint_every": "20",
             "model.batch_norm_momentum": "0.8",
             "ema_decay": "0.8",
+            "ramp_up_steps": "2",
         },
         20,
         2,
@@ -206,8 +209,11 @@ def job_of(
         [experiment, *(f"{key}={value}" for key, value in {**arguments, **own}.items())]
     )
     scaled = {**own, **at.fields}
-    if arguments.get("method") == "supervised":
+    algorithm = ALGORITHMS[arguments["method"]]
+    if not algorithm.unlabeled:
         scaled.pop("unlabeled_ratio", None)
+    if "ramp_up_steps" not in algorithm.hyper_parameters:
+        scaled.pop("ramp_up_steps", None)
     self_trains = bool(set(parts(arguments["rebalance"])) & set(SELF_TRAINING))
     if at.steps:
         # As many in all, whether in one generation or in several.

@@ -4,7 +4,8 @@ python -m crest_jax.predict --workdir=DIR --images=FOLDER --output=predictions.c
     [--generation=N] [--logit-adjust [--tau=TAU]]
 
 Every image below the folder is one line: its path there, its class, and the model's confidence in
-it; with --logit-adjust also the class and confidence after logit adjustment (Menon et al., 2021).
+it; with --logit-adjust also the class and confidence after logit adjustment (Menon et al., 2021) by
+the class distribution that the generation was trained on.
 Images are made grey or RGB, and resized, as those that the model was trained on; what is
 transparent becomes white. Files that cannot be read are left out, and listed.
 """

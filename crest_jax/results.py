@@ -72,6 +72,8 @@ def _of_generation(classes: int) -> schema.Schema:
         "per_class_precision": shares,
         "confusion_matrix": schema.CONFUSION_MATRIX,
         "labeled_per_class": counts,
+        # Not in those of earlier versions.
+        "logit_adjustment": schema.Maybe({"tau": schema.FIGURE, "class_distribution": figures}),
         "steps": schema.COUNT,
         "seconds": schema.FIGURE,
         "images_per_second": schema.FIGURE,
@@ -268,7 +270,8 @@ def summarize_unlabeled(
 # Figures of the last generation that stand above those of all.
 _HEADLINE = (
     "accuracy", "accuracy_logit_adjusted", "per_class_recall", "per_class_precision",
-    "labeled_per_class", "pseudo_labels", "steps", "seconds", "images_per_second", "environment",
+    "labeled_per_class", "logit_adjustment", "pseudo_labels", "steps", "seconds",
+    "images_per_second", "environment",
 )  # fmt: skip
 
 
@@ -293,6 +296,7 @@ def of_run(
         "class_names": list(class_names),
         "splits": dict(splits),
         "long_tail": config.long_tail.to_dict(),
+        "class_distribution": config.class_distribution,
         "alignment": config.alignment.to_dict(),
         "unlabeled_distribution": {
             **config.unlabeled_distribution.to_dict(),

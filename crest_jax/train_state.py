@@ -21,14 +21,26 @@ class TrainState(NamedTuple):
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
-    # Exponential moving average of `params`; batch statistics are not averaged.
+    # The averaged model: an exponential moving average of `params`, and the batch statistics as
+    # they are, or their average.
     ema_params: PyTree
+    ema_batch_stats: PyTree
     # Running average of the labeled batches' class frequencies, starting uniform.
     labeled_distribution: Float[Array, " classes"]
     # The mean prediction on each of the last 128 unlabeled batches, a ring starting uniform.
     predictions: Float[Array, "window classes"]
     # Pseudo-labels of every unlabeled example, where DARP refines them.
     darp: DarpState | None = None
+
+    @property
+    def weights(self) -> tuple[PyTree, PyTree]:
+        """Parameters and batch statistics of the model that is trained."""
+        return self.params, self.batch_stats
+
+    @property
+    def ema_weights(self) -> tuple[PyTree, PyTree]:
+        """Parameters and batch statistics of the averaged model, which the figures are of."""
+        return self.ema_params, self.ema_batch_stats
 
     @property
     def model_distribution(self) -> Float[Array, " classes"]:
@@ -62,8 +74,9 @@ def create(
         params=params,
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(params),
-        # A copy: a donated state must not hold one buffer twice.
+        # Copies: a donated state must not hold one buffer twice.
         ema_params=jax.tree.map(jnp.copy, params),
+        ema_batch_stats=jax.tree.map(jnp.copy, variables["batch_stats"]),
         labeled_distribution=jnp.full((classes,), 1 / classes, jnp.float32),
         predictions=jnp.full((WINDOW, classes), 1 / classes, jnp.float32),
         darp=darp.create(refined_examples, classes) if refined_examples else None,

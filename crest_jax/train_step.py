@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from crest_jax import augment, distributed
 from crest_jax.algorithms import Loss, StepInputs
+from crest_jax.augment import Augmentation
 from crest_jax.distributed import AXIS, REPLICATED, SPLIT, over_devices
 from crest_jax.rebalancing import darp
 from crest_jax.rebalancing.distribution_alignment import (
@@ -95,8 +96,8 @@ def make_train_step(
     alignment_target: str,
     refinement: darp.Schedule | None,
     ema_decay: float,
-    flip: bool,
-    operations: Sequence[str],
+    ema_batch_norm: bool,
+    augmentation: Augmentation,
     accumulation: int = 1,
 ) -> TrainStep:
     """Compiles the step for all devices of the mesh; the state is donated.
@@ -110,12 +111,27 @@ def make_train_step(
       alignment_target: one of `distribution_alignment.TARGETS`.
       refinement: when DARP refines pseudo-labels; None leaves them alone.
       ema_decay: of the weights' moving average, in [0, 1].
-      flip: whether weak augmentation may mirror images.
-      operations: what RandAugment draws from.
+      ema_batch_norm: whether batch norm's running statistics are averaged likewise for the averaged
+        model, or copied as they are.
+      augmentation: of weak and strong views.
       accumulation: how many parts of a batch to compute one after the other, in so much less
         memory. Batch norm normalises each part by itself; its running statistics and the gradient
         are means over the parts, as they are over devices without synchronised batch norm.
     """
+    moves = {"flip": augmentation.flip, "shift": augmentation.shift}
+
+    def weak(images: Array, keys: Array) -> Array:
+        return augment.rescale(augment.weak(images, keys, **moves))
+
+    def strong(images: Array, keys: Array, weak_keys: Array) -> Array:
+        return augment.strong(
+            images,
+            keys,
+            weak_keys=weak_keys if augmentation.from_weak_view else None,
+            operations=augmentation.operations,
+            cutout_fraction=augmentation.cutout,
+            **moves,
+        )
 
     def step(
         state: TrainState, batch: DeviceBatch, generation: Generation
@@ -154,12 +170,11 @@ def make_train_step(
                     unlabeled=part.unlabeled,
                     labeled_keys=part.labeled_keys,
                     unlabeled_keys=part.unlabeled_keys,
+                    step=state.step,
                     progress=state.step / steps,
                     class_weights=generation.class_weights,
-                    weak=lambda images, keys: augment.rescale(
-                        augment.weak(images, keys, flip=flip)
-                    ),
-                    strong=partial(augment.strong, flip=flip, operations=operations),
+                    weak=weak,
+                    strong=strong,
                     forward=partial(forward_with, params),
                     teacher=lambda images: lax.stop_gradient(
                         forward_with(state.ema_params, images)[0]
@@ -206,6 +221,11 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
             ema_params=optax.incremental_update(params, state.ema_params, 1 - ema_decay),
+            ema_batch_stats=optax.incremental_update(
+                batch_stats, state.ema_batch_stats, 1 - ema_decay
+            )
+            if ema_batch_norm
+            else batch_stats,
             labeled_distribution=optax.incremental_update(
                 lax.pmean(labels.mean(axis=0), AXIS), state.labeled_distribution, 1 - LABELED_DECAY
             ),

@@ -9,9 +9,9 @@ from etils.epath import Path
 from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
-from crest_jax import checkpoints, generations, workdir
+from crest_jax import checkpoints, generations, results, workdir
 from crest_jax.config import validate
-from crest_jax.data import records
+from crest_jax.data import records, splits
 from crest_jax.data.decode import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.train import reported_steps
@@ -24,7 +24,7 @@ class Trained(NamedTuple):
     params: PyTree  # their moving average, which the reported figures are of
     batch_stats: PyTree
     class_names: tuple[str, ...]
-    # p(y), of the original labeled set.
+    # p(y) of what the generation was trained on, for logit adjustment.
     class_distribution: Float[np.ndarray, " classes"]
     image_shape: tuple[int, int, int]
     view: View  # of an image
@@ -58,18 +58,15 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
             f"generation {generation} is not one of those that are finished: "
             f"{', '.join(map(str, finished))}"
         )
-    labeled, unlabeled = (
-        records.read_manifest(folder / "splits" / name) for name in ("labeled", "unlabeled")
-    )
-    class_names = tuple(labeled["class_names"])
-    image_shape = records.image_shape(folder / "splits" / "labeled", config.data.image_size)
+    sizes = splits.written_sizes(config.data, folder / "splits")
+    class_names, image_shape = sizes.class_names, sizes.image_shape
+    here = generations.folder_of(folder, generation - 1)
     model = generations.model_of(config, len(class_names), axis_name=None)
-    create = generations.creator(
-        config, model, image_shape, len(class_names), labeled["examples"] + unlabeled["examples"]
-    )
+    examples, _ = generations.unlabeled_stream(config, sizes.without_images())
+    create = generations.creator(config, model, image_shape, len(class_names), examples)
     steps = reported_steps(generations.schedule_of(config))
     step = steps[-1] if step is None else step
-    path = generations.folder_of(folder, generation - 1) / "checkpoints"
+    path = here / "checkpoints"
     if not path.is_dir():
         raise WorkdirError(f"{path} is missing: run the generation again in another workdir")
     with checkpoints.open_checkpoints(path, lasting=steps) as manager:
@@ -85,19 +82,32 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
         )
         way_out = "run the generation again in another workdir"
         state = checkpoints.restore(manager, step, template, way_out=way_out)
-    counts = np.array(labeled["examples_per_class"])
     return Trained(
         model,
-        state.ema_params,
-        state.batch_stats,
+        *state.ema_weights,
         class_names,
-        counts / counts.sum(),
+        class_distribution(folder, generation),
         image_shape,
         view_of(config.data),
         config.data.max_pixels,
         generation,
         config.eval_batch_size,
     )
+
+
+def class_distribution(folder: Path, generation: int) -> Float[np.ndarray, " classes"]:
+    """Return p(y) of what a finished generation was trained on, pseudo-labels included.
+
+    Args:
+      folder: the run's.
+      generation: which, from 1.
+
+    Raises:
+      WorkdirError: its result is missing or damaged.
+    """
+    class_names = records.read_manifest(folder / "splits" / "labeled")["class_names"]
+    path = generations.folder_of(folder, generation - 1) / generations.RESULT
+    return generations.shares(results.read_generation(path, len(class_names))["labeled_per_class"])
 
 
 def config_of(folder: Path) -> ConfigDict:

@@ -4,9 +4,12 @@ DARP's protocol (Kim et al., 2020): the labeled set's largest class has N_1 = 15
 unlabeled set's M_1 = 3000, which is what DARP's own code takes; the caption of the paper's Table 3
 says beta = 10 % instead. gamma is 50, 100 or 150 there, for both sets.
 
+DARP labels the first images of each class in CIFAR-10's original order, in all of its runs: a fold
+is another training of the same split. With split=random the fold draws them.
+
 Arguments: method, rebalance, fold and t as for cifar10_lt; gamma, of the labeled set; gamma_u, of
 the unlabeled set (as gamma unless given; 1 is uniform); order_u=reversed turns the unlabeled set's
-classes round, so that the rarest label is its most frequent class; target, what da, darp and
+classes round, so that the rarest label is its most frequent class; split; target, what da, darp and
 crest_plus take its class distribution to be: labeled (that of the labeled set), given (the true
 one) or predicted (estimated from the model's predictions).
 """
@@ -21,6 +24,7 @@ DEFAULTS = {
     **{name: ARGUMENTS[name] for name in ("method", "rebalance", "gamma", "fold", "t")},
     "gamma_u": None,
     "order_u": "same",
+    "split": "first",
     "target": "labeled",
 }
 
@@ -37,6 +41,7 @@ def get_config(arguments=None):
             "unlabeled_n_max": M_1,
             "unlabeled_gamma": gamma_u,
             "unlabeled_order": args.order_u,
+            "split": args.split,
         }
     )
     config.unlabeled_distribution.source = args.target

@@ -44,6 +44,7 @@ def get_config(arguments=None):
                 "unlabeled_n_max": 80,
                 "unlabeled_gamma": args.gamma if args.gamma_u is None else args.gamma_u,
                 "unlabeled_order": args.order_u,
+                "split": "random",
             }
         )
     config.unlabeled_distribution.source = args.target
@@ -54,6 +55,8 @@ def get_config(arguments=None):
     config.augment.operations = OPERATIONS
     config.batch_size = 16
     config.optimizer.learning_rate = 0.1
+    if config.method == "mixmatch":
+        config.ramp_up_steps = 75
     config.eval_every = 20
     config.checkpoint_every = 200
     config.eval_batch_size = 512

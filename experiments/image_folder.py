@@ -43,7 +43,8 @@ def get_config(arguments=None):
         generations=dict.fromkeys(SELF_TRAINING, GENERATIONS),
     )
     beta = ARGUMENTS["beta"] if args.beta is None else args.beta
-    config.long_tail = ConfigDict({"beta": 1.0 if args.unlabeled else beta})
+    config.long_tail = ConfigDict({"beta": 1.0 if args.unlabeled else beta, "split": "random"})
+    config.class_distribution = "counts"
     config.data.name = "image_folder"
     config.data.labeled = args.labeled
     config.data.unlabeled = args.unlabeled

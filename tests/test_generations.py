@@ -182,6 +182,64 @@ def test_reseeding_changes_the_order_of_examples_and_the_random_numbers_but_no_f
     (init, steps), (same, other) = (generations.generation_keys(c, 0) for c in (first, second))
     assert init == same
     assert steps != other
+    assert generations.seed_of_streams(first) != generations.seed_of_streams(second)
+
+
+def test_a_fold_changes_the_first_weights_the_order_of_examples_and_the_random_numbers(tiny_config):
+    """Where the labeled images are given, folds would else be one and the same run."""
+    seen = set()
+    for fold in range(5):
+        config = tiny_config(f"fold={fold}")
+        keys = generations.generation_keys(config, 0)
+        seen |= {tuple(jax.random.key_data(key).tolist()) for key in keys}
+        seen.add(generations.seed_of_streams(config))
+    assert len(seen) == 5 * 3
+    config = tiny_config("fold=4")
+    assert generations.seed_of_streams(config) in seen
+    # Places of a stream, its epochs and what is drawn there are made from 64 bits.
+    assert 0 <= generations.seed_of_streams(tiny_config(seed=2**31 - 1, reseed=2**31 - 1)) < 2**63
+
+
+def of_classes(per_class, unlabeled):
+    """Splits of these sizes, without their images."""
+    split = splits.Split(sum(per_class), np.array(per_class), ())
+    nothing = splits.Split(0, np.zeros(len(per_class), int), ())
+    of_unlabeled = splits.Split(unlabeled, None, ())
+    names = tuple(map(str, range(len(per_class))))
+    return splits.Splits(split, of_unlabeled, split, nothing, names, (8, 8, 1))
+
+
+def test_rates_and_target_are_of_the_long_tails_formula_or_of_the_labeled_counts():
+    """CIFAR100-LT, gamma = 100, beta = 10 %, where rounding up makes the largest difference."""
+    config = load_experiment("cifar100_lt", "gamma=100,beta=0.1,rebalance=crest_plus")
+    formula = 100 ** (-np.arange(100) / 99)
+    counts = np.ceil(np.floor(500 * formula + 1e-6) * 0.1 - 1e-9).astype(int)
+    assert (counts[0], counts[-1]) == (50, 1)
+    data = of_classes(counts.tolist(), 9573)
+    for name, p, largest in (("ideal", formula, 0.215), ("counts", counts, 0.271)):
+        config.class_distribution = name
+        rates = generations.sampling_rates(config, data)
+        np.testing.assert_allclose(rates, (p[::-1] / p[0]) ** (1 / 3))
+        assert rates[0] == pytest.approx(largest, abs=5e-4)
+        target = generations.target_distribution(config, data, None)
+        np.testing.assert_allclose(target, p / p.sum())
+
+
+def test_the_target_is_of_what_is_in_the_unlabeled_stream():
+    config = load_experiment("cifar10_darp", "rebalance=da,target=given,gamma_u=1")
+    given = np.array(config.unlabeled_distribution.given)
+    labeled = np.array([40, 30, 20, 10, 9, 8, 7, 6, 5, 5])
+    data = of_classes(labeled.tolist(), 60)
+    both = labeled + 60 * given / given.sum()
+    np.testing.assert_allclose(
+        generations.target_distribution(config, data, None), both / both.sum()
+    )
+    assert generations.unlabeled_stream(config, data) == (200, ["labeled", "unlabeled"])
+    config.data.labeled_in_unlabeled = False
+    np.testing.assert_allclose(
+        generations.target_distribution(config, data, None), given / given.sum()
+    )
+    assert generations.unlabeled_stream(config, data) == (60, ["unlabeled"])
 
 
 @pytest.mark.parametrize("split", ["labeled", "test"])
@@ -260,7 +318,7 @@ class Wiring:
         )
 
     def predict(self, params, batch_stats, images, adjustment):
-        self.predicted_with.append(params)
+        self.predicted_with.append((params, batch_stats))
         labels = self.splits.unlabeled.images.labels.copy()
         labels[::3] = 9  # a third of the pseudo-labels are wrong
         confidence = np.linspace(0.2, 1.0, len(labels)).astype(np.float32)
@@ -268,7 +326,9 @@ class Wiring:
 
     def pseudo_labels(self, generation):
         unused = dict.fromkeys(TrainState._fields)
-        state = TrainState(**unused | {"ema_params": "ema", "params": "raw"})
+        state = TrainState(
+            **unused | {"ema_params": "ema", "ema_batch_stats": "of ema", "params": "raw"}
+        )
         return generations.score_unlabeled(
             self.config, generation, state, self.splits, self.program
         )
@@ -281,11 +341,9 @@ def wiring(tiny_config, tmp_path):
 
 def test_the_ema_model_scores_and_the_rarest_class_keeps_all(wiring):
     scored = wiring.pseudo_labels(0)
-    assert wiring.predicted_with == ["ema"]
-    counts = wiring.splits.labeled.per_class
-    for label in (0, 9):
+    assert wiring.predicted_with == [("ema", "of ema")]
+    for label, rate in ((0, 0.1 ** (1 / 3)), (9, 1)):  # gamma = 10
         predicted = scored.labels == label
-        rate = (counts[9 - label] / counts[0]) ** (1 / 3)
         assert scored.selected[predicted].sum() == int(predicted.sum() * rate)
     assert not wiring.pseudo_labels(2).selected.any()  # the last generation has no successor
 
@@ -354,7 +412,7 @@ def second_generation(monkeypatch):
 
 
 def test_what_a_later_generation_trains_with(wiring, second_generation):
-    """The selection on top of the labeled set; all images; t of Eq. 2; p(y) of the ORIGINAL set."""
+    """The selection on top of the labeled set; all images; t of Eq. 2; p(y) of the long tail."""
     seen, data = second_generation(wiring), wiring.splits
     assert seen["labeled_probabilities"] is None
     np.testing.assert_array_equal(seen["constants"].class_weights, 1)
@@ -362,12 +420,13 @@ def test_what_a_later_generation_trains_with(wiring, second_generation):
     assert len(seen["labeled"].ids) > len(labeled.ids)
     assert seen["unlabeled"].ids == labeled.ids + unlabeled.ids
     assert (seen["generation"], seen["start"], seen["stop"]) == (1, 7, 12)
-    assert seen["seed"] == wiring.config.seed == 0
-    wiring.config.reseed = 1
-    assert second_generation(wiring)["seed"] == 1 << 32
+    assert seen["seed"] == generations.seed_of_streams(wiring.config)
     assert seen["constants"].temperature == pytest.approx(0.75)
-    original = np.bincount(labeled.labels) / len(labeled.labels)
-    np.testing.assert_allclose(seen["constants"].target_distribution, original, rtol=1e-6)
+    formula = 10 ** (-np.arange(10) / 9)
+    target = seen["constants"].target_distribution
+    np.testing.assert_allclose(target, formula / formula.sum(), rtol=1e-6)
+    wiring.config.data.labeled_in_unlabeled = False
+    assert second_generation(wiring)["unlabeled"].ids == unlabeled.ids
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ def test_an_unlabeled_set_in_reversed_order_is_estimated_at_every_evaluation(run
         "unlabeled_n_max": 80,
         "unlabeled_gamma": 8.0,
         "unlabeled_order": "reversed",
+        "split": "random",
     }
     workdir, results = run(
         "rebalance=da,t=1.0",

@@ -10,6 +10,7 @@ from tiny_net import TinyNet
 
 from crest_jax import distributed, train_state
 from crest_jax.algorithms import ALGORITHMS, Loss
+from crest_jax.augment import Augmentation
 from crest_jax.rebalancing import crest, darp
 from crest_jax.train_step import (
     DeviceBatch,
@@ -54,6 +55,9 @@ def build(
     loss=FIXMATCH,
     refinement=None,
     accumulation=1,
+    ema_batch_norm=False,
+    operations=("Rotate", "Brightness", "Sharpness"),
+    **augmentation,
 ):
     model = TinyNet(CLASSES, axis_name=distributed.AXIS if sync else None)
     mesh = mesh_of(devices)
@@ -66,8 +70,8 @@ def build(
         alignment_target=alignment_target,
         refinement=refinement,
         ema_decay=0.9,
-        flip=False,
-        operations=("Rotate", "Brightness", "Sharpness"),
+        ema_batch_norm=ema_batch_norm,
+        augmentation=Augmentation(flip=False, operations=operations, **augmentation),
         accumulation=accumulation,
     )
     return mesh, model, step
@@ -344,6 +348,37 @@ def test_ema_by_hand(one_device, fresh):
         jax.tree.map(
             partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), state.ema_params, expected
         )
+
+
+def test_batch_statistics_of_the_averaged_model_are_copied_or_averaged(one_device, fresh):
+    _, history = one_device
+    for state, _ in history:
+        jax.tree.map(np.testing.assert_array_equal, state.ema_batch_stats, state.batch_stats)
+    expected = fresh.batch_stats
+    for state, _ in run(build(1, loss=loss_of("supervised"), ema_batch_norm=True), fresh):
+        expected = jax.tree.map(lambda e, s: 0.9 * e + 0.1 * s, expected, state.batch_stats)
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+            state.ema_batch_stats,
+            expected,
+        )
+
+
+@pytest.mark.parametrize("from_weak_view", [True, False])
+def test_a_strong_view_begins_at_the_weak_one_of_its_image_or_at_another(fresh, from_weak_view):
+    def loss(inputs):
+        keys = jax.vmap(jax.random.split)(inputs.unlabeled_keys)
+        weak = inputs.weak(inputs.unlabeled, keys[:, 0])
+        strong = inputs.strong(inputs.unlabeled, keys[:, 1], keys[:, 0])
+        logits, batch_stats = inputs.forward(weak)
+        apart = (jnp.abs(weak - strong).max(axis=(1, 2, 3)) > 1e-6).mean()
+        mean = jax.nn.softmax(logits).mean(axis=0)
+        return Loss(logits.mean(), batch_stats, {"apart": apart}, mean)
+
+    built = build(1, loss=loss, cutout=0.0, operations=("Identity",), from_weak_view=from_weak_view)
+    (_, metrics), *_ = run(built, fresh, steps=1)
+    # Two views of an 8 x 8 image have the same of 9 shifts by chance once in 9 times.
+    assert (metrics["apart"] == 0) if from_weak_view else (metrics["apart"] > 0.5)
 
 
 def test_the_teacher_is_the_average_of_the_weights(fresh):

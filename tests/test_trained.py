@@ -83,8 +83,31 @@ def test_the_last_generation_is_taken_by_default(run):
     assert model.generation == 2
     assert model.class_names == tuple("0123456789")
     assert model.image_shape == (8, 8, 1)
-    counts = records.read_manifest(run / "splits" / "labeled")["examples_per_class"]
-    np.testing.assert_allclose(model.class_distribution, np.array(counts) / sum(counts))
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_logits_are_adjusted_by_what_the_generation_was_trained_on(run, generation):
+    here = run / f"generation_{generation - 1:02d}"
+    counts = records.read_manifest(here / "labeled")["examples_per_class"]
+    expected = np.array(counts) / sum(counts)
+    model = trained.load(run, generation=generation)
+    np.testing.assert_allclose(model.class_distribution, expected)
+    recorded = json.loads((here / "result.json").read_text())["logit_adjustment"]
+    np.testing.assert_allclose(recorded["class_distribution"], expected)
+    if generation == 2:
+        assert sum(counts) > sum(
+            records.read_manifest(run / "splits" / "labeled")["examples_per_class"]
+        )
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_evaluations_adjust_as_that_model_does(run, test_images, generation):
+    model = trained.load(run, generation=generation)
+    logits = logits_of(model, test_images.images) - np.log(model.class_distribution)
+    confusion = evaluate.confusion_matrix(test_images.labels, logits.argmax(axis=1), 10)
+    *_, last = (run / f"generation_0{generation - 1}" / "metrics.jsonl").read_text().splitlines()
+    recorded = json.loads(last)["test"]["ema"]["confusion_matrix_logit_adjusted"]
+    assert confusion.tolist() == recorded
 
 
 def test_a_generation_that_is_not_there_is_refused(run, tmp_path):

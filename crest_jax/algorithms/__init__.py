@@ -21,7 +21,7 @@ __all__ = ["ALGORITHMS", "Algorithm", "Choice", "HyperParameter", "Loss", "StepI
 class HyperParameter(NamedTuple):
     """A default, and the range that makes sense."""
 
-    default: float
+    default: int | float
     low: float
     high: float = math.inf
 
@@ -80,8 +80,7 @@ ALGORITHMS = {
         mixmatch,
         {
             "unlabeled_weight": HyperParameter(75.0, 0.0),
-            # Of a CReST generation's 2^17 steps, the 2^14 of the published code.
-            "ramp_up": HyperParameter(1 / 8, 0.0, 1.0),
+            "ramp_up_steps": HyperParameter(2**14, 0),
             "sharpening_temperature": HyperParameter(0.5, 0.01, 1.0),
             "mixup_alpha": HyperParameter(0.75, 0.01),
         },

@@ -29,10 +29,10 @@ def fixmatch(
       weak_forward: one of `WEAK_FORWARD`; the published FixMatch's is "joint". Running batch
         statistics take in every view as often either way.
     """
-    weak_key, strong_key = jnp.moveaxis(jax.vmap(jax.random.split)(inputs.unlabeled_keys), 1, 0)
+    weak_keys, strong_keys = jnp.moveaxis(jax.vmap(jax.random.split)(inputs.unlabeled_keys), 1, 0)
     labeled = inputs.weak(inputs.labeled, inputs.labeled_keys)
-    weak = inputs.weak(inputs.unlabeled, weak_key)
-    strong = inputs.strong(inputs.unlabeled, strong_key)
+    weak = inputs.weak(inputs.unlabeled, weak_keys)
+    strong = inputs.strong(inputs.unlabeled, strong_keys, weak_keys)
     if weak_forward == "joint":
         logits, batch_stats = inputs.forward(jnp.concatenate([labeled, weak, strong]))
         labeled_logits, weak_logits, strong_logits = jnp.split(

@@ -21,7 +21,7 @@ def mixmatch(
     inputs: StepInputs,
     *,
     unlabeled_weight: float,
-    ramp_up: float,
+    ramp_up_steps: int,
     sharpening_temperature: float,
     mixup_alpha: float,
 ) -> Loss:
@@ -37,7 +37,7 @@ def mixmatch(
     Args:
       inputs: the step.
       unlabeled_weight: lambda_u of l_u, once it has risen.
-      ramp_up: the part of training over which it rises from 0, in [0, 1].
+      ramp_up_steps: over how many steps it rises from 0, whatever the length of a generation.
       sharpening_temperature: T, in (0, 1].
       mixup_alpha: of the Beta distribution of MixUp's coefficients, above 0.
     """
@@ -71,7 +71,7 @@ def mixmatch(
     ).mean()
     squared_error = (jax.nn.softmax(mixed_logits[first:]) - mixed_targets[first:]) ** 2
     unlabeled_loss = squared_error.mean()
-    weight = unlabeled_weight * linear_ramp_up(inputs.progress, ramp_up)
+    weight = unlabeled_weight * linear_ramp_up(inputs.step, ramp_up_steps)
     total = labeled_loss + weight * unlabeled_loss
     metrics = {"loss": total, "labeled_loss": labeled_loss, "unlabeled_loss": unlabeled_loss}
     return Loss(total, batch_stats, metrics, probs.mean(axis=0), guesses)

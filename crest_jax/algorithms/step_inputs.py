@@ -19,13 +19,15 @@ class StepInputs(NamedTuple):
     # One key per example, the same on whichever device the example lies.
     labeled_keys: Key[Array, " labeled"]
     unlabeled_keys: Key[Array, " unlabeled"]
+    step: Int[Array, ""]  # of the generation, from 0
     # How much of the generation's training is done, in [0, 1).
     progress: Float[Array, ""]
     # What a labeled example of each class counts; ones unless the loss is class-balanced.
     class_weights: Float[Array, " classes"]
     # (images, keys) -> augmented images in [-1, 1].
     weak: Callable[[Array, Array], Array]
-    strong: Callable[[Array, Array], Array]
+    # (images, keys, keys of their weak views) -> likewise.
+    strong: Callable[[Array, Array, Array], Array]
     # images -> (logits, new batch statistics), in training mode.
     forward: Callable[[Array], tuple[Array, PyTree]]
     # images -> logits of the EMA model, in training mode and without a gradient.

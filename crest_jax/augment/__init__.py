@@ -5,14 +5,18 @@ key and pixels only, so it does not change with the batch or the device it falls
 `strong` are FixMatch's two views; `rand_augment` and `cutout` are what `strong` is made of.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from crest_jax.augment.cutout import cutout
 from crest_jax.augment.rand_augment import OPERATIONS, apply_operations, rand_augment
 from crest_jax.augment.rescale import rescale
-from crest_jax.augment.strong import strong
+from crest_jax.augment.strong import CUTOUT, strong
 from crest_jax.augment.weak import weak
 
 __all__ = [
     "OPERATIONS",
+    "Augmentation",
     "apply_operations",
     "cutout",
     "rand_augment",
@@ -20,3 +24,14 @@ __all__ = [
     "strong",
     "weak",
 ]
+
+
+class Augmentation(NamedTuple):
+    """The settings of weak and strong views; the defaults are the paper's on CIFAR."""
+
+    flip: bool = True  # whether weak augmentation may mirror
+    shift: bool = True  # whether it may shift
+    operations: Sequence[str] = OPERATIONS  # what RandAugment draws from
+    cutout: float = CUTOUT  # side of the square over that of the image, in [0, 1]; 0 for none
+    # Whether a strong view is made from the weak one of the same image, or from another.
+    from_weak_view: bool = False

@@ -57,8 +57,9 @@ def level_tables(
 ) -> UInt8[Array, "tables channels 256"]:
     """What becomes of each grey level, per channel: unchanged, then by each of the operations.
 
-    Arguments made from the magnitude are truncated in float32: `int(4 m)` bits for Posterize, a
-    threshold of `int(256 m)` for Solarize, an addition of `int(110 m)` for SolarizeAdd.
+    Arguments made from the magnitude are truncated in float32: `int(4 m)` bits for Posterize, but
+    at least one; a threshold of `int(256 m)` for Solarize; an addition of `int(110 m)` for
+    SolarizeAdd.
     """
     levels = jnp.arange(256)
     planes = as_planes(image)
@@ -69,7 +70,7 @@ def level_tables(
         "Contrast": lambda: contrast_table(image, factor),
         "Equalize": lambda: equalize_table(planes),
         "Invert": lambda: 255 - levels,
-        "Posterize": lambda: posterize_table(_truncate(4 * magnitude)),
+        "Posterize": lambda: posterize_table(jnp.maximum(_truncate(4 * magnitude), 1)),
         "Solarize": lambda: solarize_table(_truncate(256 * magnitude)),
         "SolarizeAdd": lambda: solarize_add_table(_truncate(110 * magnitude)),
     }
@@ -138,7 +139,7 @@ def level_counts(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channel
 
 
 def posterize_table(bits: Int[Array, ""]) -> Int[Array, " 256"]:
-    """Keeps the top `bits` of the 8 bits of each level."""
+    """Keep the top `bits`, 1 to 8, of the 8 bits of each level."""
     return jnp.arange(256) & ~(2 ** (8 - bits) - 1)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
 from crest_jax.augment.cutout import cutout
@@ -10,21 +11,30 @@ from crest_jax.augment.rand_augment import OPERATIONS, rand_augment
 from crest_jax.augment.rescale import rescale
 from crest_jax.augment.weak import weak
 
+# Of the side of Cutout's square.
+CUTOUT = 0.5
+
 
 def strong(
     images: UInt8[Array, "batch height width channels"],
     keys: Key[Array, " batch"],
     *,
+    weak_keys: Key[Array, " batch"] | None = None,
     flip: bool = True,
+    shift: bool = True,
     operations: Sequence[str] = OPERATIONS,
+    cutout_fraction: float = CUTOUT,
 ) -> Float[Array, "batch height width channels"]:
-    """Weak augmentation, RandAugment, then Cutout of half the side; float32 in [-1, 1].
+    """Weak augmentation, RandAugment, then Cutout; float32 in [-1, 1].
 
     Args:
       images: grey levels; 1 or 3 channels (any number without Color and Contrast).
       keys: one key per image; a result depends on its own key and pixels only.
+      weak_keys: the keys of the weak views to start from; by default those of others, drawn anew.
       flip: whether the weak part may mirror.
+      shift: whether it may shift.
       operations: what RandAugment draws from, names from `OPERATIONS`.
+      cutout_fraction: side of Cutout's square over that of the image, in [0, 1]; 0 for none.
 
     Raises:
       ValueError: `operations` is empty or has an unknown name.
@@ -32,7 +42,9 @@ def strong(
     Source: FixMatch (Sohn et al., 2020), section 2.3.
     """
     subkeys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-    weak_keys, rand_augment_keys, cutout_keys = subkeys[:, 0], subkeys[:, 1], subkeys[:, 2]
-    images = weak(images, weak_keys, flip=flip)
-    images = rand_augment(images, rand_augment_keys, operations=operations)
-    return cutout(rescale(images), cutout_keys)
+    new_weak_keys, rand_augment_keys, cutout_keys = jnp.moveaxis(subkeys, 1, 0)
+    images = weak(images, new_weak_keys if weak_keys is None else weak_keys, flip=flip, shift=shift)
+    images = rescale(rand_augment(images, rand_augment_keys, operations=operations))
+    if not cutout_fraction:
+        return images
+    return cutout(images, cutout_keys, fraction=cutout_fraction)

@@ -10,28 +10,35 @@ def weak(
     keys: Key[Array, " batch"],
     *,
     flip: bool = True,
+    shift: bool = True,
 ) -> UInt8[Array, "batch height width channels"]:
     """Pads each image by reflection, crops it back at a random place, and flips it at random.
 
     The padding is an eighth of each side (`size // 8` pixels; none below 8 pixels), so every
     shift of -size//8 .. size//8 pixels is equally likely, independently in y and x. The horizontal
-    flip has probability 1/2; turn it off with `flip=False` where mirror images mean something
-    else (digits, text).
+    flip has probability 1/2.
 
-    An image's result depends on its own key and pixels only.
+    Args:
+      images: grey levels.
+      keys: one key per image; a result depends on its own key and pixels only.
+      flip: whether to mirror, which is to be off where mirror images mean something else (digits,
+        text).
+      shift: whether to shift, which is to be off where images are parts of larger ones that were
+        cropped at random already.
 
     Source: FixMatch (Sohn et al., 2020), section 2.3.
     """
-    return jax.vmap(lambda image, key: _shift_and_flip(image, key, flip))(images, keys)
+    return jax.vmap(lambda image, key: _moved(image, key, flip, shift))(images, keys)
 
 
-def _shift_and_flip(
-    image: UInt8[Array, "height width channels"], key: Key[Array, ""], flip: bool
+def _moved(
+    image: UInt8[Array, "height width channels"], key: Key[Array, ""], flip: bool, shift: bool
 ) -> UInt8[Array, "height width channels"]:
     # One call for all numbers of an image: calls are what takes long to compile.
     for_y, for_x, for_flip = jax.random.uniform(key, (3,))
-    rows = _shifted(for_y, image.shape[0])
-    columns = _shifted(for_x, image.shape[1])
+    height, width, _ = image.shape
+    rows = _shifted(for_y, height) if shift else jnp.arange(height)
+    columns = _shifted(for_x, width) if shift else jnp.arange(width)
     if flip:
         columns = jnp.where(for_flip < 0.5, columns[::-1], columns)
     return image.at[rows[:, None], columns].get(mode="promise_in_bounds")

@@ -7,12 +7,14 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from crest_jax.errors import DataError
 
 # Whether the unlabeled set's classes shrink as the labeled set's do, or the other way round.
 ORDERS = ("same", "reversed")
+# Which rows of a class become what: those of a permutation that the fold seeds, or the first ones.
+SPLITS = ("random", "first")
 
 
 class Split(NamedTuple):
@@ -34,6 +36,21 @@ def class_sizes(n_max: int, gamma: float, classes: int) -> Int[np.ndarray, " cla
     exponents = -np.arange(classes) / max(classes - 1, 1)
     # The last class of gamma = 100 is 50, not the 49 that 50 - 1e-14 would be cut to.
     return np.floor(n_max * gamma**exponents + 1e-6).astype(np.int64)
+
+
+def ideal_distribution(gamma: float, classes: int) -> Float[np.ndarray, " classes"]:
+    """Return `gamma^(-(l-1)/(L-1))`, normalised: the long tail before its sizes are whole numbers.
+
+    The published CReST code takes it for p(y), in sampling rates and as alignment's target, where
+    the paper's words are that p(y) is estimated from the labeled set. With few labels the two
+    differ: `ceil(N_l beta)` makes the rare classes more frequent than they are.
+
+    Args:
+      gamma: imbalance ratio N_1 / N_L, at least 1.
+      classes: L.
+    """
+    powers = gamma ** (-np.arange(classes) / max(classes - 1, 1))
+    return powers / powers.sum()
 
 
 def by_fraction(
@@ -99,22 +116,26 @@ def split(
     labeled_sizes: Int[np.ndarray, " classes"],
     unlabeled_sizes: Int[np.ndarray, " classes"],
     *,
-    fold: int,
+    fold: int | None,
+    order: Int[np.ndarray, " examples"] | None = None,
     validation_fraction: float = 0.0,
     class_names: tuple[str, ...] | None = None,
 ) -> Split:
-    """Draws the long-tailed train set, and from it the labeled, unlabeled and validation splits.
+    """Draw the long-tailed train set, and from it the labeled, unlabeled and validation splits.
 
-    Which images belong to the long-tailed set does not depend on the fold, so folds differ in
-    what is labeled and in nothing else; for one fold, a smaller labeled set is part of a larger one
-    of as many images in all. Per class, the first of a permutation seeded by the fold are labeled,
-    and the last `floor(validation_fraction * labeled)` of these are validation instead.
+    Which images belong to the long-tailed set does not depend on the fold, so that sets of several
+    folds differ in what is labeled and in nothing else; for one fold, a smaller labeled set is part
+    of a larger one of as many images in all. Per class, the first of a permutation seeded by the
+    fold are labeled, the next unlabeled, and the last `floor(validation_fraction * labeled)` of the
+    labeled ones are validation instead. Without a fold the rows are not permuted: the first of the
+    data set are labeled, which is the split of DARP (Kim et al., 2020) and its successors.
 
     Args:
       labels: class of every train example.
       labeled_sizes: how many examples of each class to label.
       unlabeled_sizes: how many to keep beside these.
-      fold: which permutation; 0, 1, 2, ...
+      fold: which permutation, 0, 1, 2, ...; None for no permutation.
+      order: all rows in the order that counts without a fold; their own by default.
       validation_fraction: part of the labeled examples to validate on instead, in [0, 1).
       class_names: names for the error message.
 
@@ -136,9 +157,13 @@ def split(
                 f"class {name!r} is left without a labeled example: lower "
                 "--config.long_tail.gamma or raise --config.long_tail.n_max"
             )
-        kept = np.random.default_rng([label]).permutation(rows)[: labeled + unlabeled]
-        # From 1: a seed that ends in zeros is the same without them.
-        shuffled = np.random.default_rng([label, fold + 1]).permutation(kept)
+        if fold is None:
+            in_order = rows if order is None else order[labels[order] == label]
+            shuffled = in_order[: labeled + unlabeled]
+        else:
+            kept = np.random.default_rng([label]).permutation(rows)[: labeled + unlabeled]
+            # From 1: a seed that ends in zeros is the same without them.
+            shuffled = np.random.default_rng([label, fold + 1]).permutation(kept)
         # 1e-9: a rounding error must not make 28 validation examples of 0.29 * 100.
         training = labeled - math.floor(labeled * validation_fraction + 1e-9)
         parts["labeled"].append(shuffled[:training])

@@ -6,6 +6,7 @@ files of one's own in forms that records are not to have.
 """
 
 import csv
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -45,6 +46,8 @@ class Source(NamedTuple):
     divided: bool = False
     # A digest of what one's own files hold, which may be others another time.
     contents: str = ""
+    # All rows of the train set in the data set's original order, where that is known.
+    order: Callable[[], Int[np.ndarray, " examples"]] | None = None
 
 
 class Folders(NamedTuple):
@@ -164,8 +167,13 @@ def digits(test_per_class: int = 50) -> Source:
             image = tf.io.encode_png(images[row]).numpy()
             yield Example(f"digits-{row:04d}", image, int(labels[row]))
 
-    names = tuple(str(digit) for digit in range(10))
-    return Source("digits", names, lambda split: labels[rows[split]], examples)
+    return Source(
+        "digits",
+        tuple(str(digit) for digit in range(10)),
+        lambda split: labels[rows[split]],
+        examples,
+        order=lambda: np.arange(len(rows["train"])),
+    )
 
 
 def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) -> Source:
@@ -224,4 +232,21 @@ def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) ->
         for row in read(split, {"image", "label"}, skip).as_numpy_iterator():
             yield Example(row["tfds_id"].decode(), row["image"], int(row["label"]))
 
-    return Source(name, tuple(builder.info.features["label"].names), labels, examples)
+    def order() -> Int[np.ndarray, " examples"]:
+        """Return the rows by the number in their ids, such as train_00042."""
+        ids = [row["id"].decode() for row in read("train", {"id"}).as_numpy_iterator()]
+        numbers = [re.fullmatch(r"(.*?)(\d+)", each) for each in ids]
+        if None in numbers or len({each[1] for each in numbers}) > 1 or len(set(ids)) < len(ids):
+            raise DataError(
+                f"the ids of data set {name!r} do not number its images, so that their original "
+                "order is not known: set --config.long_tail.split=random"
+            )
+        return np.argsort([int(each[2]) for each in numbers], kind="stable")
+
+    return Source(
+        name,
+        tuple(builder.info.features["label"].names),
+        labels,
+        examples,
+        order=order if "id" in builder.info.features else None,
+    )

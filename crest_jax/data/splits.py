@@ -232,10 +232,16 @@ def _divided(
         ),
     )
     labels = source.labels("train")
+    if config.long_tail.split == "first" and source.order is None:
+        raise DataError(
+            f"long_tail.split=first takes the first images of {source.name} in its original order, "
+            "which its records do not say: set --config.long_tail.split=random"
+        )
     split = long_tail.split(
         labels,
         *_sizes(config.long_tail, np.bincount(labels, minlength=len(source.class_names))),
-        fold=config.fold,
+        fold=None if config.long_tail.split == "first" else config.fold,
+        order=source.order() if config.long_tail.split == "first" else None,
         validation_fraction=config.data.validation_fraction,
         class_names=source.class_names,
     )

@@ -7,31 +7,32 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt32
+from jaxtyping import Bool, Float, Int, Shaped, UInt32
 
 
 def sampling_rates(
-    labeled_counts: Int[np.ndarray, " classes"], alpha: float
+    class_sizes: Shaped[np.ndarray, " classes"], alpha: float
 ) -> Float[np.ndarray, " classes"]:
-    """Rate at which the examples predicted as each class are selected, in (0, 1].
+    """Return the rate at which examples predicted as each class are selected, in (0, 1].
 
     `mu_l = (N_{L+1-l} / N_1)^alpha`, where l is a class' rank by size, largest first (Eq. 1):
     the smallest class keeps all its pseudo-labels. Classes may come in any order; among classes
     of one size, the one with the lower index ranks first.
 
     Args:
-      labeled_counts: size of each class in the original labeled set, each at least 1.
+      class_sizes: how large each class is in the original labeled set, above 0, in any unit:
+        counts, or the shares of a long tail's formula.
       alpha: 0 selects everything; the larger, the more the largest classes give up.
 
     Raises:
       ValueError: a class is empty, or alpha is negative.
     """
-    if labeled_counts.min() < 1:
-        raise ValueError(f"class {labeled_counts.argmin()} has no labeled example")
+    if class_sizes.min() <= 0:
+        raise ValueError(f"class {class_sizes.argmin()} has no labeled example")
     if alpha < 0:
         raise ValueError(f"alpha={alpha} must be at least 0")
-    by_rank = np.argsort(-labeled_counts, kind="stable")
-    sizes = labeled_counts[by_rank]
+    by_rank = np.argsort(-class_sizes, kind="stable")
+    sizes = class_sizes[by_rank]
     rates = np.empty(len(sizes))
     rates[by_rank] = (sizes[::-1] / sizes[0]) ** alpha
     return rates

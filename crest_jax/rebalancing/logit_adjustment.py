@@ -1,6 +1,7 @@
 """Post-hoc logit adjustment (LA; Menon et al., 2021, https://arxiv.org/abs/2007.07314).
 
 A trained model is corrected for the class distribution that it was trained on, without training.
+In self-training that is another one in each generation, whose labeled set has pseudo-labels too.
 """
 
 import numpy as np
@@ -10,10 +11,10 @@ from jaxtyping import Array, Float
 def adjustment(
     class_distribution: Float[np.ndarray, " classes"], tau: float
 ) -> Float[np.ndarray, " classes"]:
-    """`tau log p(y)`, what is subtracted from the logits.
+    """Return `tau log p(y)`, what is subtracted from the logits.
 
     Args:
-      class_distribution: p(y) of the labeled set, all above 0.
+      class_distribution: p(y) of the labels that the model was trained on, all above 0.
       tau: 0 adjusts nothing, 1 is the Bayes-optimal correction for a calibrated model.
 
     Raises:

@@ -139,7 +139,7 @@ def results_table(generations: Sequence[Mapping[str, Any]], class_names: Sequenc
 
 
 def adjustment_table(generation: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    """One generation under logit adjustment: a column per tau."""
+    """Write one generation under logit adjustment, in a column per tau."""
     adjusted = generation["adjusted"]
     class_names = [*map(printable, class_names)]
     width = max(len("generation 10"), *map(len, class_names))
@@ -154,6 +154,7 @@ def adjustment_table(generation: Mapping[str, Any], class_names: Sequence[str]) 
     for name, values in rows:
         lines.append(f"{name:<{width}}" + "".join(f"  {_per_cent(value, 9)}" for value in values))
     lines.insert(2, "recall of class")
+    lines.append("adjusted by the class distribution that the generation was trained on")
     return "\n".join(lines) + "\n"
 
 

@@ -37,7 +37,7 @@ class Step:
         """The step's inputs, with fields replaced."""
 
         def view(calls, mark):
-            def augmented(images, keys):
+            def augmented(images, keys, weak_keys=None):
                 noise = jax.vmap(lambda key: jax.random.uniform(key, (2, 2, 1)))(keys)
                 calls.append(images / 255 + mark * noise)
                 return calls[-1]
@@ -61,6 +61,7 @@ class Step:
             unlabeled=self.images[LABELED:],
             labeled_keys=keys[:LABELED],
             unlabeled_keys=keys[LABELED:],
+            step=jnp.int32(5),
             progress=jnp.float32(0.5),
             class_weights=jnp.ones(CLASSES),
             weak=view(self.weak, 1),

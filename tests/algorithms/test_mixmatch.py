@@ -13,7 +13,7 @@ WEIGHTS = np.array([0.2, 0.4, 1.0, 1.4, 2.0], np.float32)
 def loss(inputs, **changes):
     options = {
         "unlabeled_weight": 75.0,
-        "ramp_up": 0.0,
+        "ramp_up_steps": 0,
         "sharpening_temperature": 0.5,
         "mixup_alpha": 0.75,
     }
@@ -56,11 +56,11 @@ def losses_by_hand(step, targets, class_weights=None):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
-@pytest.mark.parametrize(("progress", "risen"), [(0.03125, 0.25), (0.7, 1.0)])
-def test_loss_is_the_papers(step, temperature, progress, risen):
+@pytest.mark.parametrize(("number", "risen"), [(10, 0.25), (50, 1.0)])
+def test_loss_is_the_papers(step, temperature, number, risen):
     result = loss(
-        step.inputs(progress=jnp.float32(progress)),
-        ramp_up=0.125,
+        step.inputs(step=jnp.int32(number)),
+        ramp_up_steps=40,
         sharpening_temperature=temperature,
     )
     targets, mean = guesses_by_hand(step, temperature)

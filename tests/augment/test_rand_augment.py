@@ -77,7 +77,7 @@ def by_pillow(name, pixels, magnitude, sign):
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     factor = float(np.float32(1.8) * magnitude + np.float32(0.1))
     add = int(np.float32(110) * magnitude)
-    bits = int(np.float32(4) * magnitude)  # ImageOps.posterize does the same, but refuses 0
+    bits = max(int(np.float32(4) * magnitude), 1)
     shear = float(sign * np.float32(0.3) * magnitude)
 
     def affine(*coefficients):
@@ -96,7 +96,7 @@ def by_pillow(name, pixels, magnitude, sign):
         "Equalize": lambda: ImageOps.equalize(image),
         "Identity": lambda: image,
         "Invert": lambda: ImageOps.invert(image),
-        "Posterize": lambda: image.point(lambda level: level & ~(2 ** (8 - bits) - 1)),
+        "Posterize": lambda: ImageOps.posterize(image, bits),
         "Rotate": lambda: image.rotate(
             float(sign * np.float32(30) * magnitude), fillcolor=(128,) * pixels.shape[-1]
         ),

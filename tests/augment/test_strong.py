@@ -7,7 +7,7 @@ from sklearn.datasets import load_sample_images
 
 from crest_jax import augment
 
-strong = jax.jit(augment.strong, static_argnames=("flip", "operations"))
+strong = jax.jit(augment.strong, static_argnames=("flip", "shift", "operations", "cutout_fraction"))
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,17 @@ def test_views_are_float32_in_minus_one_to_one_and_none_is_the_image(photos, key
     assert views.shape == photos.shape
     assert np.abs(views).max() <= 1
     assert (views != augment.rescale(photos)).any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_a_view_without_operations_and_cutout_is_the_weak_one_of_its_weak_keys(photos, keys, shift):
+    weak_keys = jax.random.split(jax.random.key(7), len(photos))
+    settings = {"shift": shift, "operations": ("Identity",), "cutout_fraction": 0.0}
+    views = strong(photos, keys, weak_keys=weak_keys, **settings)
+    weak = augment.rescale(augment.weak(photos, weak_keys, shift=shift))
+    np.testing.assert_allclose(views, weak, atol=1e-6)
+    others = strong(photos, keys, **settings)
+    assert (np.abs(others - weak).max(axis=(1, 2, 3)) > 0.01).mean() > 0.3
 
 
 def test_each_view_has_a_mid_grey_hole_of_a_quarter_of_the_image_at_most(photos, keys):

@@ -7,7 +7,7 @@ from crest_jax import augment
 
 BATCH = 3200
 
-weak = jax.jit(augment.weak, static_argnames="flip")
+weak = jax.jit(augment.weak, static_argnames=("flip", "shift"))
 
 
 def noise(batch, height, width, channels):
@@ -59,6 +59,15 @@ def test_shifts_are_uniform_and_flips_are_fair_and_independent(views_of_one_imag
     expected = len(draws) / 162
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < 161 + 4 * np.sqrt(2 * 161)  # mean and deviation at 161 degrees of freedom
+
+
+def test_without_shift_a_view_is_the_image_or_its_mirror_image():
+    image = noise(1, 32, 32, 3)[0]
+    views = views_of(image, seed=1, shift=False)
+    as_they_are = (views == image).all(axis=(1, 2, 3))
+    mirrored = (views == image[:, ::-1]).all(axis=(1, 2, 3))
+    assert (as_they_are ^ mirrored).all()
+    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(BATCH)
 
 
 def test_without_flip_only_shifts_occur():

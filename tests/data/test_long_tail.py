@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import math
 from decimal import Decimal, localcontext
@@ -62,6 +63,15 @@ def test_gamma_1_is_balanced():
     assert long_tail.class_sizes(5000, 1.0, 10).tolist() == [5000] * 10
 
 
+@pytest.mark.parametrize(("gamma", "classes"), [(100.0, 10), (200.0, 10), (50.0, 100), (1.0, 5)])
+def test_the_ideal_distribution_falls_by_one_ratio_from_class_to_class(gamma, classes):
+    ideal = long_tail.ideal_distribution(gamma, classes)
+    assert ideal.sum() == pytest.approx(1)
+    ratio = Decimal(gamma) ** (Decimal(-1) / Decimal(classes - 1))
+    np.testing.assert_allclose(ideal[1:] / ideal[:-1], float(ratio))
+    assert ideal[0] / ideal[-1] == pytest.approx(gamma)
+
+
 # Split
 
 
@@ -120,6 +130,53 @@ def test_the_same_fold_is_the_same_split():
     second = cut(labels.copy(), sizes, **arguments)
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+# SHA-256 of the rows of the labeled, unlabeled and validation splits of CIFAR10-LT, gamma = 100,
+# by beta and fold, where the labels are those of `balanced_labels`. Who changes a fold changes what
+# every figure of it is of.
+DIGESTS = {
+    (0.1, 0): "1ba560fad7981bb1ebe46342ca6e643e85029d46aa0f5ba548abd55100c3364c",
+    (0.1, 1): "ca7411bf74231d5190b9f49d1fc607ebfefa593f3b235c21de762460ba99f328",
+    (0.1, 4): "88a58d7639ceb88e1d98cc75d729cc0439fe7c12ddbf1f8271d5c50890bf2f4d",
+    (0.3, 0): "a76a62f0e5b30324f4a3d682f42cc20eb423085ce10291bdbe961f6bbec06e13",
+}
+
+
+@pytest.mark.parametrize(("beta", "fold"), DIGESTS)
+def test_the_rows_that_a_fold_draws_never_change(beta, fold):
+    parts = cut(
+        balanced_labels(5000, 10),
+        np.array(CIFAR10_GAMMA_100),
+        beta=beta,
+        fold=fold,
+        validation_fraction=0.2,
+    )
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)}:".encode() + part.astype("<i8").tobytes())
+    assert digest.hexdigest() == DIGESTS[beta, fold]
+
+
+def test_without_a_fold_the_first_rows_of_a_class_are_labeled_and_the_next_unlabeled():
+    labels = np.array([0, 1, 0, 0, 1, 1, 0, 1, 0])
+    parts = long_tail.split(labels, np.array([2, 1]), np.array([2, 2]), fold=None)
+    assert parts.labeled.tolist() == [0, 1, 2]
+    assert parts.unlabeled.tolist() == [3, 4, 5, 6]
+    # Where the data set keeps its rows in another order than its own, that counts.
+    order = np.arange(9)[::-1]
+    parts = long_tail.split(labels, np.array([2, 1]), np.array([2, 2]), fold=None, order=order)
+    assert parts.labeled.tolist() == [6, 7, 8]
+    assert parts.unlabeled.tolist() == [2, 3, 4, 5]
+    # As in DARP's code: idxs[:n] and idxs[n : n + m] of each class.
+    labels = balanced_labels(50, 3)
+    labeled, unlabeled = np.array([20, 9, 4]), np.array([30, 18, 9])
+    parts = long_tail.split(labels, labeled, unlabeled, fold=None)
+    for label, (n, m) in enumerate(zip(labeled, unlabeled, strict=True)):
+        rows = np.flatnonzero(labels == label)
+        assert parts.labeled[labels[parts.labeled] == label].tolist() == rows[:n].tolist()
+        of_class = parts.unlabeled[labels[parts.unlabeled] == label]
+        assert of_class.tolist() == rows[n : n + m].tolist()
 
 
 def test_what_is_kept_is_drawn_and_not_the_first_rows():

@@ -13,6 +13,7 @@ DARP = {
     "unlabeled_n_max": 60,
     "unlabeled_gamma": 20.0,
     "unlabeled_order": "same",
+    "split": "random",
 }
 
 
@@ -43,7 +44,7 @@ def counts(split):
 
 
 def test_a_fraction_of_one_long_tail_is_labeled(prepared):
-    data = prepared({"n_max": 100, "gamma": 10.0, "beta": 0.2})
+    data = prepared({"n_max": 100, "gamma": 10.0, "beta": 0.2, "split": "random"})
     both = np.add(counts(data.labeled), counts(data.unlabeled))
     assert both.tolist() == sizes(100, 10)
     np.testing.assert_allclose(counts(data.labeled), 0.2 * both, atol=1)
