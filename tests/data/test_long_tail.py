@@ -59,6 +59,22 @@ def test_the_smallest_class_is_the_largest_divided_by_gamma(gamma, smallest):
     assert (np.diff(sizes) < 0).all()
 
 
+@pytest.mark.parametrize(
+    ("n_max", "gamma", "classes", "total"),
+    [
+        (1500, 100, 10, 3720), (3000, 100, 10, 7443), (500, 100, 10, 1236), (4000, 100, 10, 9922),
+        (150, 10, 100, 5835), (300, 10, 100, 11720), (50, 20, 100, 1545), (400, 20, 100, 12719),
+        (150, 10, 10, 609),
+    ],
+)  # fmt: skip
+def test_other_protocols_have_as_many_images_as_docs_comparing_says(n_max, gamma, classes, total):
+    sizes = long_tail.class_sizes(n_max, float(gamma), classes)
+    # As the public code of DARP and its successors cuts them.
+    first = [int(n_max * (1 / gamma) ** (rank / (classes - 1))) for rank in range(classes - 1)]
+    assert sizes.tolist() == [*first, int(n_max / gamma)]
+    assert sizes.sum() == total
+
+
 def test_gamma_1_is_balanced():
     assert long_tail.class_sizes(5000, 1.0, 10).tolist() == [5000] * 10
 
