@@ -5,7 +5,8 @@ unlabeled set's M_1 = 3000, which is what DARP's own code takes; the caption of 
 says beta = 10 % instead. gamma is 50, 100 or 150 there, for both sets.
 
 DARP labels the first images of each class in CIFAR-10's original order, in all of its runs: a fold
-is another training of the same split. With split=random the fold draws them.
+is another training of the same split. TFDS shuffles them, and keeps their order in their ids. With
+split=random the fold draws them.
 
 Arguments: method, rebalance, fold and t as for cifar10_lt; gamma, of the labeled set; gamma_u, of
 the unlabeled set (as gamma unless given; 1 is uniform); order_u=reversed turns the unlabeled set's

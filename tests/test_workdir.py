@@ -40,7 +40,8 @@ def test_a_new_folder_is_made_with_its_parents_and_keeps_config_and_environment(
     claim(folder, config)
     assert sorted(contents(folder)) == [".lock", "config.json"], "nothing else is left behind"
     written = json.loads((folder / "config.json").read_text())
-    assert written["config"]["long_tail"] == {"n_max": 5000, "gamma": 100.0, "beta": 0.1}
+    tail = {"n_max": 5000, "gamma": 100.0, "beta": 0.1, "split": "random"}
+    assert written["config"]["long_tail"] == tail
     assert {"python", "jax", "cpus", "devices"} <= written["environment"].keys()
 
 

@@ -13,15 +13,19 @@ def store(data_dir, name, splits, features):
     Args:
       data_dir: TFDS' folder.
       name: of the data set.
-      splits: images and labels of each split; images as arrays, or encoded.
+      splits: images and labels of each split, and ids where `features` has them; images as arrays,
+        or encoded.
       features: `image` and `label`, or one of them, or more that are then text.
     """
     folder = data_dir / name / "1.0.0"
     folder.mkdir(parents=True)
     for split, arrays in splits.items():
         rows = [
-            {key: {"image": image, "label": int(label)}.get(key, "text") for key in features}
-            for image, label in zip(*arrays, strict=True)
+            {
+                key: {"image": image, "label": int(label), "id": "".join(ids)}.get(key, "text")
+                for key in features
+            }
+            for image, label, *ids in zip(*arrays, strict=True)
         ]
         for shard, part in enumerate(np.array_split(np.arange(len(rows)), FILES)):
             path = folder / f"{name}-{split}.tfrecord-{shard:05d}-of-{FILES:05d}"

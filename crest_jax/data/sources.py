@@ -46,7 +46,7 @@ class Source(NamedTuple):
     divided: bool = False
     # A digest of what one's own files hold, which may be others another time.
     contents: str = ""
-    # All rows of the train set in the data set's original order, where that is known.
+    # All rows of the train set in the data set's original order, as far as their ids say it.
     order: Callable[[], Int[np.ndarray, " examples"]] | None = None
 
 
@@ -233,15 +233,21 @@ def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) ->
             yield Example(row["tfds_id"].decode(), row["image"], int(row["label"]))
 
     def order() -> Int[np.ndarray, " examples"]:
-        """Return the rows by the number in their ids, such as train_00042."""
+        """Return the rows by the number at the end of their ids, such as train_00042."""
         ids = [row["id"].decode() for row in read("train", {"id"}).as_numpy_iterator()]
-        numbers = [re.fullmatch(r"(.*?)(\d+)", each) for each in ids]
-        if None in numbers or len({each[1] for each in numbers}) > 1 or len(set(ids)) < len(ids):
+        numbered = [re.fullmatch(r"(.*?)(\d+)", each) for each in ids]
+        # Images of one class are numbered together, whether or not all classes are.
+        prefixes = {
+            (label, each and each[1])
+            for label, each in zip(labels("train").tolist(), numbered, strict=True)
+        }
+        if None in numbered or len(prefixes) > builder.info.features["label"].num_classes:
             raise DataError(
-                f"the ids of data set {name!r} do not number its images, so that their original "
-                "order is not known: set --config.long_tail.split=random"
+                f"the ids of data set {name!r}, such as {ids[0]!r}, do not number the images of a "
+                "class, so that their original order is not known: set "
+                "--config.long_tail.split=random"
             )
-        return np.argsort([int(each[2]) for each in numbers], kind="stable")
+        return np.argsort([int(each[2]) for each in numbered], kind="stable")
 
     return Source(
         name,

@@ -305,3 +305,48 @@ def test_imagenets_classes_in_either_order_become_the_same_127():
         }
     assert found["imagenet2012"] == found["imagenet_resized/32x32"]
     assert found["imagenet2012"]["n02085620"] == "mammal"
+
+
+# The order that a data set had before TFDS shuffled it
+
+
+@pytest.mark.parametrize(
+    "id_of",
+    [lambda label, number: f"train_{number:02d}", lambda label, number: f"train_{label}_{number}"],
+)
+def test_the_original_order_is_that_of_the_numbers_in_the_ids(tmp_path, id_of):
+    numbers = np.random.default_rng(0).permutation(20)
+    labels = numbers % 3
+    ids = [id_of(label, number) for label, number in zip(labels, numbers, strict=True)]
+    images = np.zeros((20, 4, 4, 3), np.uint8)
+    features = tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(4, 4, 3)),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
+    )
+    splits = {"train": (images, labels, ids), "test": (images[:3], [0, 1, 2], ["a", "b", "c"])}
+    store(tmp_path, "numbered", splits, features)
+    source = sources.load("numbered", data_dir=str(tmp_path))
+    assert source.labels("train")[source.order()].tolist() == [n % 3 for n in range(20)]
+    assert numbers[source.order()].tolist() == list(range(20))
+
+    ids[3] = "an id without a number"
+    store(tmp_path, "unnumbered", splits | {"train": (images, labels, ids)}, features)
+    with pytest.raises(DataError, match=r"do not number the images of a class.*split=random"):
+        sources.load("unnumbered", data_dir=str(tmp_path)).order()
+
+
+def test_without_ids_there_is_no_order_but_that_of_the_bundled_digits(tmp_path, digits):
+    source, _ = digits
+    assert source.order().tolist() == list(range(1297))
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(4, 4, 3)),
+            "label": tfds.features.ClassLabel(num_classes=2),
+        }
+    )
+    arrays = (np.zeros((4, 4, 4, 3), np.uint8), [0, 1, 0, 1])
+    store(tmp_path, "plain", {"train": arrays, "test": arrays}, features)
+    assert sources.load("plain", data_dir=str(tmp_path)).order is None

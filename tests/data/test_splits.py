@@ -85,7 +85,7 @@ def test_more_than_there_is_of_a_class_is_refused(prepared):
 
 def test_a_tail_that_is_there_by_nature_is_only_labeled(prepared):
     """As ImageNet127's: all images of every class, and a part of each labeled."""
-    data = prepared({"beta": 0.1})
+    data = prepared({"beta": 0.1, "split": "random"})
     both = np.add(counts(data.labeled), counts(data.unlabeled))
     train = np.bincount(load_digits().target) - 50
     assert both.tolist() == train.tolist()
@@ -138,3 +138,25 @@ def test_ones_own_files_are_part_of_what_splits_are_made_of(prepared, tmp_path, 
     monkeypatch.setattr(sources, "load", lambda *_, **__: digits._replace(contents="others"))
     with pytest.raises(DataError, match="splits of another digits"):
         prepared(None)
+
+
+def test_the_first_images_of_each_class_are_labeled_whatever_the_fold(prepared):
+    first = prepared({**DARP, "split": "first"})
+    again = prepared({**DARP, "split": "first"}, "again", fold=3)
+    drawn = prepared(DARP, "drawn", fold=3)
+    source = sources.load("digits")
+    in_order = [example.id for example in source.examples("train") if example.label == 0]
+    zeros = {
+        name: [i for i, label in zip(split.ids, split.labels, strict=True) if label == 0]
+        for name, split in (("labeled", first.labeled.images), ("rest", first.unlabeled.images))
+    }
+    assert zeros == {"labeled": in_order[:30], "rest": in_order[30:90]}
+    assert again.labeled.images.ids == first.labeled.images.ids
+    assert drawn.labeled.images.ids != first.labeled.images.ids
+
+
+def test_the_first_images_are_not_known_without_an_order(prepared, monkeypatch):
+    unordered = sources.digits()._replace(order=None)
+    monkeypatch.setattr(sources, "digits", lambda: unordered)
+    with pytest.raises(DataError, match=r"first images of digits .* --config.long_tail.split=rand"):
+        prepared({**DARP, "split": "first"})
