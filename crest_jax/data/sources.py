@@ -7,6 +7,7 @@ files of one's own in forms that records are not to have.
 
 import csv
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -97,6 +98,14 @@ def load(
     return grouped(source, Path(class_table)) if class_table else source
 
 
+def normal_name(name: str) -> str:
+    """Returns a class's name as one text, however it was typed: é is a letter, or e and an accent.
+
+    Linux and Windows write the one, and macOS the other (Unicode's NFC and NFD).
+    """
+    return unicodedata.normalize("NFC", name)
+
+
 def grouped(source: Source, table: Path) -> Source:
     """The same images with coarser classes, as ImageNet127 is made of ImageNet (section 4.2).
 
@@ -125,16 +134,20 @@ def grouped(source: Source, table: Path) -> Source:
             f"data.class_table={str(table)!r} is not a table with the tab-separated columns "
             f"{', '.join(_ROW)}: {wrong}"
         )
-    group_of = {row["wnid"]: (row["superclass"], row["superclass_name"]) for row in rows}
-    lacking = [name for name in source.class_names if name not in group_of]
+    group_of = {
+        normal_name(row["wnid"]): (row["superclass"], normal_name(row["superclass_name"]))
+        for row in rows
+    }
+    names = [normal_name(name) for name in source.class_names]
+    lacking = [name for name in names if name not in group_of]
     if lacking:
         raise DataError(
             f"data.class_table={str(table)!r} lacks {len(lacking)} classes of {source.name}, "
             f"{', '.join(lacking[:3])} among them"
         )
-    groups = sorted({group_of[name] for name in source.class_names})
+    groups = sorted({group_of[name] for name in names})
     # The last entry is the group of `UNKNOWN`, which is the last place.
-    label_of = np.array([*(groups.index(group_of[name]) for name in source.class_names), UNKNOWN])
+    label_of = np.array([*(groups.index(group_of[name]) for name in names), UNKNOWN])
 
     def examples(split: str) -> Iterator[Example]:
         for example in source.examples(split):
