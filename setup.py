@@ -30,7 +30,7 @@ setup(
         "numpy>=2.0,<3",
         "optax>=0.2.4,<0.4",
         "orbax-checkpoint>=0.11.20,<0.13",
-        "pillow>=10,<14",
+        "pillow>=11,<14",
         "scikit-learn>=1.5,<2",
         "scipy>=1.13,<2",
         # clu's metric writers import tensorboard without asking for it.

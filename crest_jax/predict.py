@@ -7,7 +7,8 @@ Every image below the folder is one line: its path there, its class, and the mod
 it; with --logit-adjust also the class and confidence after logit adjustment (Menon et al., 2021) by
 the class distribution that the generation was trained on.
 Images are made grey or RGB, and resized, as those that the model was trained on; what is
-transparent becomes white. Files that cannot be read are left out, and listed.
+transparent becomes white. Every file is looked at, whatever its name, but for hidden ones. Those
+that cannot be read as an image are left out, each with its reason on standard error.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from etils.epath import Path
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from scipy.special import softmax
 
 from crest_jax import distributed, evaluate, files, trained
@@ -33,22 +34,22 @@ ADJUSTED_COLUMNS = ("adjusted_class", "adjusted_confidence")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Returns the image files below a folder, by their names' endings, sorted.
+    """Returns the files below a folder, of whatever kind they are, sorted; hidden ones are not.
 
     Raises:
       DataError: there are none.
     """
     if not folder.is_dir():
         raise DataError(f"--images={folder} is not a folder")
-    found = pictures.below(folder)
+    found = sorted(files.below(folder))
     if not found:
-        raise DataError(f"--images={folder} holds no image file of {', '.join(pictures.FORMATS)}")
+        raise DataError(f"--images={folder} holds no file")
     return found
 
 
 def read_image(
     path: Path, shape: tuple[int, int, int], view: View, *, max_pixels: int
-) -> UInt8[np.ndarray, "height width channels"]:
+) -> pictures.Seen:
     """Reads an image of any size and kind, as evaluations see those of a data set.
 
     Args:
@@ -61,34 +62,36 @@ def read_image(
       DataError: it cannot be read.
     """
     try:
-        return pictures.seen(path.read_bytes(), shape, view, max_pixels=max_pixels)
+        content = pictures.content_of(path)
+        return pictures.seen(content, shape, view, max_pixels=max_pixels)
     except (ValueError, *files.failures()) as error:
         raise DataError(f"{path} cannot be read as an image ({files.reason(error)})") from error
 
 
 def logits_of(
     model: Trained, paths: Sequence[Path]
-) -> tuple[list[Path], Float[np.ndarray, "readable classes"], list[DataError]]:
+) -> tuple[dict[Path, pictures.Note], Float[np.ndarray, "readable classes"], list[DataError]]:
     """Runs the model on image files, a batch in memory at a time.
 
     Returns:
-      The files that could be read, their logits, and what is wrong with the others.
+      The files that could be read, in their order, with what should be said of each; their logits;
+      and what is wrong with the others.
     """
     mesh = distributed.data_mesh()
     # No larger than needed: a handful of images is not padded to a thousand.
     size = min(model.eval_batch_size, len(paths))
     logits = evaluate.make_logits(model.model, mesh, batch_size=size)
     params, batch_stats = distributed.replicate((model.params, model.batch_stats), mesh)
-    readable: list[Path] = []
+    readable: dict[Path, pictures.Note] = {}
     wrong: list[DataError] = []
     parts = [np.zeros((0, len(model.class_names)), np.float32)]
     for start in range(0, len(paths), size):
         images = []
         for path in paths[start : start + size]:
             try:
-                image = read_image(path, model.image_shape, model.view, max_pixels=model.max_pixels)
-                images.append(image)
-                readable.append(path)
+                seen = read_image(path, model.image_shape, model.view, max_pixels=model.max_pixels)
+                images.append(seen.pixels)
+                readable[path] = seen.note
             except DataError as error:
                 wrong.append(error)
         if images:
@@ -147,9 +150,13 @@ def main() -> None:
         readable, logits, wrong = logits_of(model, found)
         for error in wrong:
             print(f"left out: {error}", file=sys.stderr)
+        if wrong:
+            print(f"{len(wrong)} of {len(found)} files are left out", file=sys.stderr)
         if not readable:
             raise DataError(f"--images={arguments.images} holds no image that can be read")
         names = [pictures.utf8(path.relative_to(arguments.images)) for path in readable]
+        for said in pictures.remarks(dict(zip(names, readable.values(), strict=True))):
+            print(said, file=sys.stderr)
         tau = arguments.tau if arguments.logit_adjust else None
         files.write_text(arguments.output, table(model, names, logits, tau))
         print(f"{arguments.output}: {len(readable)} images, generation {model.generation}")

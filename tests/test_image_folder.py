@@ -139,7 +139,7 @@ def test_a_picture_is_seen_by_prediction_as_by_evaluation(
     for split in (loaded.unlabeled, loaded.test):
         for name, evaluated in zip(split.images.ids, split.images.images, strict=True):
             seen = predict.read_image(photos / name, loaded.image_shape, view, max_pixels=10**6)
-            np.testing.assert_array_equal(seen, evaluated)
+            np.testing.assert_array_equal(seen.pixels, evaluated)
 
 
 def test_predictions_are_those_of_the_scoring(run, photos, tmp_path, monkeypatch):

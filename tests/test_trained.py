@@ -156,9 +156,9 @@ def test_images_of_any_kind_become_as_those_trained_on(tmp_path):
     colour.convert("P").save(tmp_path / "palette.png")
     grey = predict.read_image(tmp_path / "colour.png", (8, 8, 1), View(), max_pixels=10**6)
     # Luma: 0.299 R + 0.587 G + 0.114 B.
-    np.testing.assert_allclose(grey, 124, atol=1)
+    np.testing.assert_allclose(grey.pixels, 124, atol=1)
     for name in ("colour", "palette"):
-        image = predict.read_image(tmp_path / f"{name}.png", (4, 6, 3), View(), max_pixels=10**6)
+        image, _ = predict.read_image(tmp_path / f"{name}.png", (4, 6, 3), View(), max_pixels=10**6)
         assert image.shape == (4, 6, 3)
         np.testing.assert_allclose(image[0, 0], (200, 100, 50), atol=26)  # a palette's nearest
 
@@ -193,17 +193,17 @@ def test_how_an_image_was_stored_does_not_show(tmp_path):
     Image.fromarray(pixels[::-1, ::-1]).save(tmp_path / "turned.png", exif=exif)
     Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     for name in ("turned", "deep"):
-        image = predict.read_image(tmp_path / f"{name}.png", (4, 6, 1), View(), max_pixels=10**6)
+        image, _ = predict.read_image(tmp_path / f"{name}.png", (4, 6, 1), View(), max_pixels=10**6)
         np.testing.assert_array_equal(image[..., 0], pixels)
     Image.new("RGBA", (6, 4), (9, 9, 9, 0)).save(tmp_path / "clear.png")
     clear = predict.read_image(tmp_path / "clear.png", (4, 6, 3), View(), max_pixels=10**6)
-    assert (clear == 255).all()
+    assert (clear.pixels == 255).all()
 
 
 def test_the_central_square_is_what_evaluation_sees(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    image = predict.read_image(
+    image, _ = predict.read_image(
         tmp_path / "wide.png", (14, 14, 3), View(14, "central"), max_pixels=10**6
     )
     np.testing.assert_array_equal(image, pixels[1:15, 13:27])  # 7/8 of 16
@@ -216,14 +216,25 @@ def test_files_that_cannot_be_read_are_left_out_and_listed(
     shutil.copytree(pictures, folder)
     (folder / "0.png").write_bytes(b"no image")
     (folder / "._1.png").write_bytes(b"what macOS leaves")
+    (folder / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     (folder / "folder.png").mkdir()
+    (folder / "2.png").rename(folder / "no ending")
+    deep = np.asarray(Image.open(folder / "3.png")).astype(np.uint16) * 16
+    Image.fromarray(deep).save(folder / "3.png")
     output = tmp_path / "out.csv"
     arguments = [f"--workdir={run}", f"--images={folder}", f"--output={output}"]
     status, printed = run_command(predict, monkeypatch, capsys, *arguments)
     assert (status, printed.out) == (0, f"{output}: 6 images, generation 2\n")
-    assert printed.err.startswith(f"left out: {folder}/0.png cannot be read as an image")
+    left_out, notes, heic, count, guessed = printed.err.splitlines()
+    assert left_out.startswith(f"left out: {folder}/0.png cannot be read as an image (it is none")
+    assert heic.startswith(f"left out: {folder}/photo.HEIC cannot be read as an image (it is HEIC")
+    assert notes.startswith(f"left out: {folder}/notes.txt cannot")
+    assert count == "3 of 9 files are left out"
+    assert guessed.startswith("1 pictures have 16 bits a channel and do not say")
+    assert guessed.endswith("(1 have 12): 3.png")
+    assert "\nno ending," in output.read_text()
     assert output.read_text().splitlines()[1].startswith("1.png,")
-    for file in pathlib.Path(folder).rglob("*.png"):
+    for file in pathlib.Path(folder).rglob("*"):
         if file.is_file():
             file.write_bytes(b"no image")
     status, printed = run_command(predict, monkeypatch, capsys, *arguments)
@@ -232,7 +243,7 @@ def test_files_that_cannot_be_read_are_left_out_and_listed(
 
 
 def test_what_is_no_image_is_named(tmp_path):
-    with pytest.raises(DataError, match="holds no image file"):
+    with pytest.raises(DataError, match="holds no file"):
         predict.image_files(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG but no more")
     with pytest.raises(DataError, match=r"broken\.png cannot be read as an image"):

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import tensorflow as tf
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt8, UInt16
 from ml_collections import ConfigDict
 
 from crest_jax.config import MOST_PIXELS
@@ -95,6 +95,16 @@ def trained_on(
 def stored(image: tf.Tensor | bytes) -> UInt8[tf.Tensor, "height width channels"]:
     """Decodes a JPEG or PNG as it is."""
     return tf.io.decode_image(_checked(image), expand_animations=False)
+
+
+def stored_16(image: bytes, channels: int) -> UInt16[tf.Tensor, "height width {channels}"]:
+    """Decodes a PNG of 16 bits a channel.
+
+    Args:
+      image: an encoded PNG.
+      channels: 1, 3, or 4 with alpha.
+    """
+    return tf.io.decode_png(_checked(image), channels=channels, dtype=tf.uint16)
 
 
 def whole(

@@ -1,15 +1,19 @@
 """One's own images, from folders or lists of files.
 
 Labeled images are a folder for each class, or a CSV file with the columns `path` and `label`;
-unlabeled ones any folder, or a CSV file with the column `path`. What cannot be read is listed and
-left out. The others are copied if TensorFlow decodes them as they are, or made into PNG.
+unlabeled ones any folder, or a CSV file with the column `path`. What a file is, its content says.
+What cannot be read is listed and left out. The others are copied if TensorFlow decodes them as they
+are, or made into PNG.
 """
 
 import csv
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from typing import NamedTuple, TypeVar
@@ -22,13 +26,18 @@ from tqdm import tqdm
 
 from crest_jax import files, schema
 from crest_jax.data import long_tail, pictures
-from crest_jax.data.sources import UNKNOWN, Example, Folders, Source
+from crest_jax.data.pictures import Note, some
+from crest_jax.data.sources import UNKNOWN, Example, Folders, Source, normal_name
 from crest_jax.errors import DataError
 
 # Decoders give way to each other. Each may hold a picture of `max_pixels`, so not more than that.
 _THREADS = min(8, os.cpu_count() or 1)
 _AT_ONCE = 64  # files that are read before the first of them is handed on
-_NAMED = 3  # of a number of like things, in a message
+# What people call the parts of a data set, and hardly ever classes; those to train on come first.
+_PARTS = (
+    "train", "training", "labeled", "labelled", "test", "testing", "eval", "holdout", "val",
+    "valid", "validation", "dev", "unlabeled", "unlabelled",
+)  # fmt: skip
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -40,6 +49,7 @@ class _Listed(NamedTuple):
     id: str
     path: Path
     class_name: str | None
+    by_list: bool = False  # a CSV file says that it is a picture
 
 
 class _Found(NamedTuple):
@@ -50,6 +60,15 @@ class _Found(NamedTuple):
     label: int
     sha256: bytes
     plain: bool  # whether its content is copied
+    note: Note
+
+
+class _Unreadable(NamedTuple):
+    """A file that is none of those pictures that can be read."""
+
+    path: Path
+    reason: str
+    is_picture: bool  # or so it seems
 
 
 def image_folder(folders: Folders) -> Source:
@@ -58,33 +77,19 @@ def image_folder(folders: Folders) -> Source:
     Every file is read once here, and once more when its example is.
 
     Raises:
-      DataError: a folder or file is not there, or holds no images; a class has none that can be
-        read, or is one of the test images' only; or too many files are unreadable.
+      DataError: a folder or file is not there, or holds no images; its folders are parts of a data
+        set and no classes; a class has none that can be read, or is one of the test images' only;
+        or too many files are unreadable.
     """
     listed = {"labeled": _with_classes("labeled", folders.labeled)}
-    class_names = tuple(sorted({str(each.class_name) for each in listed["labeled"]}))
-    if len(class_names) < 2:
-        raise DataError(
-            f"data.labeled={folders.labeled!r} has the class {class_names[0]} alone: give two or "
-            "more, each a folder, or a label of the CSV file"
-        )
+    class_names = _class_names(listed["labeled"])
+    _check_classes(folders.labeled, listed["labeled"], class_names)
     if folders.test:
         listed["test"] = _with_classes("test", folders.test)
-        strange = {str(each.class_name) for each in listed["test"]} - set(class_names)
-        if strange:
-            raise DataError(
-                f"data.test={folders.test!r} has classes that the labeled images have not: "
-                f"{_some(sorted(strange))}; there are {', '.join(class_names)}"
-            )
+        _check_tested(folders.test, listed["test"], class_names)
     if folders.unlabeled:
         listed["unlabeled"] = _without_classes("unlabeled", folders.unlabeled)
 
-    for name in class_names:
-        if not schema.TEXT.fits(name):
-            raise DataError(
-                f"data.labeled={folders.labeled!r}: the class {name!r} must have a name that is "
-                f"{schema.TEXT.words}: rename it"
-            )
     label_of: dict[str | None, int] = {name: label for label, name in enumerate(class_names)}
     label_of[None] = UNKNOWN
     found = _readable(listed, label_of, folders)
@@ -92,7 +97,7 @@ def image_folder(folders: Folders) -> Source:
     lacking = [name for name, count in zip(class_names, of_class, strict=True) if not count]
     if lacking:
         raise DataError(
-            f"data.labeled={folders.labeled!r}: no image of {_some(lacking)} can be read; see "
+            f"data.labeled={folders.labeled!r}: no image of {some(lacking)} can be read; see "
             f"{folders.listing}"
         )
     splits = {**found, "train": found["labeled"]}
@@ -109,7 +114,7 @@ def image_folder(folders: Folders) -> Source:
             f"data.unlabeled={folders.unlabeled!r} has no image that can be read; see "
             f"{folders.listing}"
         )
-    _warn(splits, class_names)
+    _warn(found, splits, class_names)
 
     def labels_of(split: str) -> Int[np.ndarray, " examples"]:
         return np.array([each.label for each in splits[split]], np.int64)
@@ -137,33 +142,55 @@ def image_folder(folders: Folders) -> Source:
 
 
 def _with_classes(field: str, where: str) -> list[_Listed]:
-    """The labeled files of a folder or CSV file, sorted."""
+    """The files of a CSV file, or of folders by class, sorted.
+
+    Those beside the folders are there too, without a class, if they are no pictures.
+    """
     place = _place(field, where)
     if _is_csv(place):
         return _of_csv(field, place, ("path", "label"))
-    listed = []
-    outside = []
-    for path in pictures.below(place):
-        name = pictures.utf8(path.relative_to(place))
-        class_name, inside, _ = name.partition("/")
-        if inside:
-            listed.append(_Listed(f"{field}/{name}", path, class_name))
+    listed: list[_Listed] = []
+    beside: list[_Listed] = []
+    hidden: list[str] = []
+    empty: list[str] = []
+    with files.reading(place):
+        entries = sorted(place.iterdir())
+    for each in entries:
+        name = pictures.utf8(Path(each.name))
+        if not each.is_dir():
+            if not name.startswith("."):
+                beside.append(_Listed(f"{field}/{name}", each, None))
+        elif name.startswith("."):
+            hidden.append(name)
+        elif inside := _below(field, place, each, normal_name(name)):
+            listed += inside
         else:
-            outside.append(name)
-    if outside:
+            empty.append(name)
+    astray = [each.id.partition("/")[2] for each in beside if _may_be_of_a_class(each.path)]
+    if astray:
         raise DataError(
-            f"data.{field}={where!r} holds {_some(outside)} beside its folders: move each image "
+            f"data.{field}={where!r} holds {some(astray)} beside its folders: move each image "
             "into the folder of its class"
         )
-    names = {pictures.utf8(Path(each.name)) for each in place.iterdir() if _is_class(each)}
-    empty = sorted(names - {str(each.class_name) for each in listed})
     if empty or not listed:
         raise DataError(
             f"data.{field}={where!r} wants a folder for each class, with images "
             f"({', '.join(pictures.FORMATS)}) in it; there "
-            + (f"is none in {_some(empty)}: remove the folder, or fill it" if empty else "is none")
+            + (f"is none in {some(empty)}: remove the folder, or fill it" if empty else "is none")
         )
-    return listed
+    if hidden:
+        logging.warning(
+            "data.%s=%r: hidden folders are no classes, and are not looked into: %s",
+            field,
+            where,
+            some(hidden),
+        )
+    return sorted(listed + beside)
+
+
+def _may_be_of_a_class(path: Path) -> bool:
+    """Whether a file beside the folders of classes is a picture, or a link to a folder no more."""
+    return pictures.looks_like_one(path) or not (files.is_remote(path) or path.exists())
 
 
 def _without_classes(field: str, where: str) -> list[_Listed]:
@@ -171,15 +198,18 @@ def _without_classes(field: str, where: str) -> list[_Listed]:
     place = _place(field, where)
     if _is_csv(place):
         return _of_csv(field, place, ("path",))
-    listed = [
-        _Listed(f"{field}/{pictures.utf8(path.relative_to(place))}", path, None)
-        for path in pictures.below(place)
-    ]
+    listed = _below(field, place, place, None)
     if not listed:
-        raise DataError(
-            f"data.{field}={where!r} holds no image file of {', '.join(pictures.FORMATS)}"
-        )
-    return listed
+        raise DataError(f"data.{field}={where!r} holds no file")
+    return sorted(listed)
+
+
+def _below(field: str, place: Path, folder: Path, class_name: str | None) -> list[_Listed]:
+    """The files below a folder in the place of a set."""
+    return [
+        _Listed(f"{field}/{pictures.utf8(path.relative_to(place))}", path, class_name)
+        for path in files.below(folder)
+    ]
 
 
 def _place(field: str, where: str) -> Path:
@@ -198,10 +228,6 @@ def _place(field: str, where: str) -> Path:
 
 def _is_csv(place: Path) -> bool:
     return place.suffix.lower() == ".csv" and not place.is_dir()
-
-
-def _is_class(folder: Path) -> bool:
-    return not folder.name.startswith(".") and folder.is_dir()
 
 
 def _of_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
@@ -233,21 +259,22 @@ def _of_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
             if name and not files.is_supported(name):
                 wrong.append(f"line {line} names {name}, neither on a disk nor in a bucket (gs://)")
                 continue
-            path = Path(name) if "://" in (name or "") else table.parent / (name or "")
+            path = _named(table.parent, name or "")
+            place = str(path) if files.is_remote(path) else os.path.normpath(files.absolute(path))
             if None in row:
                 wrong.append(f"line {line} has more cells than the first")
             elif not name:
                 wrong.append(f"line {line} has no path")
             elif "label" in columns and not label:
                 wrong.append(f"line {line} has no label")
-            elif str(path) in line_of:
-                wrong.append(f"line {line} names {name} again, as line {line_of[str(path)]}")
+            elif place in line_of:
+                wrong.append(f"line {line} names {name} again, as line {line_of[place]}")
             elif "\0" in name or not path.exists() or path.is_dir():
                 wrong.append(f"line {line} names {name}, which is not there")
             else:
-                line_of[str(path)] = line
-                class_name = label if "label" in columns else None
-                listed.append(_Listed(f"{field}/{name}", path, class_name))
+                line_of[place] = line
+                class_name = normal_name(label) if "label" in columns else None
+                listed.append(_Listed(f"{field}/{name}", path, class_name, by_list=True))
     except UnicodeDecodeError as error:
         raise DataError(f"{table} is not UTF-8 text at byte {error.start}: save it as that") from (
             error
@@ -255,10 +282,179 @@ def _of_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
     except csv.Error as error:
         raise DataError(f"{table}, line {rows.reader.line_num}: {error}") from error
     if wrong:
-        raise DataError(f"{table}: {_some(wrong, '; ')}")
+        raise DataError(f"{table}: {some(wrong, '; ')}")
     if not listed:
         raise DataError(f"{table} names no file: it has no line but the first")
     return sorted(listed)
+
+
+def _named(folder: Path, name: str) -> Path:
+    """The file of this name; accents may be typed in another way than in the list."""
+    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    paths = [Path(each) if "://" in each else folder / each for each in forms]
+    if "\0" in name:
+        return paths[0]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+# Classes, by their names
+
+
+def _class_names(listed: Iterable[_Listed]) -> tuple[str, ...]:
+    return tuple(sorted({each.class_name for each in listed if each.class_name is not None}))
+
+
+def _appearance(name: str) -> str:
+    """What names have in common that people may take for the same.
+
+    Case, white space, leading zeros of a whole number, letters that are not seen, and the forms of
+    a letter make no difference.
+    """
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    text = re.sub(r"(?<![\d.,])0+(?=\d)", "", text)
+    return "".join(
+        letter
+        for letter in text
+        if not letter.isspace() and unicodedata.category(letter) not in ("Cc", "Cf")
+    )
+
+
+def _check_classes(where: str, labeled: Sequence[_Listed], class_names: Sequence[str]) -> None:
+    """Finds out whether the labeled images have classes, and warns of what may be none.
+
+    Args:
+      where: they are, as the config has it.
+      labeled: their files.
+      class_names: of these.
+
+    Raises:
+      DataError: there is one class alone; or they are parts of a data set; or a name is no text.
+    """
+    inner = _inner_folders(labeled)
+    if len(class_names) < 2:
+        raise DataError(
+            f"data.labeled={where!r} has the class {class_names[0]} alone: give two or more, each "
+            f"a folder, or a label of the CSV file{_one_too_high('labeled', where, inner)}"
+        )
+    for name in class_names:
+        if not schema.TEXT.fits(name):
+            raise DataError(
+                f"data.labeled={where!r}: the class {name!r} must have a name that is "
+                f"{schema.TEXT.words}: rename it"
+            )
+    parts = [name for name in class_names if name.casefold() in _PARTS]
+    parts.sort(key=lambda name: _PARTS.index(name.casefold()))
+    if len(parts) > 1 and any(inner[name] and not _has_pictures(labeled, name) for name in parts):
+        one, other = parts[:2]
+        field = "unlabeled" if other.casefold().startswith("un") else "test"
+        raise DataError(
+            f"data.labeled={where!r} has the folders {some(parts)}, which are parts of a data set "
+            f"and no classes: give labeled={_inside(where, one)},{field}={_inside(where, other)}, "
+            "or rename them if they are classes"
+        )
+    if len(parts) > 1:
+        logging.warning(
+            "data.labeled=%r has the classes %s, which are called as parts of a data set are; if "
+            "they are, give one of them as labeled, and another as test",
+            where,
+            some(parts),
+        )
+    _warn_of_shared_folders(where, inner)
+    alike = [
+        " and ".join(map(repr, names))
+        for names in _grouped(class_names, _appearance).values()
+        if len(names) > 1
+    ]
+    if alike:
+        logging.warning(
+            "data.labeled=%r has classes whose names look alike: %s; rename them if they are one",
+            where,
+            some(alike, "; "),
+        )
+
+
+def _check_tested(where: str, test: Sequence[_Listed], class_names: Sequence[str]) -> None:
+    """Finds out whether the test images' classes are those of the labeled ones.
+
+    Raises:
+      DataError: there are others.
+    """
+    strange = sorted(set(_class_names(test)) - set(class_names))
+    if not strange:
+        return
+    of_appearance = {_appearance(name): name for name in class_names}
+    named = []
+    for name in strange:
+        alike = of_appearance.get(_appearance(name))
+        named.append(f"{name!r} (is it {alike!r}?)" if alike else name)
+    inner = {name: found & set(class_names) for name, found in _inner_folders(test).items()}
+    raise DataError(
+        f"data.test={where!r} has classes that the labeled images have not: {some(named)}; there "
+        f"are {', '.join(class_names)}{_one_too_high('test', where, inner)}"
+    )
+
+
+def _inner_folders(listed: Sequence[_Listed]) -> dict[str, set[str]]:
+    """The names of the folders in each class's folder; none for a list."""
+    inner: dict[str, set[str]] = defaultdict(set)
+    for each in listed:
+        if each.class_name is not None and not each.by_list:
+            _, _, *between, _ = each.id.split("/")
+            inner[each.class_name].update(map(normal_name, between[:1]))
+    return inner
+
+
+def _has_pictures(listed: Sequence[_Listed], class_name: str) -> bool:
+    """Whether some are in the folder of a class itself, in no folder there."""
+    return any(
+        each.class_name == class_name
+        and each.id.count("/") == 2
+        and pictures.looks_like_one(each.path)
+        for each in listed
+    )
+
+
+def _one_too_high(field: str, where: str, inner: Mapping[str, set[str]]) -> str:
+    """What to do if the classes are the folders in a folder that was taken for a class."""
+    for name, found in inner.items():
+        if found:
+            return (
+                f". If {some(sorted(found))} in {name} are the classes, give "
+                f"{field}={_inside(where, name)}"
+            )
+    return ""
+
+
+def _warn_of_shared_folders(where: str, inner: Mapping[str, set[str]]) -> None:
+    """Says which folders are in several classes, and may be the classes."""
+    above = defaultdict(list)
+    for name, found in inner.items():
+        for folder in found:
+            above[folder].append(name)
+    shared = sorted(folder for folder, names in above.items() if len(names) > 1)
+    if shared:
+        names = sorted({name for folder in shared for name in above[folder]})
+        logging.warning(
+            "data.labeled=%r: the classes %s all have folders called %s; a class is an outer "
+            "folder with all that is below it. If the inner ones are the classes, give "
+            "labeled=%s",
+            where,
+            some(names),
+            some(shared),
+            _inside(where, names[0]),
+        )
+
+
+def _inside(where: str, name: str) -> str:
+    return f"{where.rstrip('/')}/{name}"
+
+
+def _grouped(items: Iterable[_Item], key: Callable[[_Item], _Result]) -> dict[_Result, list[_Item]]:
+    """Items by what a function says of them."""
+    groups: dict[_Result, list[_Item]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
 
 
 # What can be read
@@ -270,51 +466,69 @@ def _readable(
     """Looks into all files, and lists those that cannot be read.
 
     Raises:
-      DataError: they are more than may be.
+      DataError: more than may be are pictures, by their names or by how they begin.
     """
 
-    def look(each: _Listed) -> _Found | str:
+    def look(each: _Listed) -> _Found | _Unreadable:
         try:
-            content = each.path.read_bytes()
-            image = pictures.normalised(content, max_pixels=folders.max_pixels)
+            content = pictures.content_of(each.path)
+            image, note = pictures.read(content, max_pixels=folders.max_pixels)
             plain = image is content
             if plain:
                 pictures.check_decodes(content)
         except (ValueError, *files.failures()) as error:
-            return files.reason(error)
+            is_picture = each.by_list or pictures.looks_like_one(each.path)
+            return _Unreadable(each.path, files.reason(error), is_picture)
         digest = hashlib.sha256(content).digest()
-        return _Found(each.id, each.path, label_of[each.class_name], digest, plain)
+        return _Found(each.id, each.path, label_of[each.class_name], digest, plain, note)
 
     everything = list(chain.from_iterable(listed.values()))
     looked = _in_parallel(look, everything)
     found: dict[str, list[_Found]] = {name: [] for name in listed}
-    unreadable: list[tuple[str, str]] = []
+    unreadable: list[_Unreadable] = []
     progress = tqdm(looked, "images", len(everything), leave=False, disable=None)
     for each, what in zip(everything, progress, strict=True):
-        if isinstance(what, str):
-            unreadable.append((pictures.utf8(each.path), what))
+        if isinstance(what, _Unreadable):
+            unreadable.append(what)
         else:
             found[each.id.partition("/")[0]].append(what)
-    if not unreadable:
-        with files.writing(folders.listing):
-            if folders.listing.exists():  # of an earlier attempt
-                folders.listing.unlink()
-        return found
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows([("file", "reason"), *unreadable])
-    files.write_text(folders.listing, lines.getvalue())
-    said = (
-        f"{len(unreadable)} of {len(everything)} files cannot be read: "
-        f"{_some([f'{name} ({reason})' for name, reason in unreadable])}; {folders.listing} has all"
-    )
-    share = folders.unreadable
-    if len(unreadable) > (share if share >= 1 else share * len(everything)):
-        raise DataError(
-            f"{said}. Mend or remove them, or allow for them: data.unreadable={share:g} is "
-            + ("their most" if share >= 1 else "their largest part of all")
+    _list(unreadable, folders.listing)
+    lost = [each for each in unreadable if each.is_picture]
+    others = [each for each in unreadable if not each.is_picture]
+    if others:
+        logging.warning(
+            "%d files are no pictures: %s; they are left out, and %s has all",
+            len(others),
+            some([pictures.utf8(each.path) for each in others]),
+            folders.listing,
         )
-    logging.warning("%s; they are left out", said)
+    if lost:
+        images = len(everything) - len(others)
+        named = some([f"{pictures.utf8(each.path)} ({each.reason})" for each in lost])
+        said = (
+            f"{len(lost)} of {images} pictures cannot be read: {named}; {folders.listing} has all"
+        )
+        share = folders.unreadable
+        if len(lost) > (share if share >= 1 else share * images):
+            raise DataError(
+                f"{said}. Mend or remove them, or allow for them: data.unreadable={share:g} is "
+                + ("their most" if share >= 1 else "their largest part of all")
+            )
+        logging.warning("%s; they are left out", said)
     return found
+
+
+def _list(unreadable: Sequence[_Unreadable], listing: Path) -> None:
+    """Writes the CSV file of files that cannot be read, or removes that of an earlier attempt."""
+    if not unreadable:
+        with files.writing(listing):
+            if listing.exists():
+                listing.unlink()
+        return
+    rows = [(pictures.utf8(each.path), each.reason) for each in unreadable]
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([("file", "reason"), *rows])
+    files.write_text(listing, lines.getvalue())
 
 
 def _content(each: _Found, max_pixels: int) -> bytes:
@@ -345,8 +559,54 @@ def _in_parallel(function: Callable[[_Item], _Result], items: Sequence[_Item]) -
 # What is worth knowing of it
 
 
-def _warn(splits: dict[str, list[_Found]], class_names: Sequence[str]) -> None:
-    """Says which images are in two splits, and which classes are not tested."""
+def _warn(
+    found: Mapping[str, Sequence[_Found]],
+    splits: Mapping[str, Sequence[_Found]],
+    class_names: Sequence[str],
+) -> None:
+    """Says what is unusual about images that can be read."""
+    everything = list(chain.from_iterable(found.values()))
+    for said in pictures.remarks({each.id: each.note for each in everything}):
+        logging.warning("%s", said)
+    _warn_of_copies(found, class_names)
+    _warn_of_overlap(splits)
+    tested = {each.label for each in splits["test"]}
+    untested = [name for label, name in enumerate(class_names) if label not in tested]
+    if untested:
+        logging.warning(
+            "no test image is of %s: the accuracy is that of the other classes", some(untested)
+        )
+
+
+def _warn_of_copies(found: Mapping[str, Sequence[_Found]], class_names: Sequence[str]) -> None:
+    """Says which images are several times in a set, or belong to several classes."""
+    labeled = (each for each in chain.from_iterable(found.values()) if each.label != UNKNOWN)
+    torn = []
+    for copies in _grouped(labeled, lambda each: each.sha256).values():
+        of_label = {each.label: each.id for each in reversed(copies)}  # the first of each
+        if len(of_label) > 1:
+            names = [f"{name} ({class_names[label]})" for label, name in of_label.items()]
+            torn.append(" = ".join(reversed(names)))
+    if torn:
+        logging.warning(
+            "%d images belong to two or more classes, of which one at most is right: %s",
+            len(torn),
+            some(torn, "; "),
+        )
+    for name, of_set in found.items():
+        copies = [
+            f"{each.id} = {first.id}"
+            for first, *others in _grouped(of_set, lambda each: (each.sha256, each.label)).values()
+            for each in others
+        ]
+        if copies:
+            logging.warning(
+                "%d %s images are copies of others: %s", len(copies), name, some(copies)
+            )
+
+
+def _warn_of_overlap(splits: Mapping[str, Sequence[_Found]]) -> None:
+    """Says which images are in two splits."""
     of_split = {name: {each.sha256 for each in splits.get(name, ())} for name in (
         "train", "unlabeled", "test"
     )}  # fmt: skip
@@ -358,17 +618,4 @@ def _warn(splits: dict[str, list[_Found]], class_names: Sequence[str]) -> None:
     for (one, other), what in twice.items():
         shared = [each.id for each in splits.get(one, ()) if each.sha256 in of_split[other]]
         if shared:
-            logging.warning("%d %s images are %s: %s", len(shared), one, what, _some(shared))
-    tested = {each.label for each in splits["test"]}
-    untested = [name for label, name in enumerate(class_names) if label not in tested]
-    if untested:
-        logging.warning(
-            "no test image is of %s: the accuracy is that of the other classes", _some(untested)
-        )
-
-
-def _some(names: Sequence[str], between: str = ", ") -> str:
-    """The first of them, and how many more there are."""
-    more = len(names) - _NAMED
-    shown = between.join(names[:_NAMED])
-    return f"{shown} and {more} more" if more > 0 else shown
+            logging.warning("%d %s images are %s: %s", len(shared), one, what, some(shared))

@@ -5,33 +5,140 @@ picture as it saw those that it was trained on, whatever wrote the file.
 """
 
 import io
-from collections.abc import Iterator
+import os
+import re
+import struct
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from etils.epath import Path
-from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import UInt8, UInt16
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from crest_jax import files
 from crest_jax.data import decode
 from crest_jax.data.decode import View
 from crest_jax.errors import CrestError
+from crest_jax.schema import printable
 
-# Raster formats that Pillow decodes by itself; others start further programs.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# How the files of pictures begin. Pillow's own tests take notes that begin with "BM" for a BMP.
+_BEGINNINGS = {
+    kind: re.compile(regex, re.DOTALL)
+    for kind, regex in {
+        "AVIF": rb".{4}ftyp(avi[fs]|m[is]f1.{4}(.{4})*?avi[fs])",
+        "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+        "DICOM": rb".{128}DICM",
+        "GIF": rb"GIF8[79]a",
+        "HEIC": rb".{4}ftyp(hei[cfmsx]|hev[cmsx]|m[is]f1)",
+        "JPEG": rb"\xff\xd8\xff",
+        "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+        "JPEG2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n",
+        "PNG": rb"\x89PNG\r\n\x1a\n",
+        "PPM": rb"P[1-6f]\s+[#\d]",
+        "TIFF": rb"(II|MM)([*+]\0|\0[*+])",
+        "WEBP": rb"RIFF.{4}WEBP",
+    }.items()
+}
+_HEAD = 256  # bytes that show it
+# Raster formats that Pillow decodes by itself, as it was built; others start further programs, are
+# icons, or begin like anything.
+FORMATS = tuple(
+    kind
+    for kind, feature in {
+        "AVIF": "avif", "BMP": "", "GIF": "", "JPEG": "jpg", "JPEG2000": "jpg_2000", "PNG": "zlib",
+        "PPM": "", "TIFF": "", "WEBP": "webp",
+    }.items()
+    if not feature or feature in features.get_supported()
+)  # fmt: skip
+# Of pictures that Pillow knows nothing of: telephones', cameras' and microscopes' own, drawings.
+_OTHER_ENDINGS = (
+    ".arw", ".cr2", ".cr3", ".czi", ".dcm", ".dng", ".heic", ".heif", ".hif", ".jxl", ".lif",
+    ".nd2", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw", ".svg",
+)  # fmt: skip
+# What Pillow has endings of, and is no picture.
+_NO_PICTURES = ("BUFR", "GRIB", "HDF5", "IPTC", "MPEG", "PDF")
 # MPO is a JPEG with more behind it, as telephones write them.
 _JPEG = ("JPEG", "MPO")
 _ORIENTATION = 0x0112  # in EXIF
 _TURNED = range(2, 9)
-_PNG_BIT_DEPTH = 24  # where the header has it
+# Where the header of a PNG has the bits of a channel, and whether there is colour.
+_PNG_BIT_DEPTH = 24
+_PNG_COLOUR_TYPE = 25
+_PNG_GREY = (0, 4)
+# Tags of TIFF.
+_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANES = 254, 258, 262, 284
+_LARGEST_VALUES = (341, 281)  # SMaxSampleValue, MaxSampleValue
+_DNG_VERSION = 50706
+# Orders of bytes, as Pillow calls them: little, big and the machine's own.
+_OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+# What sensors give, in samples of 16 bits.
+_DEPTHS = (8, 10, 12, 14, 16)
+_NAMED = 3  # of a number of like things, in a message
 
 
-def below(folder: Path) -> list[Path]:
-    """Picture files below a folder, by their names' endings, sorted."""
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
-    return sorted(path for path in files.below(folder) if path.suffix.lower() in endings)
+class Note(NamedTuple):
+    """What should be said of how a file was read."""
+
+    guessed_bits: int | None = None  # that its 16-bit values were taken to have
+    first_of_several: bool = False  # there are more pictures in it, which are not looked at
+
+
+class Seen(NamedTuple):
+    """A picture as a model sees it."""
+
+    pixels: UInt8[np.ndarray, "height width channels"]
+    note: Note
+
+
+def kind_of(head: bytes) -> str | None:
+    """Returns the format of a file that begins so, be it read or not; None if it is no picture."""
+    kinds = (kind for kind, regex in _BEGINNINGS.items() if regex.match(head))
+    return next(kinds, None)
+
+
+@cache
+def _endings() -> frozenset[str]:
+    known = Image.registered_extensions().items()
+    pictures = (ending for ending, kind in known if kind not in _NO_PICTURES)
+    return frozenset((*_OTHER_ENDINGS, *pictures))
+
+
+def looks_like_one(path: Path) -> bool:
+    """Returns whether a file is called or begins as pictures are, whether or not it can be read."""
+    if path.suffix.lower() in _endings():
+        return True
+    try:
+        with _opened(path) as file:
+            return kind_of(file.read(_HEAD)) is not None
+    except (ValueError, *files.failures()):
+        return False
+
+
+def content_of(path: Path) -> bytes:
+    """Returns the content of a file, or only its beginning if it is in none of `FORMATS`.
+
+    Other things that lie in a folder of pictures, such as films, may be too large to be read.
+
+    Raises:
+      ValueError: it is no file; the message is the reason.
+      OSError, tf.errors.OpError: it cannot be read.
+    """
+    with _opened(path) as file:
+        head = file.read(_HEAD)
+        return head + file.read() if kind_of(head) in FORMATS else head
+
+
+def _opened(path: Path) -> BinaryIO:
+    # To open a named pipe would wait for ever; and `Path.is_file` says that it is a file.
+    if not files.is_remote(path) and not os.path.isfile(path):  # noqa: PTH113
+        raise ValueError("it is a link that leads nowhere, or no file")
+    return path.open("rb")
 
 
 def utf8(path: Path) -> str:
@@ -39,11 +146,48 @@ def utf8(path: Path) -> str:
     return path.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
+def some(names: Sequence[str], between: str = ", ") -> str:
+    """Returns the first names, as a terminal may be given them, and how many more there are."""
+    more = len(names) - _NAMED
+    shown = between.join(map(printable, names[:_NAMED]))
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def remarks(notes: Mapping[str, Note]) -> Iterator[str]:
+    """Says what users should know of how pictures were read.
+
+    Args:
+      notes: by the name of the file.
+    """
+    guessed = {name: note.guessed_bits for name, note in notes.items() if note.guessed_bits}
+    counts = Counter(guessed.values())
+    if set(counts) - {16}:
+        shares = ", ".join(f"{count} have {bits}" for bits, count in sorted(counts.items()))
+        yield (
+            f"{len(guessed)} pictures have 16 bits a channel and do not say how many of these "
+            f"count: each is taken to have the fewest of {', '.join(map(str, _DEPTHS))} that hold "
+            f"its largest value ({shares}): {some(list(guessed))}"
+        )
+    several = [name for name, note in notes.items() if note.first_of_several]
+    if several:
+        yield (
+            f"{len(several)} files have more than one picture in them, of which only the first is "
+            f"looked at: {some(several)}"
+        )
+
+
 def normalised(content: bytes, *, max_pixels: int, grey: bool = False) -> bytes:
+    """Returns a picture as `read` does, without the note."""
+    return read(content, max_pixels=max_pixels, grey=grey)[0]
+
+
+def read(content: bytes, *, max_pixels: int, grey: bool = False) -> tuple[bytes, Note]:
     """Returns a picture as a JPEG or PNG of 8 bits a channel, grey or RGB, upright and opaque.
 
-    One that is so already is returned as it is. Of an animation this is the first image; what is
-    transparent becomes white; colour profiles are not looked at.
+    One that is so already is returned as it is. Of several in a file this is the first; what is
+    transparent becomes white; colour profiles are not looked at. Values of 16 bits keep the upper 8
+    of those bits that count: of as many as the file says (sBIT in a PNG, SMaxSampleValue or
+    MaxSampleValue in a TIFF), or else of the fewest of `_DEPTHS` that hold the largest value.
 
     Args:
       content: of the file.
@@ -53,22 +197,33 @@ def normalised(content: bytes, *, max_pixels: int, grey: bool = False) -> bytes:
     Raises:
       ValueError: it cannot be; the message is the reason.
     """
-    with _reasoned(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    kind = kind_of(content[:_HEAD])
+    if kind is None:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}")
+    if kind not in FORMATS:
+        raise ValueError(f"it is {kind}, which is not read: convert it to JPEG or PNG")
+    with _reasoned(kind), Image.open(io.BytesIO(content), formats=(kind,)) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(
                 f"its {image.width} x {image.height} pixels are more than data.max_pixels="
                 f"{max_pixels}"
             )
+        if kind == "TIFF" and _begins_with_a_preview(image, content):
+            raise ValueError("it is a camera's raw file: convert it to JPEG or PNG")
+        several = kind != "JPEG" and _is_one_of_several(image)
         modes = ("L",) if grey else ("L", "RGB")
         if image.mode in modes and _is_plain(image, content):
-            return content
-        upright = ImageOps.exif_transpose(image) if _is_turned(image) else image
-        upright = _opaque(upright, image.format)
-        upright = upright.convert("L" if grey or upright.mode in ("1", "L") else "RGB")
+            return content, Note(first_of_several=several)
+        shallow, guessed_bits = _of_8_bits(image, content)
+        if _is_turned(image):
+            shallow.getexif()[_ORIENTATION] = image.getexif()[_ORIENTATION]
+            shallow = ImageOps.exif_transpose(shallow)
+        grey = grey or shallow.mode in ("1", "L", "LA", "La")
+        opaque = _opaque(shallow).convert("L" if grey else "RGB")
         file = io.BytesIO()
         # Anew from its pixels: without the profile and remarks of the original.
-        Image.fromarray(np.asarray(upright)).save(file, "PNG", compress_level=1)
-        return file.getvalue()
+        Image.fromarray(np.asarray(opaque)).save(file, "PNG", compress_level=1)
+        return file.getvalue(), Note(guessed_bits, several)
 
 
 def check_decodes(content: bytes) -> None:
@@ -77,13 +232,11 @@ def check_decodes(content: bytes) -> None:
     Raises:
       ValueError: TensorFlow does not decode it.
     """
-    with _reasoned():
+    with _reasoned("JPEG or PNG"):
         decode.stored(content)
 
 
-def seen(
-    content: bytes, shape: tuple[int, int, int], view: View, *, max_pixels: int
-) -> UInt8[np.ndarray, "height width channels"]:
+def seen(content: bytes, shape: tuple[int, int, int], view: View, *, max_pixels: int) -> Seen:
     """Returns a picture as evaluations see those of a data set.
 
     Args:
@@ -96,10 +249,10 @@ def seen(
     Raises:
       ValueError: it cannot be read; the message is the reason.
     """
-    image = normalised(content, max_pixels=max_pixels, grey=shape[-1] == 1)
-    with _reasoned():
+    image, note = read(content, max_pixels=max_pixels, grey=shape[-1] == 1)
+    with _reasoned("JPEG or PNG"):
         pixels = decode.evaluated(image, view) if view.size else decode.whole(image, shape)
-        return pixels.numpy()
+        return Seen(pixels.numpy(), note)
 
 
 def _is_plain(image: Image.Image, content: bytes) -> bool:
@@ -118,28 +271,191 @@ def _is_turned(image: Image.Image) -> bool:
         return False
 
 
-def _opaque(image: Image.Image, stored_as: str | None) -> Image.Image:
-    """The image with 8 bits a channel, on white where it is transparent."""
-    # Pillow has the 16 bits of some files in 32.
-    if image.mode.startswith("I;16") or (image.mode == "I" and stored_as in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels have 32 bits (mode {image.mode}): convert it to 8")
+def _is_one_of_several(image: Image.Image) -> bool:
+    """Whether there are more pictures in the file, as far as that can be read."""
+    try:
+        return getattr(image, "is_animated", False)
+    except CrestError:  # SIGTERM
+        raise
+    except Exception:
+        return False
+
+
+def _begins_with_a_preview(image: Image.Image, content: bytes) -> bool:
+    """Whether a TIFF is a camera's raw file, whose first picture is a small one."""
+    tags = image.tag_v2
+    return bool(tags.get(_SUBFILE_TYPE, 0) & 1) or _DNG_VERSION in tags or content[8:10] == b"CR"
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image on white where it is transparent."""
+    if image.mode == "La":  # which Pillow converts to nothing else
+        image = image.convert("LA")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA"))
     return image
 
 
+# Samples of 16 bits
+
+
+class _Deep(NamedTuple):
+    """A picture of 16 bits a channel."""
+
+    samples: UInt16[np.ndarray, "height width channels"]
+    mode: str  # that Pillow has for 8 bits
+    said_bits: int | None = None  # how many bits count, if the file says so
+    negative: bool = False  # whether white is 0
+
+    @property
+    def colours(self) -> UInt16[np.ndarray, "height width colours"]:
+        """All but alpha; in mode RGBa that is on the scale of the others."""
+        return self.samples[..., :-1] if self.mode in ("LA", "RGBA") else self.samples
+
+
+def _of_8_bits(image: Image.Image, content: bytes) -> tuple[Image.Image, int | None]:
+    """The image with 8 bits a channel; and how many bits of 16 were taken to count by a guess.
+
+    Raises:
+      ValueError: it has more than 16 bits, or cannot be decoded.
+    """
+    deep = _deep(image, content)
+    if deep is None:
+        if image.mode in ("I", "F"):
+            raise ValueError(
+                f"its pixels are of 32 bits, or signed (mode {image.mode}): convert it to 8 bits"
+            )
+        return image, None
+    height, width, channels = deep.samples.shape
+    colours = deep.colours.shape[-1]
+    bits = _bits(deep.colours, deep.said_bits)
+    pixels = np.empty(deep.samples.shape, np.uint8)
+    _narrow(deep.colours, bits, pixels[..., :colours])
+    if colours < channels:
+        alpha = deep.samples[..., colours:]
+        _narrow(alpha, _bits(alpha, None), pixels[..., colours:])
+    if deep.negative:
+        np.invert(pixels, out=pixels)
+    shallow = Image.frombytes(deep.mode, (width, height), pixels.tobytes())
+    if deep.mode == "RGBa":
+        shallow = shallow.convert("RGBA")
+    return shallow, None if bits == deep.said_bits else bits
+
+
+def _bits(samples: UInt16[np.ndarray, "..."], said: int | None) -> int:
+    """How many bits of samples count: as many as is said, if these hold them, or a guess."""
+    largest = int(samples.max(initial=0))
+    if said is not None and largest < 1 << said:
+        return said
+    return next(bits for bits in _DEPTHS if largest < 1 << bits)
+
+
+def _narrow(
+    samples: UInt16[np.ndarray, "..."], bits: int, pixels: UInt8[np.ndarray, "..."]
+) -> None:
+    """Sets pixels to the upper 8 of so many bits of samples."""
+    np.right_shift(samples, bits - 8, out=pixels, casting="unsafe")
+
+
+def _deep(image: Image.Image, content: bytes) -> _Deep | None:
+    """The samples of a picture that has 16 bits a channel; None if it has not.
+
+    Raises:
+      ValueError: Pillow does not decode it, or wrongly.
+    """
+    if image.format == "PNG" and content[_PNG_BIT_DEPTH] == 16:
+        # Of colours Pillow has the upper 8 bits only, and of greys no transparency.
+        is_grey = content[_PNG_COLOUR_TYPE] in _PNG_GREY
+        if image.has_transparency_data:
+            samples = decode.stored_16(content, 4).numpy()
+            deep = _Deep(samples[..., ::3], "LA") if is_grey else _Deep(samples, "RGBA")
+        else:
+            samples = decode.stored_16(content, 1 if is_grey else 3).numpy()
+            deep = _Deep(samples, "L" if is_grey else "RGB")
+        said = _significant_bits(content)
+        # Where values need more, they were scaled to 16 bits, as PNG's standard wants it.
+        if said is not None and int(deep.colours.max()) >= 1 << said:
+            said = 16
+        return deep._replace(said_bits=said)
+    # Of some files Pillow has the 16 bits in 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        samples = np.asarray(image).astype(np.uint16)[..., None]
+        if image.format == "TIFF":
+            negative = image.tag_v2.get(_PHOTOMETRIC, 0) == 0
+            return _Deep(samples, "L", _largest_bits(image), negative)
+        return _Deep(samples, "L", 16)  # to which Pillow has scaled it
+    if image.format == "TIFF" and max(image.tag_v2.get(_BITS, (0,))) == 16:
+        if image.tag_v2.get(_PLANES) == 2:
+            raise ValueError("its 16-bit colours are in planes of their own: convert it to PNG")
+        return _Deep(*_colours_of_a_tiff(image, content), _largest_bits(image))
+    return None
+
+
+def _significant_bits(png: bytes) -> int | None:
+    """What the chunk sBIT of a PNG says of grey, or of red, green and blue."""
+    place = 8
+    while place + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, place)
+        if kind == b"sBIT" and length:
+            colours = 1 if png[_PNG_COLOUR_TYPE] in _PNG_GREY else 3
+            return min(max(8, *png[place + 8 : place + 8 + min(length, colours)]), 16)
+        if kind == b"IDAT":
+            return None
+        place += 12 + length
+    return None
+
+
+def _largest_bits(tiff: Image.Image) -> int | None:
+    """What a TIFF says of its values: in fewer than 16 bits they are, or by the largest one."""
+    stored = max(tiff.tag_v2.get(_BITS, (16,)))
+    if stored < 16:
+        return max(8, stored)
+    for tag in _LARGEST_VALUES:
+        values = tiff.tag_v2.get(tag)
+        values = values if isinstance(values, tuple) else (values,)
+        if all(isinstance(value, int) and 0 < value < 1 << 16 for value in values):
+            return max(8, max(values).bit_length())
+    return None
+
+
+def _colours_of_a_tiff(
+    image: Image.Image, content: bytes
+) -> tuple[UInt16[np.ndarray, "height width channels"], str]:
+    """The samples of a TIFF of 16-bit colours, and their mode.
+
+    Pillow decodes the upper bytes; told that the order of bytes is the other one, the lower ones.
+    """
+    # Not divided by alpha, which is to be done with all the bits.
+    raw_mode = _raw_mode(image)
+    upper = raw_mode.replace("a", "A")
+    mode = image.mode if upper == raw_mode else "RGBa"
+    samples = _decoded(image, upper).astype(np.uint16)
+    samples <<= 8
+    with Image.open(io.BytesIO(content), formats=("TIFF",)) as again:
+        samples |= _decoded(again, upper[:-1] + _OTHER_ORDER[upper[-1]])
+    return samples, mode
+
+
+def _decoded(tiff: Image.Image, raw_mode: str) -> UInt8[np.ndarray, "height width channels"]:
+    tiff.tile = [tile._replace(args=(raw_mode, *tile.args[1:])) for tile in tiff.tile]
+    return np.asarray(tiff)
+
+
+def _raw_mode(tiff: Image.Image) -> str:
+    """How Pillow is to decode a TIFF, such as RGB;16L, whose last letter is the order of bytes."""
+    return tiff.tile[0].args[0]
+
+
 @contextmanager
-def _reasoned() -> Iterator[None]:
-    """Turns whatever decoders raise, which is much, into a ValueError that says why."""
+def _reasoned(kind: str) -> Iterator[None]:
+    """Turns whatever decoders of a format raise, which is much, into a ValueError that says why."""
     try:
         yield
     except CrestError:  # SIGTERM
         raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
+        raise ValueError(f"it is damaged, or a {kind} of a kind that is not read") from error
     except tf.errors.OpError as error:
         raise ValueError("it is damaged, or cut short") from error
     except Exception as error:

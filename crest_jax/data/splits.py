@@ -20,7 +20,7 @@ from crest_jax.data.records import Images
 from crest_jax.data.stream import Parts
 from crest_jax.errors import DataError
 
-# Where a run lists the files that are images by their names only.
+# Where a run lists the files that cannot be read as images.
 UNREADABLE = "unreadable.csv"
 # What says which data set, and which images of it, splits were made of.
 SOURCE = "source.json"

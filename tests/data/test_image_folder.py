@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from fake_gcs import FakeGcs
 from PIL import Image
 
-from crest_jax.data import sources
+from crest_jax.data import image_folder, pictures, sources
 from crest_jax.data.sources import UNKNOWN, Folders
 from crest_jax.errors import DataError
 
@@ -144,10 +144,25 @@ def test_hidden_files_links_endings_and_names_that_are_no_text(folder):
         ({}, {"labeled": "nowhere"}, r"data\.labeled='.*nowhere' is neither a folder nor a CSV"),
         ({}, {"unlabeled": "no.csv"}, r"data\.unlabeled='.*no\.csv' is neither a folder nor"),
         ({"labeled/1.png": 1}, {}, r"holds 1\.png beside its folders: move each image into"),
-        ({"labeled/eel/readme.txt": b""}, {}, r"there is none in eel: remove the folder"),
+        ({"labeled/eel/.hidden.png": 1}, {}, r"there is none in eel: remove the folder"),
+        ({"labeled/eel/readme.txt": b""}, {}, r"no image of eel can be read; see"),
+        ({"labeled/no ending": 1}, {}, r"holds no ending beside its folders: move each image"),
+        ({"labeled/1.HEIC": b""}, {}, r"holds 1\.HEIC beside its folders: move each image"),
+        (
+            {"high/all/ant/1.png": 1, "high/all/bee/1.png": 2},
+            {"labeled": "high"},
+            r"the class all alone: .*If ant, bee in all are the classes, give labeled=.*high/all$",
+        ),
+        (
+            {"high/val/cat/1.png": 1, "high/val/bee/1.png": 2},
+            {"test": "high"},
+            r"not: val; there are bee, cat\. If bee, cat in val are .* give test=.*high/val$",
+        ),
+        ({"test/Bee/1.png": 1}, {"test": "test"}, r"have not: 'Bee' \(is it 'bee'\?\); there are"),
         ({"one/cat/1.png": 1}, {"labeled": "one"}, r"has the class cat alone: give two or more"),
         ({"none/cat.txt": b""}, {"labeled": "none"}, r"wants a folder for each class, .* is none$"),
-        ({"none/cat.txt": b""}, {"unlabeled": "none"}, r"data\.unlabeled=.* holds no image file"),
+        ({"none/.cat.png": 1}, {"unlabeled": "none"}, r"data\.unlabeled=.* holds no file"),
+        ({"none/cat.txt": b""}, {"unlabeled": "none"}, r"data\.unlabeled=.* has no image that can"),
         ({"test/eel/1.png": 1}, {"test": "test"}, r"classes that .* have not: eel; there are bee"),
         ({"one/a/1.png": 1, "one/b/1.png": 2}, {"labeled": "one"}, r"each class has a single one"),
         (
@@ -171,6 +186,98 @@ def test_folders_that_do_not_fit_are_errors_that_say_how(folder, files, options,
     lay_down(folder, files)
     with pytest.raises(DataError, match=message):
         opened(folder, **options)
+
+
+def warnings_of(caplog, *arguments, **options):
+    """What is said when images are opened."""
+    with caplog.at_level(logging.WARNING, "absl"):
+        opened(*arguments, **options)
+    return [record.getMessage() for record in caplog.records]
+
+
+# Names of classes
+
+
+def test_a_name_is_one_class_however_its_accents_were_typed(folder, caplog):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    lay_down(folder, {
+        f"labeled/{composed}/0.png": 50, f"labeled/{decomposed}/1.png": 51,
+        f"test/{decomposed}/0.png": 52,
+    })  # fmt: skip
+    with caplog.at_level(logging.WARNING, "absl"):
+        source = opened(folder, test="test")
+    assert source.class_names == ("bee", composed, "cat")
+    train = by_id(source, "train")
+    assert train[f"labeled/{composed}/0.png"] == train[f"labeled/{decomposed}/1.png"] == composed
+    assert by_id(source, "test")[f"test/{decomposed}/0.png"] == composed
+    assert not caplog.records
+    table = f"wnid\tsuperclass\tsuperclass_name\nbee\t1\tfood\ncat\t1\tfood\n{decomposed}\t2\tpl\n"
+    (folder / "table.tsv").write_text(table)
+    assert sources.grouped(source, folder / "table.tsv").class_names == ("food", "pl")
+    lines = [f"labeled/cat/{n}.png,{(composed, decomposed, 'tea', 'tea')[n]}" for n in range(4)]
+    lines += [f"labeled/{decomposed}/0.png,{composed}"]  # a file that is in the other folder
+    (folder / "list.csv").write_text("path,label\n" + "\n".join(lines))
+    source = opened(folder, "list.csv")
+    assert source.class_names == (composed, "tea")
+    assert len(source.labels("train")) + len(source.labels("test")) == 5
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Cat", "cat"),
+        ("polar bear", "polar  bear"),
+        (" cat", "cat"),
+        ("01", "1"),
+        ("class 007", "class 7"),
+        ("cat\u200b", "cat"),
+        ("ﬁsh", "fish"),
+        ("Straße", "STRASSE"),
+    ],
+)
+def test_classes_that_look_alike_are_named(tmp_path, one, other, caplog):
+    lay_down(tmp_path / "labeled", {f"{name}/{n}.png": n for n, name in enumerate((one, other))})
+    lay_down(tmp_path / "labeled", numbered(10, ant=2))
+    (said, *_) = warnings_of(caplog, tmp_path)
+    assert "has classes whose names look alike: " in said
+    assert repr(one) in said
+    assert repr(other) in said
+    assert "'ant'" not in said
+
+
+@pytest.mark.parametrize(
+    "names", [("1", "10", "100", "0"), ("1.05", "1.5"), ("-1", "1"), ("e", "é"), ("a b", "a-b")]
+)
+def test_classes_that_are_told_apart_are_not_named(names):
+    assert len({image_folder._appearance(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    "parts", [("train", "val"), ("Training", "Testing"), ("labeled", "unlabeled"), ("test", "dev")]
+)
+def test_parts_of_a_data_set_are_no_classes(tmp_path, parts, caplog):
+    one, other = parts
+    lay_down(tmp_path / "root", numbered(0, **{f"{one}/cat": 2, f"{one}/bee": 2}))
+    lay_down(tmp_path / "root", {f"{other}/cat/0.png": 9, f"{one}/readme.txt": b"", "x.csv": b""})
+    field = "unlabeled" if other == "unlabeled" else "test"
+    advice = rf"which are parts of .* give labeled=\S*root/{one},{field}=\S*root/{other}, or rename"
+    with pytest.raises(DataError, match=advice):
+        opened(tmp_path, "root")
+    # Without folders in them they may be classes, after all.
+    lay_down(tmp_path / "flat", numbered(20, **{one: 2, other: 2}))
+    (said,) = warnings_of(caplog, tmp_path, "flat")
+    assert "which are called as parts of a data set are" in said
+
+
+def test_folders_that_several_classes_have_may_be_the_classes(tmp_path, caplog):
+    nested = {"spring/cat": 2, "spring/bee": 2, "autumn/cat": 2, "autumn/owl": 1}
+    lay_down(tmp_path / "labeled", numbered(0, **nested))
+    (said,) = warnings_of(caplog, tmp_path)
+    assert "the classes autumn, spring all have folders called cat; a class is an outer" in said
+    assert said.endswith("labeled/autumn")
+    caplog.clear()
+    lay_down(tmp_path / "other", numbered(10, **{"ant": 1, "ant/1": 1, "bee/2": 2}))
+    assert not warnings_of(caplog, tmp_path, "other")
 
 
 # Held out
@@ -206,7 +313,98 @@ def test_a_class_that_is_not_tested_and_images_that_are_twice_there_are_said(fol
     ]
 
 
+def test_a_picture_in_two_classes_is_said_with_both(folder, caplog):
+    lay_down(folder, {
+        "labeled/bee/cat0.png": 0, "labeled/cat/again.png": 3, "test/bee/cat1.png": 1,
+        "unlabeled/0 again.png": 20,
+    })  # fmt: skip
+    pathlib.Path(folder / "labeled/cat/link.png").symlink_to(folder / "labeled/cat/2.png")
+    torn, labeled, unlabeled, tested = warnings_of(
+        caplog, folder, unlabeled="unlabeled", test="test"
+    )
+    assert torn.startswith("2 images belong to two or more classes, of which one at most is right:")
+    for names in (
+        "labeled/bee/cat0.png (bee) = labeled/cat/0.png (cat)",
+        "labeled/cat/1.png (cat) = test/bee/cat1.png (bee)",
+    ):
+        assert names in torn
+    assert labeled == (
+        "2 labeled images are copies of others: labeled/cat/link.png = labeled/cat/2.png, "
+        "labeled/cat/again.png = labeled/cat/3.png"
+    )
+    assert unlabeled == "1 unlabeled images are copies of others: unlabeled/0.png = " + (
+        "unlabeled/0 again.png"
+    )
+    assert tested.startswith("1 test images are labeled too")
+
+
+def test_a_folder_that_two_classes_link_to_is_in_both(folder, caplog):
+    lay_down(folder, {"elsewhere/5.png": 55})
+    for name in ("bee", "cat"):
+        pathlib.Path(folder / f"labeled/{name}/more").symlink_to(folder / "elsewhere")
+    said = warnings_of(caplog, folder, test="test")
+    assert any("labeled/bee/more/5.png (bee) = labeled/cat/more/5.png (cat)" in s for s in said)
+
+
 # What cannot be read
+
+
+def test_what_a_file_is_its_content_says(folder, caplog):
+    lay_down(folder, {
+        "labeled/cat/IMG_0001": picture(50), "labeled/cat/x.jpg_large": picture(51, "JPEG"),
+        "labeled/cat/x.jp2": picture(52, "JPEG2000"), "labeled/cat/wrong.txt": picture(53),
+        "labeled/bee/wrong.gif": picture(54, "TIFF"), "labeled/bee/photo.mpo": picture(55, "MPO"),
+    })  # fmt: skip
+    found = by_id(opened(folder, test="test"), "train")
+    assert len(found) == 7 + 6
+
+
+def test_what_is_no_picture_is_listed_and_stops_nothing(folder, caplog):
+    lay_down(folder, {
+        "labeled/cat/notes.txt": b"notes", "labeled/labels.csv": b"a,b", "labeled/Thumbs.db": b"",
+        "unlabeled/film.mp4": b"\0\0\0\x18ftypisom" + bytes(999), "test/bee/0.json": b"{}",
+    })  # fmt: skip
+    pathlib.Path(folder / "labeled/.cache").mkdir()
+    hidden, others = warnings_of(caplog, folder, unlabeled="unlabeled", test="test")
+    assert hidden.endswith("hidden folders are no classes, and are not looked into: .cache")
+    assert others.startswith(f"5 files are no pictures: {folder}/labeled/Thumbs.db, ")
+    assert others.endswith(" has all")
+    with (folder / "unreadable.csv").open() as file:
+        names = {pathlib.Path(row["file"]).name for row in csv.DictReader(file)}
+    assert names == {"notes.txt", "labels.csv", "Thumbs.db", "film.mp4", "0.json"}
+
+
+def test_pictures_that_cannot_be_read_count_and_what_is_in_a_list_is_one(folder):
+    heic = b"\0\0\0\x18ftypheic" + bytes(64)
+    lay_down(folder, {"labeled/cat/IMG_1.HEIC": heic, "labeled/cat/notes.txt": b"notes"})
+    said = r"1 of 10 pictures .*IMG_1\.HEIC \(it is HEIC, which is not read: convert it to JPEG"
+    with pytest.raises(DataError, match=said):
+        opened(folder, test="test", unreadable=0.1 - 1e-6)
+    opened(folder, test="test", unreadable=0.1)
+    (folder / "list.csv").write_text(
+        "path,label\nlabeled/cat/0.png,cat\nlabeled/bee/0.png,bee\nlabeled/cat/notes.txt,cat\n"
+    )
+    with pytest.raises(DataError, match=r"1 of 5 pictures .*notes\.txt \(it is none of"):
+        opened(folder, "list.csv", test="test")
+
+
+def test_links_that_lead_nowhere_are_said(folder):
+    pathlib.Path(folder / "labeled/cat/lost.png").symlink_to(folder / "nowhere.png")
+    with pytest.raises(DataError, match=r"lost\.png \(it is a link that leads nowhere"):
+        opened(folder, test="test")
+    pathlib.Path(folder / "labeled/eel").symlink_to(folder / "nowhere")
+    with pytest.raises(DataError, match="holds eel beside its folders"):
+        opened(folder, test="test")
+
+
+def test_16_bits_that_say_nothing_of_their_range_are_said_once(folder, caplog):
+    for number in range(5):
+        values = np.full((4, 4), 2**12 - 1 - number, np.uint16)
+        Image.fromarray(values).save(pathlib.Path(folder / f"labeled/cat/deep{number}.png"))
+    (said,) = warnings_of(caplog, folder, test="test")
+    assert said.startswith("5 pictures have 16 bits a channel and do not say")
+    assert said.endswith("(5 have 12): labeled/cat/deep0.png, labeled/cat/deep1.png, "
+                         "labeled/cat/deep2.png and 2 more")  # fmt: skip
 
 
 @pytest.fixture
@@ -233,17 +431,17 @@ def test_files_that_cannot_be_read_are_listed_and_left_out(damaged, limit, caplo
         rows = list(csv.DictReader(file))
     assert {row["file"]: row["reason"] for row in rows} == {
         f"{damaged}/labeled/cat/0.png": "it is damaged, or cut short",
-        f"{damaged}/labeled/bee/0.png": "it is none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP",
+        f"{damaged}/labeled/bee/0.png": f"it is none of {', '.join(pictures.FORMATS)}",
         f"{damaged}/unlabeled/0.png": "its 30 x 40 pixels are more than data.max_pixels=1000",
     }
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith("3 of 10 files cannot be read: ")
+    assert said.startswith("3 of 10 pictures cannot be read: ")
     assert said.endswith("unreadable.csv has all; they are left out")
 
 
 @pytest.mark.parametrize("limit", [0.29, 2.0, 0.0])
 def test_more_of_them_than_are_allowed_for_are_an_error(damaged, limit):
-    with pytest.raises(DataError, match=r"3 of 10 files .*bee/0\.png \(it is none of") as caught:
+    with pytest.raises(DataError, match=r"3 of 10 pictures .*bee/0\.png \(it is none of") as caught:
         opened(damaged, unlabeled="unlabeled", unreadable=limit)
     assert f"data.unreadable={limit:g} is their " in str(caught.value)
     assert (damaged / "unreadable.csv").exists()
@@ -301,6 +499,7 @@ def test_a_list_names_files_beside_it_or_anywhere(folder):
         ("path,label\n,cat\n", r"line 2 has no path"),
         ("path,label\n0.png,cat,7\n", r"line 2 has more cells than the first"),
         ("path,label\n0.png,cat\n\n./0.png,dog\n", r"line 4 names \./0\.png again, as line 2"),
+        ("path,label\n0.png,cat\na/../0.png,dog\n", r"line 3 names a/\.\./0\.png again, as line 2"),
         ("path,label\n" + "x.png,cat\n" * 7, r"line 4 names .* and 4 more"),
         ('path,label\n"0.png,cat\n', r"line 2: unexpected end of data"),
         (b"path,label\n\xff.png,cat\n", r"is not UTF-8 text at byte 11"),
@@ -330,7 +529,7 @@ def test_folders_may_be_in_a_bucket(folder):
     program = """
 import sys
 from etils.epath import Path
-from crest_jax.data import sources
+from crest_jax.data import image_folder, pictures, sources
 folders = sources.Folders(*sys.argv[1:4], 0.2, 10**6, 0.0, Path(sys.argv[4]))
 source = sources.load("image_folder", folders=folders)
 for split in ("train", "unlabeled", "test"):
