@@ -68,7 +68,8 @@ class _Unreadable(NamedTuple):
 
     path: Path
     reason: str
-    is_picture: bool  # or so it seems
+    kind: str | None  # that it seems to be, if it seems a picture
+    is_damaged: bool  # whether it should have been readable
 
 
 def image_folder(folders: Folders) -> Source:
@@ -190,7 +191,7 @@ def _with_classes(field: str, where: str) -> list[_Listed]:
 
 def _may_be_of_a_class(path: Path) -> bool:
     """Whether a file beside the folders of classes is a picture, or a link to a folder no more."""
-    return pictures.looks_like_one(path) or not (files.is_remote(path) or path.exists())
+    return bool(pictures.kind_by_looks(path)) or not (files.is_remote(path) or path.exists())
 
 
 def _without_classes(field: str, where: str) -> list[_Listed]:
@@ -409,7 +410,7 @@ def _has_pictures(listed: Sequence[_Listed], class_name: str) -> bool:
     return any(
         each.class_name == class_name
         and each.id.count("/") == 2
-        and pictures.looks_like_one(each.path)
+        and pictures.kind_by_looks(each.path)
         for each in listed
     )
 
@@ -466,7 +467,7 @@ def _readable(
     """Looks into all files, and lists those that cannot be read.
 
     Raises:
-      DataError: more than may be are pictures, by their names or by how they begin.
+      DataError: more than may be should have been readable, by their names or by how they begin.
     """
 
     def look(each: _Listed) -> _Found | _Unreadable:
@@ -477,8 +478,9 @@ def _readable(
             if plain:
                 pictures.check_decodes(content)
         except (ValueError, *files.failures()) as error:
-            is_picture = each.by_list or pictures.looks_like_one(each.path)
-            return _Unreadable(each.path, files.reason(error), is_picture)
+            kind = pictures.kind_by_looks(each.path)
+            is_damaged = each.by_list or kind in pictures.FORMATS
+            return _Unreadable(each.path, files.reason(error), kind, is_damaged)
         digest = hashlib.sha256(content).digest()
         return _Found(each.id, each.path, label_of[each.class_name], digest, plain, note)
 
@@ -493,13 +495,17 @@ def _readable(
         else:
             found[each.id.partition("/")[0]].append(what)
     _list(unreadable, folders.listing)
-    lost = [each for each in unreadable if each.is_picture]
-    others = [each for each in unreadable if not each.is_picture]
+    lost = [each for each in unreadable if each.is_damaged]
+    others = [each for each in unreadable if not each.is_damaged]
     if others:
+        others.sort(key=lambda each: each.kind is None)
+        of_pictures = sum(each.kind is not None for each in others)
         logging.warning(
-            "%d files are no pictures: %s; they are left out, and %s has all",
+            "%d files are left out, %d of which seem to be pictures of kinds that are not read: "
+            "%s; %s has all",
             len(others),
-            some([pictures.utf8(each.path) for each in others]),
+            of_pictures,
+            some([f"{pictures.utf8(each.path)} ({each.reason})" for each in others]),
             folders.listing,
         )
     if lost:

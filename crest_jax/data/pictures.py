@@ -103,21 +103,23 @@ def kind_of(head: bytes) -> str | None:
 
 
 @cache
-def _endings() -> frozenset[str]:
-    known = Image.registered_extensions().items()
-    pictures = (ending for ending, kind in known if kind not in _NO_PICTURES)
-    return frozenset((*_OTHER_ENDINGS, *pictures))
+def _kind_of_ending(ending: str) -> str | None:
+    kind = Image.registered_extensions().get(ending)
+    if ending in _OTHER_ENDINGS:
+        return ending
+    return None if kind in _NO_PICTURES else kind
 
 
-def looks_like_one(path: Path) -> bool:
-    """Returns whether a file is called or begins as pictures are, whether or not it can be read."""
-    if path.suffix.lower() in _endings():
-        return True
+def kind_by_looks(path: Path) -> str | None:
+    """Return the format that a file's name or beginning promises; None if it seems no picture."""
+    by_name = _kind_of_ending(path.suffix.lower())
+    if by_name in FORMATS:
+        return by_name
     try:
         with _opened(path) as file:
-            return kind_of(file.read(_HEAD)) is not None
+            return kind_of(file.read(_HEAD)) or by_name
     except (ValueError, *files.failures()):
-        return False
+        return by_name
 
 
 def content_of(path: Path) -> bytes:

@@ -367,17 +367,28 @@ def test_what_is_no_picture_is_listed_and_stops_nothing(folder, caplog):
     pathlib.Path(folder / "labeled/.cache").mkdir()
     hidden, others = warnings_of(caplog, folder, unlabeled="unlabeled", test="test")
     assert hidden.endswith("hidden folders are no classes, and are not looked into: .cache")
-    assert others.startswith(f"5 files are no pictures: {folder}/labeled/Thumbs.db, ")
+    assert others.startswith("5 files are left out, 0 of which seem to be pictures of kinds that ")
+    assert f": {folder}/labeled/Thumbs.db (it is none of " in others
     assert others.endswith(" has all")
     with (folder / "unreadable.csv").open() as file:
         names = {pathlib.Path(row["file"]).name for row in csv.DictReader(file)}
     assert names == {"notes.txt", "labels.csv", "Thumbs.db", "film.mp4", "0.json"}
 
 
-def test_pictures_that_cannot_be_read_count_and_what_is_in_a_list_is_one(folder):
+def test_pictures_of_kinds_that_are_not_read_are_counted_and_named_before_what_is_none(
+    folder, caplog
+):
     heic = b"\0\0\0\x18ftypheic" + bytes(64)
-    lay_down(folder, {"labeled/cat/IMG_1.HEIC": heic, "labeled/cat/notes.txt": b"notes"})
-    said = r"1 of 10 pictures .*IMG_1\.HEIC \(it is HEIC, which is not read: convert it to JPEG"
+    lay_down(folder, {"labeled/cat/IMG_1.HEIC": heic, "labeled/cat/IMG_0.txt": b"notes"})
+    (said,) = warnings_of(caplog, folder, test="test")
+    assert said.startswith("2 files are left out, 1 of which seem to be pictures of kinds that are")
+    heic = said.index("IMG_1.HEIC (it is HEIC, which is not read: convert it to JPEG or PNG)")
+    assert heic < said.index("IMG_0.txt (it is none of ")
+
+
+def test_pictures_that_are_damaged_count_and_what_is_in_a_list_is_one(folder):
+    lay_down(folder, {"labeled/cat/1.JPG": b"damaged", "labeled/cat/notes.txt": b"notes"})
+    said = r"1 of 10 pictures .*1\.JPG \(it is none of"
     with pytest.raises(DataError, match=said):
         opened(folder, test="test", unreadable=0.1 - 1e-6)
     opened(folder, test="test", unreadable=0.1)

@@ -403,22 +403,24 @@ def test_a_small_header_is_no_way_to_a_large_picture():
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.PNG", b"damaged", True),
-        ("IMG_1.HEIC", b"", True),
-        ("raw.NEF", b"", True),
-        ("a.jpg_large", file_of(GREYS, "JPEG"), True),
-        ("no ending", file_of(GREYS, "WEBP")[:20], True),
-        ("photo", b"\0\0\0\x18ftypheic", True),
-        ("notes.txt", b"Python, P1 and BMW", False),
-        ("film.mp4", b"\0\0\0\x18ftypisom", False),
-        ("paper.pdf", b"%PDF-1.7", False),
-        ("Thumbs.db", b"\xd0\xcf\x11\xe0", False),
-        ("empty", b"", False),
+        ("a.PNG", b"damaged", "PNG"),
+        ("IMG_1.HEIC", b"", ".heic"),
+        ("IMG_1.heic", file_of(GREYS, "JPEG"), "JPEG"),
+        ("raw.NEF", b"", ".nef"),
+        ("a.psd", b"8BPS", "PSD"),
+        ("a.jpg_large", file_of(GREYS, "JPEG"), "JPEG"),
+        ("no ending", file_of(GREYS, "WEBP")[:20], "WEBP"),
+        ("photo", b"\0\0\0\x18ftypheic", "HEIC"),
+        ("notes.txt", b"Python, P1 and BMW", None),
+        ("film.mp4", b"\0\0\0\x18ftypisom", None),
+        ("paper.pdf", b"%PDF-1.7", None),
+        ("Thumbs.db", b"\xd0\xcf\x11\xe0", None),
+        ("empty", b"", None),
     ],
 )
 def test_pictures_are_known_by_their_ending_or_how_they_begin(tmp_path, name, content, expected):
     (tmp_path / name).write_bytes(content)
-    assert pictures.looks_like_one(Path(tmp_path / name)) == expected
+    assert pictures.kind_by_looks(Path(tmp_path / name)) == expected
 
 
 def test_what_is_no_picture_is_read_no_further_than_to_see_that(tmp_path):
