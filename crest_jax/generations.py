@@ -85,6 +85,7 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
     distributed.together(lambda: splits_lib.prepare(config, folder / "splits"), first_only=True)
     splits = distributed.together(partial(splits_lib.load, config.data, folder / "splits"))
     sizes = sizes_of(config, splits)
+    data = distributed.first_says(lambda: results.data_of(workdir.read_config(folder)))
     distributed.say(text.splits_line(sizes, splits.class_names))
     program = build(config, splits)
     finished = distributed.first_says(
@@ -106,7 +107,7 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
             found.append(run_generation(config, folder, generation, splits, program))
         # Where the next one was finished before, they are written with that.
         if not any(finished[generation + 1 : generation + 2]):
-            summary = results.of_run(config, splits.class_names, sizes, found)
+            summary = results.of_run(config, data, splits.class_names, sizes, found)
             distributed.together(partial(_write_results, folder, summary), first_only=True)
         distributed.say(text.generation_table(found[-1], splits.class_names))
     if config.generations > 1:

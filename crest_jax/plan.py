@@ -157,6 +157,7 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
     if distributed.first_says(partial(splits_lib.are_whole, of_run)):
         sizes = together(partial(splits_lib.written_sizes, config.data, of_run))
         together(partial(_check_splits_fit, config, sizes, available))
+        together(partial(splits_lib.warn_of_changes, config, of_run), first_only=True)
         return sizes, together(partial(splits_lib.load, config.data, of_run)), f"in {of_run}"
     # The first host fetches what is not there yet.
     with tempfile.TemporaryDirectory(prefix="crest_jax_dry_run_") as temporary:

@@ -277,6 +277,7 @@ _HEADLINE = (
 
 def of_run(
     config: ConfigDict,
+    data: str,
     class_names: Sequence[str],
     splits: Mapping[str, Any],
     generations: Sequence[Mapping[str, Any]],
@@ -285,6 +286,7 @@ def of_run(
 
     Args:
       config: of the run.
+      data: what was read, from `data_of`.
       class_names: by label.
       splits: how many images there are in each.
       generations: their result.json.
@@ -292,7 +294,7 @@ def of_run(
     return {
         "method": config.method,
         "rebalance": config.rebalance,
-        "data": data_of(config),
+        "data": data,
         "class_names": list(class_names),
         "splits": dict(splits),
         "long_tail": config.long_tail.to_dict(),
@@ -310,6 +312,10 @@ def of_run(
 
 
 def data_of(config: ConfigDict) -> str:
-    """The data set by its name; one's own by where it is, so that two are told apart."""
+    """Return the data set's name; of one's own also where it was, so that two are told apart.
+
+    Args:
+      config: that the run began with. Data may have moved since, and then has not been read there.
+    """
     folders = [config.data[name] for name in ("labeled", "unlabeled", "test")]
     return " ".join([config.data.name, *filter(None, folders)])

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -66,6 +67,23 @@ def strict_json(path):
         raise AssertionError(f"{path} has {constant}, which is no JSON")
 
     return json.loads(path.read_text(), parse_constant=refuse)
+
+
+# What was read
+
+
+def test_results_name_what_was_read_whatever_a_later_command_says(
+    run, config_of, unlabeled, photos, tmp_path, capsys
+):
+    """Data may move within a run; it is not read again."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "results.json").unlink()
+    main.run(config_of(**unlabeled | {"data.unlabeled": "/nowhere"}), folder)
+    before, after = strict_json(run / "results.json"), strict_json(folder / "results.json")
+    assert after["data"] == f"image_folder {photos}/labeled {photos}/unlabeled"
+    assert before == after
+    assert "nowhere" not in (folder / "report.html").read_text()
 
 
 # Where the truth is not known

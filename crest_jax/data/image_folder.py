@@ -25,8 +25,9 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from crest_jax import files, schema
-from crest_jax.data import long_tail, pictures
+from crest_jax.data import long_tail, pictures, provenance
 from crest_jax.data.pictures import Note, some
+from crest_jax.data.provenance import File
 from crest_jax.data.sources import UNKNOWN, Example, Folders, Source, normal_name
 from crest_jax.errors import DataError
 
@@ -82,18 +83,15 @@ def image_folder(folders: Folders) -> Source:
         set and no classes; a class has none that can be read, or is one of the test images' only;
         or too many files are unreadable.
     """
-    listed = {"labeled": _with_classes("labeled", folders.labeled)}
+    listed = _listed(folders)
     class_names = _class_names(listed["labeled"])
     _check_classes(folders.labeled, listed["labeled"], class_names)
     if folders.test:
-        listed["test"] = _with_classes("test", folders.test)
         _check_tested(folders.test, listed["test"], class_names)
-    if folders.unlabeled:
-        listed["unlabeled"] = _without_classes("unlabeled", folders.unlabeled)
 
     label_of: dict[str | None, int] = {name: label for label, name in enumerate(class_names)}
     label_of[None] = UNKNOWN
-    found = _readable(listed, label_of, folders)
+    found, seen = _readable(listed, label_of, folders)
     of_class = np.bincount([each.label for each in found["labeled"]], minlength=len(class_names))
     lacking = [name for name, count in zip(class_names, of_class, strict=True) if not count]
     if lacking:
@@ -126,20 +124,56 @@ def image_folder(folders: Folders) -> Source:
 
         return _in_parallel(example, splits[split])
 
-    contents = hashlib.sha256()
-    for each in chain.from_iterable(found.values()):
-        contents.update(f"{each.id}\n".encode() + each.sha256)
     return Source(
         "image_folder",
         class_names,
         labels_of,
         examples,
         divided=bool(folders.unlabeled),
-        contents=contents.hexdigest(),
+        files=seen,
     )
 
 
+def changes(folders: Folders, then: Mapping[str, File]) -> list[str]:
+    """Say what is no longer as it was when a run has read it; nothing if everything is.
+
+    Args:
+      folders: where the files are now.
+      then: the files by their ids, from `provenance.read`.
+
+    Raises:
+      DataError: a folder or list is not there, or is none any more.
+    """
+    listed = {each.id: each for each in chain.from_iterable(_listed(folders).values())}
+
+    def digest(file: File) -> str:
+        try:
+            return hashlib.sha256(pictures.content_of(listed[file.id].path)).hexdigest()
+        except (ValueError, *files.failures()):
+            return ""
+
+    return provenance.changes(then, (_file(each, "") for each in listed.values()), digest)
+
+
 # What there is
+
+
+def _listed(folders: Folders) -> dict[str, list[_Listed]]:
+    """Return the files of each set that is given."""
+    listed = {"labeled": _with_classes("labeled", folders.labeled)}
+    if folders.test:
+        listed["test"] = _with_classes("test", folders.test)
+    if folders.unlabeled:
+        listed["unlabeled"] = _without_classes("unlabeled", folders.unlabeled)
+    return listed
+
+
+def _file(each: _Listed, sha256: str) -> File:
+    size = modified = 0
+    if not files.is_remote(each.path) and os.path.exists(each.path):  # noqa: PTH110
+        status = os.stat(each.path)  # noqa: PTH116
+        size, modified = status.st_size, status.st_mtime_ns
+    return File(each.id, each.class_name or "", size, modified, sha256)
 
 
 def _with_classes(field: str, where: str) -> list[_Listed]:
@@ -463,14 +497,18 @@ def _grouped(items: Iterable[_Item], key: Callable[[_Item], _Result]) -> dict[_R
 
 def _readable(
     listed: dict[str, list[_Listed]], label_of: dict[str | None, int], folders: Folders
-) -> dict[str, list[_Found]]:
-    """Looks into all files, and lists those that cannot be read.
+) -> tuple[dict[str, list[_Found]], list[File]]:
+    """Look into all files, and list those that cannot be read.
+
+    Returns:
+      The images of each set, and all files.
 
     Raises:
       DataError: more than may be should have been readable, by their names or by how they begin.
     """
 
-    def look(each: _Listed) -> _Found | _Unreadable:
+    def look(each: _Listed) -> tuple[File, _Found | _Unreadable]:
+        file, content = _file(each, ""), None
         try:
             content = pictures.content_of(each.path)
             image, note = pictures.read(content, max_pixels=folders.max_pixels)
@@ -480,16 +518,22 @@ def _readable(
         except (ValueError, *files.failures()) as error:
             kind = pictures.kind_by_looks(each.path)
             is_damaged = each.by_list or kind in pictures.FORMATS
-            return _Unreadable(each.path, files.reason(error), kind, is_damaged)
-        digest = hashlib.sha256(content).digest()
-        return _Found(each.id, each.path, label_of[each.class_name], digest, plain, note)
+            if content is not None:
+                file = file._replace(sha256=hashlib.sha256(content).hexdigest())
+            return file, _Unreadable(each.path, files.reason(error), kind, is_damaged)
+        digest = hashlib.sha256(content)
+        label = label_of[each.class_name]
+        found = _Found(each.id, each.path, label, digest.digest(), plain, note)
+        return file._replace(sha256=digest.hexdigest()), found
 
     everything = list(chain.from_iterable(listed.values()))
     looked = _in_parallel(look, everything)
     found: dict[str, list[_Found]] = {name: [] for name in listed}
     unreadable: list[_Unreadable] = []
+    seen: list[File] = []
     progress = tqdm(looked, "images", len(everything), leave=False, disable=None)
-    for each, what in zip(everything, progress, strict=True):
+    for each, (file, what) in zip(everything, progress, strict=True):
+        seen.append(file)
         if isinstance(what, _Unreadable):
             unreadable.append(what)
         else:
@@ -521,7 +565,7 @@ def _readable(
                 + ("their most" if share >= 1 else "their largest part of all")
             )
         logging.warning("%s; they are left out", said)
-    return found
+    return found, seen
 
 
 def _list(unreadable: Sequence[_Unreadable], listing: Path) -> None:

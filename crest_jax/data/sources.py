@@ -8,7 +8,7 @@ files of one's own in forms that records are not to have.
 import csv
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from etils.epath import Path
 from jaxtyping import Int
 
 from crest_jax import files, schema
+from crest_jax.data.provenance import File
 from crest_jax.errors import CrestError, DataError
 
 # The label of an image whose class nobody knows.
@@ -45,8 +46,8 @@ class Source(NamedTuple):
     labels: Callable[[str], Int[np.ndarray, " examples"]]
     examples: Callable[[str], Iterator[Example]]
     divided: bool = False
-    # A digest of what one's own files hold, which may be others another time.
-    contents: str = ""
+    # One's own files, which may be others another time; those that cannot be read, too.
+    files: Sequence[File] = ()
     # All rows of the train set in the data set's original order, as far as their ids say it.
     order: Callable[[], Int[np.ndarray, " examples"]] | None = None
 

@@ -10,15 +10,16 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from etils.epath import Path
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from crest_jax import files
-from crest_jax.data import decode, long_tail, records, sources
+from crest_jax.data import decode, image_folder, long_tail, provenance, records, sources
 from crest_jax.data.records import Images
 from crest_jax.data.stream import Parts
-from crest_jax.errors import DataError
+from crest_jax.errors import ConfigError, DataError, UnavailableError
 
 # Where a run lists the files that cannot be read as images.
 UNREADABLE = "unreadable.csv"
@@ -153,6 +154,7 @@ def prepare(config: ConfigDict, folder: Path) -> None:
     """
     missing = [name for name in NAMES if not files.is_whole(folder / name)]
     if not missing:
+        warn_of_changes(config, folder)
         return
     source, split, labels = _divided(config, folder.parent / UNREADABLE)
     _check_source(source, labels, folder, begun=len(missing) < len(NAMES))
@@ -196,7 +198,9 @@ def _check_source(
     Raises:
       DataError: it is something else.
     """
-    digest = hashlib.sha256(source.contents.encode())
+    digest = hashlib.sha256()
+    for file in source.files:
+        digest.update(f"{file.id}\n{file.sha256}\n".encode())
     for name in NAMES:
         digest.update(f"{name} {len(labels[name])}\n".encode() + labels[name].tobytes())
     made_of = {"source": source.name, "sha256": digest.hexdigest()}
@@ -209,6 +213,30 @@ def _check_source(
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     files.write_json(path, made_of)
+    if source.files:
+        provenance.write(folder / provenance.TABLE, source.files)
+
+
+def warn_of_changes(config: ConfigDict, folder: Path) -> None:
+    """Say what of one's own files is no longer as it was when these splits were made of it."""
+    if config.data.name != "image_folder":
+        return
+    try:
+        then = provenance.read(folder / provenance.TABLE)
+        changed = image_folder.changes(_folders(config, folder.parent / UNREADABLE), then)
+    except (ConfigError, DataError, UnavailableError) as error:
+        changed = [error.what]
+    if changed:
+        logging.warning(
+            "the images are no longer those that this run has read: %s. The run and its results "
+            "are of what it has read; choose another --workdir for a run of what there is now",
+            "; ".join(changed),
+        )
+
+
+def _folders(config: ConfigDict, listing: Path) -> sources.Folders:
+    given = {name: config.data[name] for name in sources.Folders._fields if name != "listing"}
+    return sources.Folders(**given, listing=listing)
 
 
 def _divided(
@@ -226,10 +254,7 @@ def _divided(
         download=config.data.download,
         test_split=config.data.test_split,
         class_table=config.data.class_table,
-        folders=sources.Folders(
-            **{name: config.data[name] for name in sources.Folders._fields if name != "listing"},
-            listing=listing,
-        ),
+        folders=_folders(config, listing),
     )
     labels = source.labels("train")
     if config.long_tail.split == "first" and source.order is None:

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
 from crest_jax.data import sources, splits
+from crest_jax.data.provenance import File
 from crest_jax.errors import DataError
 
 # Digits has at least 110 training images of each class.
@@ -135,7 +136,11 @@ def test_ones_own_files_are_part_of_what_splits_are_made_of(prepared, tmp_path, 
     prepared(None)
     (tmp_path / "splits" / "test" / "manifest.json").unlink()
     digits = sources.load("digits")
-    monkeypatch.setattr(sources, "load", lambda *_, **__: digits._replace(contents="others"))
+    monkeypatch.setattr(
+        sources,
+        "load",
+        lambda *_, **__: digits._replace(files=[File("a.png", "0", 1, 2, "others")]),
+    )
     with pytest.raises(DataError, match="splits of another digits"):
         prepared(None)
 
