@@ -14,5 +14,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # each that it reads, of which a stream has hundreds.
 os.environ.setdefault("GCS_STAT_CACHE_MAX_AGE", "0")
 os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "4")
+# Its Keras would make a folder called `~` for its settings where there is no home.
+if os.path.expanduser("~").startswith("~"):  # noqa: PTH111
+    os.environ.setdefault("KERAS_HOME", os.devnull)
 
 __version__ = "0.1.0"

@@ -8,7 +8,9 @@ when the file that describes the others is there: it is written last.
 import hashlib
 import json
 import os
+import pwd
 import shutil
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +18,80 @@ from typing import Any
 
 from etils.epath import Path
 
-from crest_jax.errors import UnavailableError, WorkdirError
+from crest_jax.errors import ConfigError, UnavailableError, WorkdirError
 
 MANIFEST = "manifest.json"
 # In a JSON object, the SHA-256 of the rest of it.
 _DIGEST = "digest"
+
+
+def given(text: str, name: str = "") -> Path:
+    """Returns the path that a user names, on a command line or in a config.
+
+    As in a shell, `~` at its beginning is the user's home, and `~name` that of another; a file that
+    is called so is `./~`.
+
+    Args:
+      text: as it was given.
+      name: of the flag or field, for the message.
+
+    Raises:
+      ConfigError: it is neither on a disk nor in a bucket, or there is no such home.
+    """
+    what = f"{name}={text}" if name else text
+    if not is_supported(text):
+        raise ConfigError(f"{what} is neither on a disk nor in a bucket (gs://)")
+    if not text.startswith("~"):
+        path = Path(text)
+        # `./~` has become `~`, which libraries would expand.
+        return absolute(path) if str(path).startswith("~") else path
+    first, _, rest = text.partition("/")
+    user = first[1:]
+    folder = home(user)
+    if folder is None:
+        whose = f"there is no user {user}" if user else "this user has no home (HOME is not set)"
+        raise ConfigError(f"{what}: {whose}; give the whole path, or ./{text} for one called so")
+    return folder / rest
+
+
+def home(user: str = "") -> Path | None:
+    """Returns a user's home; None where there is no such user, or no home.
+
+    Args:
+      user: by name; the one whose process this is by default, whose HOME counts.
+    """
+    try:
+        if user:
+            found = pwd.getpwnam(user).pw_dir
+        else:
+            found = os.environ.get("HOME", "") or pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return None
+    folder = Path(found)
+    return folder if folder.is_absolute() else None
+
+
+def user_cache() -> Path | None:
+    """Returns our folder in the user's cache; None where only others can have, or can change, one.
+
+    That is where XDG_CACHE_HOME says, or else in the home.
+    """
+    above = os.environ.get("XDG_CACHE_HOME")
+    base = Path(above) if above else home() and home() / ".cache"
+    if base is None or not base.is_absolute():
+        return None
+    folder = base / "crest_jax"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder if is_ours(folder) and os.access(folder, os.W_OK) else None
+    except OSError:
+        return None
+
+
+def is_ours(path: os.PathLike) -> bool:
+    """Whether nobody but this user, and perhaps their group, can have put it there."""
+    status = os.stat(path)  # noqa: PTH116
+    return status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
 
 
 def is_remote(path: Path) -> bool:
@@ -83,6 +154,21 @@ def reading(path: Path) -> Iterator[None]:
     except failures() as error:
         raise UnavailableError(
             f"{path} cannot be read ({reason(error)})", "run again when it can"
+        ) from error
+
+
+def check_name(path: Path, flag: str) -> None:
+    """Makes sure that a path is text: TensorFlow and Orbax write to no other.
+
+    Raises:
+      ConfigError: it, or a folder that it is in, has a name that is not UTF-8.
+    """
+    try:
+        str(absolute(path)).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{flag}={path} has a name, or is in a folder with one, that is not UTF-8, or not "
+            "where the locale is not (LC_ALL=C.UTF-8 is): choose another"
         ) from error
 
 
@@ -199,7 +285,7 @@ def append_text(path: Path, text: str) -> None:
     Raises:
       WorkdirError: it cannot be written.
     """
-    with writing(path), path.open("a") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
         if not is_remote(path):
             file.flush()

@@ -25,6 +25,20 @@ def test_models_algorithms_and_step_work_without_tensorflow():
     assert done.returncode == 0, done.stderr
 
 
+def test_without_a_home_no_folder_is_made_in_its_place(tmp_path):
+    program = (
+        "import pwd\n"
+        "def nobody(key): raise KeyError(key)\n"
+        "pwd.getpwuid = nobody\n"
+        "import crest_jax.data, tensorflow_datasets"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "HOME"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=str(tmp_path))
+    assert done.returncode == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_tensorflow_is_kept_off_the_accelerators(monkeypatch):
     hidden = []
     monkeypatch.setattr(

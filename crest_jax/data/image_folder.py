@@ -248,9 +248,7 @@ def _below(field: str, place: Path, folder: Path, class_name: str | None) -> lis
 
 
 def _place(field: str, where: str) -> Path:
-    if not files.is_supported(where):
-        raise DataError(f"data.{field}={where!r} is neither on a disk nor in a bucket (gs://)")
-    path = Path(where).expanduser()
+    path = files.given(where, f"data.{field}")
     if files.is_remote(path):
         files.check_bucket(path)
     if not path.is_dir() and not (_is_csv(path) and path.exists()):
@@ -326,7 +324,8 @@ def _of_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
 def _named(folder: Path, name: str) -> Path:
     """The file of this name; accents may be typed in another way than in the list."""
     forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
-    paths = [Path(each) if "://" in each else folder / each for each in forms]
+    whole = name.startswith(("gs://", "~/"))
+    paths = [files.given(each) if whole else folder / each for each in forms]
     if "\0" in name:
         return paths[0]
     return next((path for path in paths if path.exists()), paths[0])

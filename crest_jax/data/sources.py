@@ -96,7 +96,7 @@ def load(
         source = image_folder.image_folder(folders)
     else:
         source = tfds_source(name, data_dir=data_dir, download=download, test_split=test_split)
-    return grouped(source, Path(class_table)) if class_table else source
+    return grouped(source, files.given(class_table, "data.class_table")) if class_table else source
 
 
 def normal_name(name: str) -> str:
@@ -120,7 +120,7 @@ def grouped(source: Source, table: Path) -> Source:
       DataError: the table is missing or unreadable, or lacks a class of the source.
     """
     try:
-        rows = list(csv.DictReader(table.read_text().splitlines(), delimiter="\t"))
+        rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
     except FileNotFoundError as error:
         raise DataError(
             f"data.class_table={str(table)!r} is not there: name the file, from the folder that "
@@ -194,10 +194,10 @@ def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) ->
     """A data set of TensorFlow Datasets; ids are TFDS' own, a shard and a position in it."""
     import tensorflow_datasets as tfds
 
-    directory = str(Path(data_dir).expanduser()) if data_dir else None
-    where = directory or tfds.core.constants.DATA_DIR
+    # TFDS' own begins with `~` where there is no home.
+    where = files.given(data_dir or tfds.core.constants.DATA_DIR, "data.data_dir")
     try:
-        builder = tfds.builder(name, data_dir=directory)
+        builder = tfds.builder(name, data_dir=str(where) if data_dir else None)
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise DataError(
             f"data.name={name!r}: TFDS knows no such data set or version, and {where} holds none; "

@@ -15,7 +15,6 @@ import hashlib
 import os
 import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -31,6 +30,8 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from crest_jax import files
 
 _SOURCE = Path(__file__).with_name("convolution.cc")
 _FLAGS = ("-std=c++20", "-O3", "-funroll-loops", "-march=native", "-fPIC", "-shared", "-w")
@@ -176,7 +177,7 @@ def _library() -> Path:
     rest = repr((compiler, jax.__version__)).encode()
     identity = hashlib.sha256(macros + _SOURCE.read_bytes() + rest)
     library = _cache_folder() / f"convolution_{identity.hexdigest()[:16]}.so"
-    if not (library.exists() and _is_ours(library)):
+    if not (library.exists() and files.is_ours(library)):
         # Other processes may be at it, too: a file appears under its name when it is whole.
         with tempfile.TemporaryDirectory(dir=library.parent) as beside:
             made = Path(beside) / library.name
@@ -189,19 +190,9 @@ def _library() -> Path:
 
 def _cache_folder() -> Path:
     """The user's, or one for this process alone where there is none that nobody else can change."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crest_jax"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.is_absolute() and _is_ours(folder) and os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):  # the latter without a home
-        pass
+    folder = files.user_cache()
+    if folder is not None:
+        return Path(folder)
     private = Path(tempfile.mkdtemp(prefix="crest_jax_"))
     atexit.register(shutil.rmtree, private, ignore_errors=True)
     return private
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether nobody but this user, and perhaps their group, can have put it there."""
-    status = path.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH

@@ -301,6 +301,15 @@ def test_a_part_of_each_class_is_held_out_where_there_is_nothing_to_test_on(tmp_
     assert ants != list(range(12)), "not the first ones"
 
 
+def test_a_list_may_name_files_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    lay_down(tmp_path, numbered(0, **{"home/cats": 2, "home/dogs": 2}))
+    rows = [f"~/{kind}/{n}.png,{kind}" for kind in ("cats", "dogs") for n in range(2)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    source = opened(tmp_path, "list.csv", test="list.csv")
+    assert source.labels("test").tolist() == [0, 0, 1, 1]
+
+
 def test_a_class_that_is_not_tested_and_images_that_are_twice_there_are_said(folder, caplog):
     lay_down(folder, {"labeled/eel/0.png": 60, "test/cat/again.png": 1, "unlabeled/too.png": 40})
     with caplog.at_level(logging.WARNING, "absl"):
