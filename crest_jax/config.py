@@ -5,12 +5,9 @@ The defaults are the paper's FixMatch on CIFAR-10-LT, to the last hyper-paramete
 
 import json
 import math
-import re
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etils.epath import Path
 from ml_collections import ConfigDict
 
 from crest_jax import schema
@@ -81,7 +78,7 @@ def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -
             raise ConfigError(
                 f"experiment argument {schema.shown(pair)} is not key=value with a key among "
                 f"{', '.join(defaults)}; a value with a comma in it can only be given as a config "
-                "field, such as --config.data.data_dir=VALUE"
+                f"field, such as --config.data.data_dir=VALUE{schema.meant(key, defaults)}"
             )
         given = f"{key}={schema.printable(value)}"
         if key in _CHOICES and value not in _CHOICES[key]:
@@ -97,40 +94,6 @@ def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -
         if kind is float and not math.isfinite(arguments[key]):
             raise ConfigError(f"{given} is not a finite number")
     return ConfigDict(arguments)
-
-
-def flags_error(error: Exception, argv: Sequence[str]) -> ConfigError:
-    """What went wrong when flags were parsed, or in the experiment's file, in a line.
-
-    Args:
-      error: whatever was raised.
-      argv: the command line, which names the file.
-    """
-    if isinstance(error, ConfigError):
-        return error
-    given = re.findall(r"^--?config[\n=](.*)$", "\n".join(argv), re.MULTILINE)
-    path = given[-1].partition(":")[0] if given else ""
-    if given and not Path(path).is_file():
-        return ConfigError(f"--config={path} is not a file; try --config=experiments/digits_lt.py")
-    chain = [error]
-    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(before)
-    # The first is what others were made of; flags that cannot be parsed say more themselves.
-    for cause in reversed(chain):
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(cause.__traceback__)
-            if path and frame.filename.endswith(path)
-        ]
-        if lines or isinstance(cause, SyntaxError):
-            where = f" at line {lines[-1]}" if lines else ""
-            said = schema.printable(" ".join(str(cause).split()))
-            return ConfigError(f"--config={path} fails{where}: {type(cause).__name__}: {said}")
-    said = str(error).strip()
-    if "Traceback" in said:  # of a file whose get_config could not even be called
-        said = said.splitlines()[-1]
-    said = schema.printable(" ".join(said.split()))
-    return ConfigError(said if path in said else f"--config={path}: {said}")
 
 
 def default_config(
@@ -280,17 +243,18 @@ def _fields() -> schema.Schema:
     """What every field's default says of its type; those that not every experiment has may lack."""
     defaults = default_config(parse_arguments(None)).to_dict()
     some = {
-        name: schema.Maybe(_type_of(each.default))
+        name: schema.Maybe(type_of(each.default))
         for algorithm in ALGORITHMS.values()
         for name, each in algorithm.hyper_parameters.items()
     }
     tail = {**defaults["long_tail"], "unlabeled_n_max": 3000, "unlabeled_gamma": 100.0}
     tail["unlabeled_order"] = ORDERS[0]
-    parts_of_tail = {name: schema.Maybe(_type_of(value)) for name, value in tail.items()}
-    return {**_type_of(defaults), **some, "long_tail": parts_of_tail}
+    parts_of_tail = {name: schema.Maybe(type_of(value)) for name, value in tail.items()}
+    return {**type_of(defaults), **some, "long_tail": parts_of_tail}
 
 
-def _type_of(default: Any) -> schema.Schema:
+def type_of(default: Any) -> schema.Schema:
+    """What a field must look like, by its default."""
     match default:
         case bool():
             return schema.TRUTH
@@ -301,8 +265,8 @@ def _type_of(default: Any) -> schema.Schema:
         case str():
             return schema.TEXT
         case tuple():
-            return schema.Each(_type_of(default[0]) if default else schema.NUMBER)
-    return {name: _type_of(value) for name, value in default.items()}
+            return schema.Each(type_of(default[0]) if default else schema.NUMBER)
+    return {name: type_of(value) for name, value in default.items()}
 
 
 class _Checks:

@@ -16,7 +16,7 @@ from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
 from crest_jax import config as config_lib
-from crest_jax import files, preemption
+from crest_jax import experiment, files, preemption
 from crest_jax.errors import ConfigError, CrestError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ConfigError(f"unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["config"].present:
-        raise ConfigError("--config is missing; try --config=experiments/digits_lt.py")
+        raise experiment.missing()
     _log_plainly()
     join(_CONFIG.value)
     given = _WORKDIR.value
@@ -131,12 +131,13 @@ def console() -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    argv = experiment.with_home(argv)
     try:
         words = flags.FLAGS(argv)
-        getattr(_CONFIG.value, "to_dict", None)  # raises what a file that cannot be read has raised
+        experiment.loaded(_CONFIG.value)
         return words
     except Exception as error:  # of flags, of fields that there are not, of an experiment's file
-        raise config_lib.flags_error(error, argv) from error
+        raise experiment.explained(error, argv) from error
 
 
 def _log_plainly() -> None:

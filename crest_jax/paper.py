@@ -28,13 +28,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 from etils.epath import Path
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from crest_jax import files, results, workdir
+from crest_jax import experiment, files, results, workdir
 from crest_jax.algorithms import ALGORITHMS
-from crest_jax.config import flags_error
 from crest_jax.errors import ConfigError, CrestError, WorkdirError
 from crest_jax.rebalancing import SELF_TRAINING, parts
 from crest_jax.report import paper_table
@@ -234,15 +232,11 @@ def config_of(job: Job) -> ConfigDict:
     Raises:
       ConfigError: the experiment's file is not there, or a field is not one of it.
     """
-    values = flags.FlagValues()
     words = [word for word in job.command[2:] if not word.startswith("--workdir=")]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     try:
-        values(words)
-        return values["config"].value
-    except Exception as error:  # of flags, of fields that there are not, of an experiment's file
-        reason = flags_error(error, words)
-        raise ConfigError(f"{shlex.join(job.command)}: {reason}") from error
+        return experiment.read(words)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in: {shlex.join(job.command)})") from error
 
 
 class Done(NamedTuple):
@@ -467,6 +461,9 @@ def main() -> None:
             drawn_from = curves(FIGURES[arguments.figure], **where)
             named = {job: [name] for name, job in drawn_from.items()}
         note = note_of(arguments.scale, where["fields"])
+        if where["fields"] or arguments.run:  # before any of them has run for days
+            for job in named:
+                config_of(job)
         if arguments.list:
             scale = "" if arguments.scale == "full" else f" ({arguments.scale} scale)"
             _print_lines(

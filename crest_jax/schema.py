@@ -4,10 +4,11 @@ A schema is nested as the value is: a `Kind` says what a single value may be, `E
 made of, and a mapping what the members of an object are.
 """
 
+import difflib
 import math
 import reprlib
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -188,3 +189,9 @@ def printable(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def meant(given: str, names: Iterable[str]) -> str:
+    """The end of a message, which asks for the most similar of the names if one is similar."""
+    found = difflib.get_close_matches(given, names, n=1)
+    return f"; did you mean {found[0]}?" if found else ""

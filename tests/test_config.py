@@ -3,9 +3,8 @@ import math
 import re
 
 import pytest
-from absl import flags
 from etils.epath import Path
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.augment.rand_augment import OPERATIONS
@@ -16,7 +15,6 @@ from crest_jax.config import (
     completed,
     default_config,
     differences,
-    flags_error,
     parse_arguments,
     to_plain,
     validate,
@@ -890,54 +888,3 @@ def test_a_config_of_an_earlier_version_is_completed_and_a_later_ones_is_refused
     ]:
         with pytest.raises(ConfigError, match=message):
             completed(plain | change)
-
-
-# Experiment files and flags
-
-FILES = {
-    "def get_config() return 3": "SyntaxError: expected ':'",
-    "import json\njson.nothing": "fails at line 2: AttributeError",
-    "def get_config():\n    return open('/no/such/file')": "fails at line 2: FileNotFoundError",
-    "def get_config():\n    return int('x')": "fails at line 2: ValueError",
-    "def get_config():\n    return get_config()": "fails at line 2: RecursionError",
-    "def get_config(a, b):\n    return 3": "TypeError: get_config() missing 2 required",
-}
-
-
-@pytest.mark.parametrize("content", FILES)
-def test_what_an_experiments_file_raises_is_said_in_a_line(tmp_path, content):
-    path = tmp_path / "mine.py"
-    path.write_text(content)
-    message = flags_message(f"--config={path}")
-    assert FILES[content] in message
-    assert str(path) in message
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--config.steps=abc", "--config.steps=abc"),
-        ("--config.model=3", "--config.model=3"),
-        ("--config.stps=3", 'Did you mean "steps"'),
-        ("--hots=3", "Unknown command line flag 'hots'"),
-    ],
-)
-def test_a_flag_that_cannot_be_parsed_is_said_in_a_line(flag, message):
-    assert message in flags_message(f"--config={named('digits_lt')}", flag)
-
-
-def flags_message(*words):
-    argv = ["main", *words]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-
-    def parsed():
-        values(argv)
-        return values["config"].value.to_dict()
-
-    with pytest.raises(Exception) as caught:  # noqa: PT011
-        parsed()
-    message = str(flags_error(caught.value, argv))
-    assert "\n" not in message
-    assert "Traceback" not in message
-    return message

@@ -16,7 +16,7 @@ from crest_jax.main import default_workdir
         (["--config=experiments/digits_lt.py:gamma=0.5"], os.EX_USAGE, "gamma=0.5 must be at"),
         (["--config=experiments/digits_lt.py", "--workdir=http://host/run"], os.EX_USAGE,
          "--workdir=http://host/run is neither on a disk nor in a bucket"),
-        (["--config=experiments/digits_lt.py", "--config.stps=3"], os.EX_USAGE, '"steps"'),
+        (["--config=experiments/digits_lt.py", "--config.stps=3"], os.EX_USAGE, "mean steps?"),
         (["--config=experiments/nofile.py", "--config.steps=3"], os.EX_USAGE, "nofile.py"),
         (["--config=experiments/nofile.py"], os.EX_USAGE, "nofile.py is not a file"),
         (["--config=experiments/digits_lt.py", "--config.steps=many"], os.EX_USAGE, "steps=many"),

@@ -310,6 +310,8 @@ def test_what_is_not_full_says_so(command, tmp_path, scale):
         (["--list", "--steps=3"], "'--steps=3' is neither an option"),
         (["--collect", "--output=table.txt"], "--output=table.txt must end in .md or .csv"),
         (["--run", "--", "--config.steps=3"], "--config.steps=3 cannot follow --"),
+        (["--list", "--config.stepz=3"], "--config.stepz=3: there is no such field"),
+        (["--run", "--config.crest.alfa=3"], "--config.crest.alfa=3: there is no such field"),
         (["--run", "--", "--workdir", "here"], "--workdir cannot follow --"),
     ],
 )

@@ -1,0 +1,218 @@
+"""The experiment that a command line names: its file, and fields of its config.
+
+`--config=FILE.py[:key=value,...] --config.field=value ...` is read by ml_collections. What it, absl
+or the file raise is made a line here that names the flag, and what it may be.
+"""
+
+import os
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from etils.epath import Path
+from ml_collections import ConfigDict, config_flags
+
+from crest_jax import files, schema
+from crest_jax.algorithms import ALGORITHMS
+from crest_jax.config import type_of
+from crest_jax.errors import ConfigError
+
+# Those that come with the source tree; an installed package is without.
+FOLDER = Path(__file__).parent.parent / "experiments"
+
+
+def read(argv: Sequence[str]) -> Any:
+    """Returns what a command line's experiment has made, which should be a ConfigDict.
+
+    Args:
+      argv: the command line, whose first word is the program.
+
+    Raises:
+      ConfigError: a flag cannot be used, or the experiment's file.
+    """
+    try:
+        return _read(argv)
+    except Exception as error:  # of flags, of fields that there are not, of an experiment's file
+        raise explained(error, argv) from error
+
+
+def _read(argv: Sequence[str]) -> Any:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return loaded(values["config"].value)
+
+
+def loaded(config: Any) -> Any:
+    """Returns the config; raises what its file has raised when it was read, if it has."""
+    getattr(config, "to_dict", None)
+    return config
+
+
+def with_home(argv: Sequence[str]) -> list[str]:
+    """Returns a command line with `~` in the name of the experiment's file made a folder.
+
+    Raises:
+      ConfigError: there is no such home.
+    """
+    words = list(argv)
+    for at, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag not in ("-config", "--config"):
+            continue
+        if equals:
+            words[at] = f"{flag}={_with_home(value)}"
+        elif at + 1 < len(words):
+            words[at + 1] = _with_home(words[at + 1])
+    return words
+
+
+def _with_home(value: str) -> str:
+    path, colon, arguments = value.partition(":")
+    return f"{files.given(path, '--config')}{colon}{arguments}" if path[:1] == "~" else value
+
+
+def missing() -> ConfigError:
+    """The error where no experiment is named."""
+    return ConfigError(f"--config is missing; {_advice('digits_lt.py')}")
+
+
+def explained(error: Exception, argv: Sequence[str]) -> ConfigError:
+    """What went wrong when flags were parsed, or in the experiment's file, in a line.
+
+    Args:
+      error: whatever was raised.
+      argv: the command line, which names the file.
+    """
+    if isinstance(error, ConfigError):
+        return error
+    given = re.findall(r"^--?config[\n=](.*)$", "\n".join(argv), re.MULTILINE)
+    if not given:
+        overrides = any(re.match(r"--?(no)?config\.", word) for word in argv)
+        return missing() if overrides else ConfigError(_in_a_line(str(error)))
+    path = given[-1].partition(":")[0]
+    if not os.path.isfile(path):  # noqa: PTH113
+        return ConfigError(_no_file(path))
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    # The first is what others were made of; flags that cannot be parsed say more themselves.
+    for cause in reversed(chain):
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(cause.__traceback__)
+            if frame.filename.endswith(path)
+        ]
+        if lines or (isinstance(cause, SyntaxError) and cause.filename != "<unknown>"):
+            where = f" at line {lines[-1]}" if lines else ""
+            said = _in_a_line(str(cause))
+            return ConfigError(f"--config={path} fails{where}: {type(cause).__name__}: {said}")
+    for wrong in _wrong_fields(given[-1], argv):
+        return ConfigError(wrong)
+    said = str(error).strip()
+    if "Traceback" in said:  # of a file whose get_config could not even be called
+        return ConfigError(f"--config={path}: {_in_a_line(said.splitlines()[-1])}")
+    # An error of flags names its own.
+    return ConfigError(
+        ("" if isinstance(error, flags.Error) else f"--config={path}: ") + _in_a_line(said)
+    )
+
+
+def _in_a_line(text: str) -> str:
+    return schema.printable(" ".join(text.split()))
+
+
+def _no_file(path: str) -> str:
+    """Says that a path is no experiment's file, and which there are."""
+    if not path:
+        wrong = "--config= names no file"
+    elif os.path.isdir(path):  # noqa: PTH112
+        wrong = f"--config={path} is a folder, and must be an experiment's file"
+    else:
+        where = "" if Path(path).is_absolute() else f" in {os.getcwd()}"  # noqa: PTH109
+        wrong = f"--config={path} is not a file{where}"
+    return f"{wrong}; {_advice(Path(path).name)}"
+
+
+def _advice(name: str) -> str:
+    """Which file to name; `name` is what it was taken to be called."""
+    # The path that works from here, as short as it can be.
+    folder = Path(FOLDER.name) if files.absolute(Path(FOLDER.name)) == FOLDER else FOLDER
+    names = sorted(path.name for path in FOLDER.glob("*.py")) if FOLDER.is_dir() else []
+    if not names:
+        return (
+            "this project's experiments come with its source tree, in the folder "
+            f"{FOLDER.name}: run there, or give the whole path of one"
+        )
+    for found in (name, f"{name}.py"):
+        if found in names:
+            return f"try --config={folder / found}"
+    return f"{folder} has {', '.join(names)}{schema.meant(name, names)}"
+
+
+def _wrong_fields(experiment: str, argv: Sequence[str]) -> Iterator[str]:
+    """Says which `--config.field=value` of a command line the experiment's config cannot take."""
+    try:
+        config = _read(["", f"--config={experiment}"])
+    except Exception:  # it is not the fields then
+        return
+    if not isinstance(config, ConfigDict):
+        return
+    for word in argv:
+        given = re.fullmatch(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
+        if given:
+            field, value = given.groups()
+            wrong = _wrong_field(config, field, value)
+            if wrong:
+                yield f"{schema.printable(word)}: {wrong}"
+
+
+def _wrong_field(config: ConfigDict, field: str, value: str | None) -> str:
+    """Says why a field of a config cannot have a value; nothing if it can."""
+    found, within = config, ""
+    for key in field.split("."):
+        if not isinstance(found, ConfigDict):
+            return f"{within} is {schema.shown(found)}, and has no fields{_meant(config, field)}"
+        if key not in found:
+            whose = [name for name, each in ALGORITHMS.items() if field in each.hyper_parameters]
+            if whose:
+                return (
+                    f"only method={' and '.join(whose)} has that; choose it as an argument of the "
+                    f"experiment, --config=FILE.py:method={whose[0]}"
+                )
+            has = f"{within or 'the config'} has {', '.join(found)}"
+            return f"there is no such field; {has}{_meant(config, field)}"
+        found, within = found[key], f"{within}.{key}".removeprefix(".")
+    if isinstance(found, ConfigDict):
+        if value is None or value.strip()[:1] != "{":
+            return f"{field} is no single value: set one of its fields, {', '.join(found)}"
+        return ""
+    kind = type_of(found)
+    try:
+        if isinstance(found, bool):
+            flags.BooleanParser().parse(value or "True")
+        elif isinstance(found, int | float):
+            type(found)(value or "")
+    except ValueError:
+        return f"it must be {kind.words}"
+    return ""
+
+
+def _meant(config: ConfigDict, field: str) -> str:
+    """Which fields a wrong one may have been meant to be, wherever they are."""
+    fields = list(_names(config))
+    last = field.rpartition(".")[2]
+    named = [name for name in fields if name.rpartition(".")[2] == last]
+    if named:
+        return f"; did you mean {' or '.join(named)}?"
+    return schema.meant(field, fields)
+
+
+def _names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _names(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

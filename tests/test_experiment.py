@@ -1,0 +1,118 @@
+"""What is said of a --config that is no experiment, and of a field that it has not."""
+
+import pathlib
+
+import pytest
+from conftest import REPOSITORY
+
+from crest_jax import experiment
+from crest_jax.errors import ConfigError
+
+DIGITS = f"--config={REPOSITORY / 'experiments' / 'digits_lt.py'}"
+FILES = {
+    "def get_config() return 3": "SyntaxError: expected ':'",
+    "import json\njson.nothing": "fails at line 2: AttributeError",
+    "def get_config():\n    return open('/no/such/file')": "fails at line 2: FileNotFoundError",
+    "def get_config():\n    return int('x')": "fails at line 2: ValueError",
+    "def get_config():\n    return get_config()": "fails at line 2: RecursionError",
+    "def get_config(a, b):\n    return 3": "TypeError: get_config() missing 2 required",
+    "\0": "SyntaxError: source code string cannot contain null bytes",
+}
+
+
+def message(*words):
+    with pytest.raises(ConfigError) as caught:
+        experiment.read(["main", *words])
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize("content", FILES)
+def test_what_an_experiments_file_raises_is_said_in_a_line(tmp_path, content):
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    said = message(f"--config={path}")
+    assert FILES[content] in said
+    assert str(path) in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--config.crest.alfa=1", "crest has alpha, rates, t_min; did you mean crest.alpha?"),
+        ("--config.alpha=1", "did you mean crest.alpha?"),
+        ("--config.stepz=3", "did you mean steps?"),
+        ("-config.stepz=3", "did you mean steps?"),
+        ("--config.optimizer.lerning_rate=3", "did you mean optimizer.learning_rate?"),
+        ("--config.optimizer.drops[0]=3", "did you mean optimizer.drops?"),
+        ("--config.steps.most=3", "steps is 600, and has no fields"),
+        ("--config.=3", "there is no such field"),
+        ("--config.mixup_alpha=1", "only method=mixmatch has that"),
+        ("--config.crest=1", "set one of its fields, alpha, rates, t_min"),
+        ("--config.steps=many", "it must be a whole number"),
+        ("--config.steps=1.5", "it must be a whole number"),
+        ("--config.data.stream=maybe", "it must be True or False"),
+        ("--config.crest.alpha=x", "it must be a number"),
+    ],
+)
+def test_a_field_that_cannot_be_set_is_named_with_what_can(flag, expected):
+    said = message(DIGITS, "--config.seed=3", flag)
+    assert said.startswith(f"{flag}: ")
+    assert expected in said
+
+
+def test_a_hyper_parameter_of_other_methods_says_whose_it_is():
+    said = message(f"{DIGITS}:method=mixmatch", "--config.threshold=0.9")
+    assert said.startswith("--config.threshold=0.9: only method=")
+    assert "fixmatch" in said.split(";")[0]
+    assert "mixmatch" not in said.split(";")[0]
+
+
+def test_an_argument_is_asked_for_by_its_right_name():
+    assert message(f"{DIGITS}:gama=3").endswith("did you mean gamma?")
+
+
+def test_an_unknown_flag_is_named():
+    assert message(DIGITS, "--hots=3") == "Unknown command line flag 'hots'"
+
+
+def test_a_file_that_is_in_the_source_tree_is_named_by_the_path_that_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = message("--config=experiments/digits_lt.py:gamma=3")
+    named = said.partition("try --config=")[2]
+    assert f"experiments/digits_lt.py is not a file in {tmp_path}" in said
+    assert pathlib.Path(named).is_absolute()
+    assert experiment.read(["main", f"--config={named}"]).data.name == "digits"
+    assert message("--config=digits_lt").endswith(DIGITS)
+    assert "--config is missing" in message("--config.steps=3")
+
+
+def test_in_the_source_tree_it_is_named_as_the_readme_does(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert message("--config.steps=3").endswith("try --config=experiments/digits_lt.py")
+
+
+@pytest.mark.parametrize("given", ["experiments/digit_lt.py", "experiments/", "", "/no/where.py"])
+def test_what_is_no_file_is_answered_with_all_experiments(monkeypatch, given):
+    monkeypatch.chdir(REPOSITORY)
+    said = message(f"--config={given}")
+    assert f"--config={given} " in said
+    assert all(path.name in said for path in (REPOSITORY / "experiments").glob("*.py"))
+    assert ("did you mean digits_lt.py?" in said) == ("digit" in given)
+    assert ("is a folder" in said) == given.endswith("/")
+
+
+def test_an_installed_package_says_where_experiments_come_from(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiment, "FOLDER", tmp_path / "experiments")
+    assert "come with its source tree" in message("--config=experiments/digits_lt.py")
+
+
+def test_the_home_is_found_in_the_name_of_the_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in (["--config=~/mine.py:a=~/b"], ["--config", "~/mine.py:a=~/b"]):
+        given = experiment.with_home(["main", *words, "--config.data.labeled=~/c"])
+        assert f"{tmp_path}/mine.py:a=~/b" in given[-2]
+        assert given[-1] == "--config.data.labeled=~/c"  # which is expanded where it is used
