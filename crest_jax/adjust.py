@@ -10,7 +10,6 @@ evaluations is what results.json reports as `accuracy_logit_adjusted` for the ru
 """
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,10 +17,10 @@ import numpy as np
 from etils.epath import Path
 from jax.sharding import Mesh
 
-from crest_jax import distributed, evaluate, files, generations, trained
+from crest_jax import backend, command, distributed, evaluate, files, generations, trained
 from crest_jax.data import splits
 from crest_jax.data.splits import Split
-from crest_jax.errors import ConfigError, CrestError
+from crest_jax.errors import ConfigError
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.report import text
 from crest_jax.train import reported_steps
@@ -102,24 +101,22 @@ def _adjusted(
     ]
 
 
+@command.entry
 def main() -> None:
     """Prints a table for each generation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True, help="a run's folder")
+    parser.add_argument("--workdir", type=files.given, required=True, help="a run's folder")
     parser.add_argument("--tau", type=float, nargs="+", default=TAUS, help="each at least 0")
-    parser.add_argument("--output", type=Path, help="also write the figures, as JSON")
+    parser.add_argument("--output", type=files.given, help="also write the figures, as JSON")
     arguments = parser.parse_args()
-    try:
-        if arguments.output:
-            files.check_writable(arguments.output)
-        adjusted = adjust(arguments.workdir, arguments.tau)
-        for generation in adjusted["generations"]:
-            print(text.adjustment_table(generation, adjusted["class_names"]), flush=True)
-        if arguments.output:
-            files.write_json(arguments.output, adjusted)
-    except CrestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    if arguments.output:
+        files.check_writable(arguments.output)
+    backend.start()
+    adjusted = adjust(arguments.workdir, arguments.tau)
+    for generation in adjusted["generations"]:
+        print(text.adjustment_table(generation, adjusted["class_names"]), flush=True)
+    if arguments.output:
+        files.write_json(arguments.output, adjusted)
 
 
 if __name__ == "__main__":

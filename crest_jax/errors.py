@@ -1,7 +1,7 @@
 """What can go wrong for a user, each with a message that says what to do.
 
-`crest_jax.main` prints these as one line and exits with `exit_status`; anything else is a bug and
-keeps its traceback.
+A command prints these as one line and exits with `exit_status` (`crest_jax.command`); anything else
+is a bug and keeps its traceback.
 """
 
 import os
@@ -47,6 +47,10 @@ class UnavailableError(CrestError):
 
 class NonFiniteError(CrestError):
     """Training produced NaN or infinity."""
+
+
+class DeviceError(CrestError):
+    """JAX cannot use the devices here, or not in the way that the environment says."""
 
 
 class HostError(CrestError):

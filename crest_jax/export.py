@@ -16,16 +16,15 @@ The folder then has:
 """
 
 import argparse
-import sys
 
 import jax
 import orbax.checkpoint as ocp
 from etils.epath import Path
 from jax import export as jax_export
 
-from crest_jax import augment, files, trained, workdir
+from crest_jax import augment, backend, command, files, trained, workdir
 from crest_jax.config import to_plain
-from crest_jax.errors import CrestError, WorkdirError
+from crest_jax.errors import WorkdirError
 from crest_jax.trained import Trained
 
 DESCRIPTION = "model.json"  # written last
@@ -88,23 +87,20 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
     return model
 
 
+@command.entry
 def main() -> None:
     """Exports."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="a run's folder")
-    parser.add_argument("--output", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--workdir", type=files.given, required=True, help="a run's folder")
+    parser.add_argument("--output", type=files.given, required=True, help="the folder to make")
     parser.add_argument("--generation", type=int, help="from 1; the last by default")
     arguments = parser.parse_args()
-    try:
-        model = export(arguments.workdir, arguments.output, generation=arguments.generation)
-        print(
-            f"{arguments.output}: generation {model.generation}, {len(model.class_names)} classes"
-        )
-    except CrestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    files.check_name(arguments.output, "--output")
+    backend.start()
+    model = export(arguments.workdir, arguments.output, generation=arguments.generation)
+    print(f"{arguments.output}: generation {model.generation}, {len(model.class_names)} classes")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from absl import app, flags, logging
 from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
+from crest_jax import command, experiment, files
 from crest_jax import config as config_lib
-from crest_jax import experiment, files, preemption
-from crest_jax.errors import ConfigError, CrestError
+from crest_jax.errors import ConfigError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "An experiment's file, with its arguments after a colon.", lock_config=True
@@ -39,8 +39,6 @@ _JOIN_TIMEOUT = flags.DEFINE_integer(
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "Check everything, print what the run would do and take, and do none of it."
 )
-# A run that is started again finds its compiled step here.
-_COMPILATION_CACHE = Path("~").expanduser() / ".cache" / "crest_jax" / "compiled"
 
 
 def default_workdir(config_argument: str) -> Path:
@@ -58,19 +56,20 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["config"].present:
         raise experiment.missing()
     _log_plainly()
-    join(_CONFIG.value)
     given = _WORKDIR.value
-    if given and not files.is_supported(given):
-        raise ConfigError(f"--workdir={given} is neither on a disk nor in a bucket (gs://)")
-    workdir = Path(given or default_workdir(_config_argument()))
+    workdir = files.given(given, "--workdir") if given else default_workdir(_config_argument())
+    files.check_name(workdir, "--workdir")
+    join(_CONFIG.value)
     run(_CONFIG.value, workdir, dry=_DRY_RUN.value)
 
 
 def join(config: ConfigDict) -> None:
     """Joins the other hosts that the flags or the environment name, if there are any."""
-    from crest_jax import distributed
-
     config_lib.validate(config)
+    # Imported only now, so that a wrong flag is reported without waiting for JAX.
+    from crest_jax import backend, distributed
+
+    backend.settle()
     distributed.initialize(
         _COORDINATOR.value,
         _HOSTS.value,
@@ -79,10 +78,13 @@ def join(config: ConfigDict) -> None:
         join_timeout=_JOIN_TIMEOUT.value,
         heartbeat_timeout=config.heartbeat_timeout,
     )
+    backend.check_devices()
 
 
 def run(config: ConfigDict, workdir: Path, *, dry: bool = False) -> None:
     """Runs or continues `config` in `workdir`, or says what that would do and take."""
+    from crest_jax import preemption
+
     with preemption.raised_on_sigterm():
         _run(config, workdir, dry)
 
@@ -91,14 +93,11 @@ def _run(config: ConfigDict, workdir: Path, dry: bool) -> None:
     # Imported only now, so that a wrong flag is reported without waiting for TensorFlow.
     import jax
 
-    from crest_jax import distributed, generations, plan, results
+    from crest_jax import backend, distributed, generations, plan, results
     from crest_jax import workdir as workdir_lib
     from crest_jax.models import convolution
 
-    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR sets it too
-        jax.config.update("jax_compilation_cache_dir", str(_COMPILATION_CACHE))
-    # There are small programs too, which take longer to compile than to read.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    backend.keep_compiled()
     devices, hosts = jax.device_count(), jax.process_count()
     distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
     distributed.check_agreement(
@@ -118,16 +117,10 @@ def _run(config: ConfigDict, workdir: Path, dry: bool) -> None:
     distributed.say(f"results: {workdir / results.RESULTS}")
 
 
+@command.entry
 def console() -> None:
-    """Entry point: an error that the user can mend is one line, not a traceback."""
-    try:
-        app.run(main, flags_parser=_parse_flags)
-    except CrestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+    """Reads the flags, and runs."""
+    app.run(main, flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -19,7 +19,6 @@ any of them can train: a run begins when every host has joined it.
 """
 
 import argparse
-import os
 import shlex
 import signal
 import subprocess
@@ -31,9 +30,9 @@ import numpy as np
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import experiment, files, results, workdir
+from crest_jax import command, experiment, files, results, workdir
 from crest_jax.algorithms import ALGORITHMS
-from crest_jax.errors import ConfigError, CrestError, WorkdirError
+from crest_jax.errors import ConfigError, Preempted, WorkdirError
 from crest_jax.rebalancing import SELF_TRAINING, parts
 from crest_jax.report import paper_table
 from crest_jax.report.paper_figures import FIGURES, PaperFigure, drawn
@@ -41,7 +40,7 @@ from crest_jax.report.paper_table import Comparison
 from crest_jax.report.published import TABLES, Column, Figure, Row, Table
 
 # Exit statuses of a run that was told to stop, and can go on.
-STOPPED, INTERRUPTED = 75, 130
+STOPPED, INTERRUPTED = Preempted.exit_status, command.INTERRUPTED
 TABLE_FORMATS = {".md": paper_table.markdown, ".csv": paper_table.comma_separated}
 FIGURE_FORMATS = (".svg", ".pdf", ".png")
 
@@ -401,17 +400,7 @@ def collect(found: Sequence[Cell]) -> list[Comparison]:
     return compared
 
 
-def _print_lines(lines: Iterable[str]) -> None:
-    """Prints as many as are read, which by `head` are a few."""
-    try:
-        for line in lines:
-            print(line)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python writes what is left of them when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
+@command.entry
 def main() -> None:
     """Lists, runs or collects."""
     parser = argparse.ArgumentParser(
@@ -432,8 +421,8 @@ def main() -> None:
     )
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--folds", type=int, help="of a table, instead of the paper's")
-    parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="folder of all runs")
-    parser.add_argument("--output", type=Path, help="with --collect: the file to write")
+    parser.add_argument("--runs", type=files.given, default=Path("runs/paper"), help="of all runs")
+    parser.add_argument("--output", type=files.given, help="with --collect: the file to write")
     words, dashes, for_runs = _split(sys.argv[1:])
     arguments, rest = parser.parse_known_args(words)
     if arguments.cell is not None and not arguments.run:
@@ -446,42 +435,36 @@ def main() -> None:
         parser.error("--output goes with --collect")
     if arguments.folds is not None and arguments.figure:
         parser.error("--folds goes with --table: figures are of fold 0")
-    try:
-        if arguments.output:
-            _check_output(arguments.output, TABLE_FORMATS if arguments.table else FIGURE_FORMATS)
-        where = {"scale": arguments.scale, "runs": arguments.runs, "fields": _fields(rest)}
-        if arguments.table:
-            table = TABLES[arguments.table]
-            folds = table.folds if arguments.folds is None else arguments.folds
-            if folds < 1:
-                raise ConfigError(f"--folds={folds} must be at least 1")
-            found = cells(table, folds=folds, **where)
-            named = jobs(found)
-        else:
-            drawn_from = curves(FIGURES[arguments.figure], **where)
-            named = {job: [name] for name, job in drawn_from.items()}
-        note = note_of(arguments.scale, where["fields"])
-        if where["fields"] or arguments.run:  # before any of them has run for days
-            for job in named:
-                config_of(job)
-        if arguments.list:
-            scale = "" if arguments.scale == "full" else f" ({arguments.scale} scale)"
-            _print_lines(
-                f"{shlex.join(job.command)}  # {number}{scale}: {'; '.join(names)}"
-                for number, (job, names) in enumerate(named.items(), 1)
-                if not (arguments.unfinished and is_finished(job))
-            )
-        elif arguments.run:
-            _check_flags(for_runs)
-            sys.exit(run(_chosen(list(named), arguments.cell), for_runs))
-        elif arguments.table:
-            title = f"Table {arguments.table}. {table.title}"
-            _write_table(title, collect(found), note, arguments.output)
-        else:
-            _write_figure(FIGURES[arguments.figure], drawn_from, note, arguments.output)
-    except CrestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    if arguments.output:
+        _check_output(arguments.output, TABLE_FORMATS if arguments.table else FIGURE_FORMATS)
+    where = {"scale": arguments.scale, "runs": arguments.runs, "fields": _fields(rest)}
+    if arguments.table:
+        table = TABLES[arguments.table]
+        folds = table.folds if arguments.folds is None else arguments.folds
+        if folds < 1:
+            raise ConfigError(f"--folds={folds} must be at least 1")
+        found = cells(table, folds=folds, **where)
+        named = jobs(found)
+    else:
+        drawn_from = curves(FIGURES[arguments.figure], **where)
+        named = {job: [name] for name, job in drawn_from.items()}
+    note = note_of(arguments.scale, where["fields"])
+    if where["fields"] or arguments.run:  # before any of them has run for days
+        for job in named:
+            config_of(job)
+    if arguments.list:
+        scale = "" if arguments.scale == "full" else f" ({arguments.scale} scale)"
+        for number, (job, names) in enumerate(named.items(), 1):
+            if not (arguments.unfinished and is_finished(job)):
+                print(f"{shlex.join(job.command)}  # {number}{scale}: {'; '.join(names)}")
+    elif arguments.run:
+        _check_flags(for_runs)
+        sys.exit(run(_chosen(list(named), arguments.cell), for_runs))
+    elif arguments.table:
+        title = f"Table {arguments.table}. {table.title}"
+        _write_table(title, collect(found), note, arguments.output)
+    else:
+        _write_figure(FIGURES[arguments.figure], drawn_from, note, arguments.output)
 
 
 def curves(

@@ -22,10 +22,10 @@ from etils.epath import Path
 from jaxtyping import Float
 from scipy.special import softmax
 
-from crest_jax import distributed, evaluate, files, trained
+from crest_jax import backend, command, distributed, evaluate, files, trained
 from crest_jax.data import pictures
 from crest_jax.data.decode import View
-from crest_jax.errors import ConfigError, CrestError, DataError
+from crest_jax.errors import ConfigError, DataError
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.trained import Trained
 
@@ -129,40 +129,38 @@ def table(
     return lines.getvalue()
 
 
+@command.entry
 def main() -> None:
     """Writes the CSV."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="a run's folder")
-    parser.add_argument("--images", type=Path, required=True, help="a folder of images")
-    parser.add_argument("--output", type=Path, required=True, help="the CSV file to write")
+    parser.add_argument("--workdir", type=files.given, required=True, help="a run's folder")
+    parser.add_argument("--images", type=files.given, required=True, help="a folder of images")
+    parser.add_argument("--output", type=files.given, required=True, help="the CSV file to write")
     parser.add_argument("--generation", type=int, help="from 1; the last by default")
     parser.add_argument("--logit-adjust", action="store_true", help="also after logit adjustment")
     parser.add_argument("--tau", type=float, default=1.0, help="of logit adjustment")
     arguments = parser.parse_args()
-    try:
-        if not 0 <= arguments.tau < np.inf:
-            raise ConfigError(f"--tau={arguments.tau} must be at least 0, and finite")
-        files.check_writable(arguments.output)
-        found = image_files(arguments.images)
-        model = trained.load(arguments.workdir, generation=arguments.generation)
-        readable, logits, wrong = logits_of(model, found)
-        for error in wrong:
-            print(f"left out: {error}", file=sys.stderr)
-        if wrong:
-            print(f"{len(wrong)} of {len(found)} files are left out", file=sys.stderr)
-        if not readable:
-            raise DataError(f"--images={arguments.images} holds no image that can be read")
-        names = [pictures.utf8(path.relative_to(arguments.images)) for path in readable]
-        for said in pictures.remarks(dict(zip(names, readable.values(), strict=True))):
-            print(said, file=sys.stderr)
-        tau = arguments.tau if arguments.logit_adjust else None
-        files.write_text(arguments.output, table(model, names, logits, tau))
-        print(f"{arguments.output}: {len(readable)} images, generation {model.generation}")
-    except CrestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    if not 0 <= arguments.tau < np.inf:
+        raise ConfigError(f"--tau={arguments.tau} must be at least 0, and finite")
+    files.check_writable(arguments.output)
+    found = image_files(arguments.images)
+    backend.start()
+    model = trained.load(arguments.workdir, generation=arguments.generation)
+    readable, logits, wrong = logits_of(model, found)
+    for error in wrong:
+        print(f"left out: {error}", file=sys.stderr)
+    if wrong:
+        print(f"{len(wrong)} of {len(found)} files are left out", file=sys.stderr)
+    if not readable:
+        raise DataError(f"--images={arguments.images} holds no image that can be read")
+    names = [pictures.utf8(path.relative_to(arguments.images)) for path in readable]
+    for said in pictures.remarks(dict(zip(names, readable.values(), strict=True))):
+        print(said, file=sys.stderr)
+    tau = arguments.tau if arguments.logit_adjust else None
+    files.write_text(arguments.output, table(model, names, logits, tau))
+    print(f"{arguments.output}: {len(readable)} images, generation {model.generation}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from absl import logging
 from etils.epath import Path
 from ml_collections import ConfigDict
 
+from crest_jax import backend, files
 from crest_jax import config as config_lib
-from crest_jax import files
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.models import convolution
 
@@ -81,6 +81,7 @@ def environment() -> dict[str, Any]:
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "cpus": _visible_cpus(),
         "convolutions": convolution.whose(),
+        "variables": backend.variables(),
         **versions(),
     }
 
@@ -169,7 +170,7 @@ def _lock(workdir: Path) -> AbstractContextManager:
         return nullcontext()
     path = workdir / LOCK
     with files.writing(path):
-        file = path.open("a")
+        file = path.open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -76,17 +76,6 @@ def test_each_line_is_a_command_with_its_number(command):
     assert "cifar10_lt.py:method=fixmatch,rebalance=crest,gamma=50,beta=0.1,fold=4" in lines[4]
 
 
-def test_a_list_may_be_read_as_far_as_by_head(command, monkeypatch):
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "w") as output:  # noqa: PTH123
-        monkeypatch.setattr(sys, "stdout", output)
-        status, printed = command("--table=1", "--list")
-    assert (status, printed.err) == (0, "")
-    # Otherwise whoever leaves a socket of this process ends it without a word.
-    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
-
-
 def test_tables_share_the_runs_that_they_have_in_common(tmp_path):
     first, second, fifth = (paper.jobs(cells(number, tmp_path)).keys() for number in (1, 2, 5))
     # CReST and CReST+ on CIFAR10-LT with beta = 10 %: three imbalance ratios, two folds.

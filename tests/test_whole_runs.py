@@ -1,7 +1,11 @@
 """The main job as a user starts it: what it leaves, and what the same command does then."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
+from conftest import REPOSITORY
 from whole_run import figures, finish
 
 
@@ -50,3 +54,31 @@ def test_a_changed_config_is_refused(command_line, tiny_flags, untouched):
     assert "crest.alpha: 0.3333333333333333 -> 0.5" in errors
     assert "Traceback" not in errors
     assert (workdir / "results.json").read_bytes() == results
+
+
+# Set for other work, by users or by the images that they start from.
+OTHERS = {
+    "JAX_ENABLE_X64": "1",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+    "JAX_THREEFRY_PARTITIONABLE": "0",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "PYTHONIOENCODING": "ascii",
+}
+
+
+def test_neither_the_environment_nor_a_closed_terminal_changes_a_run(
+    tiny_flags, untouched, tmp_path
+):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "crest_jax.main", *tiny_flags, f"--workdir={workdir}"]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    process = subprocess.Popen(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command],
+        cwd=REPOSITORY,
+        env=environment | OTHERS,
+        stdout=subprocess.PIPE,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=240) == 0
+    assert figures(workdir) == figures(untouched[0])

@@ -4,16 +4,14 @@ python -m crest_jax.report.comparison WORKDIR [WORKDIR ...]
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils.epath import Path
 
-from crest_jax import results
+from crest_jax import command, files, results
 from crest_jax.algorithms import ALGORITHMS
-from crest_jax.errors import CrestError, DataError
+from crest_jax.errors import DataError
 from crest_jax.rebalancing import REBALANCING, parts
 from crest_jax.schema import printable
 
@@ -95,17 +93,14 @@ def _in_order(names: set[str], order: Sequence[str] | Mapping[str, Any]) -> list
     return known + sorted(names - set(known))
 
 
+@command.entry
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", type=Path, nargs="+", help="folders of finished runs")
+    parser.add_argument("workdir", type=files.given, nargs="+", help="folders of finished runs")
     arguments = parser.parse_args()
-    try:
-        runs = [results.read(workdir) for workdir in arguments.workdir]
-        print(comparison(runs), end="")
-    except CrestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    runs = [results.read(workdir) for workdir in arguments.workdir]
+    print(comparison(runs), end="")
 
 
 if __name__ == "__main__":

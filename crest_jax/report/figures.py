@@ -5,17 +5,15 @@ python -m crest_jax.report.figures --output=FILE.svg WORKDIR [WORKDIR ...]
 
 import argparse
 import io
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from etils.epath import Path
 from matplotlib.figure import Figure
 
-from crest_jax import files, results
-from crest_jax.errors import CrestError, DataError
+from crest_jax import command, files, results
+from crest_jax.errors import ConfigError, DataError
 
 NAMES = {"none": "FixMatch", "da": "FixMatch + DA", "crest": "CReST", "crest_plus": "CReST+"}
 # Okabe and Ito's colours, which the colour-blind tell apart; hatches do the same in grey.
@@ -100,20 +98,22 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
         return figure
 
 
+@command.entry
 def main() -> None:
     """Draws the overview of finished runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("workdir", type=Path, nargs="+")
+    parser.add_argument("--output", type=files.given, required=True)
+    parser.add_argument("workdir", type=files.given, nargs="+")
     arguments = parser.parse_args()
-    try:
-        files.check_writable(arguments.output)
-        runs = [results.read(workdir) for workdir in arguments.workdir]
-        picture = io.BytesIO()
-        overview(runs).savefig(picture, format=arguments.output.suffix[1:] or "svg", dpi=150)
-        files.write_bytes(arguments.output, picture.getvalue())
-    except CrestError as error:
-        sys.exit(f"error: {error}")
+    kind = arguments.output.suffix[1:] or "svg"
+    kinds = Figure().canvas.get_supported_filetypes()
+    if kind not in kinds:
+        raise ConfigError(f"--output={arguments.output} must end in .{', .'.join(kinds)}")
+    files.check_writable(arguments.output)
+    runs = [results.read(workdir) for workdir in arguments.workdir]
+    picture = io.BytesIO()
+    overview(runs).savefig(picture, format=kind, dpi=150)
+    files.write_bytes(arguments.output, picture.getvalue())
 
 
 if __name__ == "__main__":

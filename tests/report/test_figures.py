@@ -66,3 +66,11 @@ def test_a_run_that_is_not_finished_is_named(runs):
     runs[1]["generations"].pop()
     with pytest.raises(DataError, match=r"CReST\+ runs have \[2, 3\] generations"):
         figures.overview(runs)
+
+
+def test_a_kind_of_file_that_cannot_be_drawn_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["figures", f"--output={tmp_path}/all.txt", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        figures.main()
+    assert ended.value.code == 64
+    assert "all.txt must end in ." in capsys.readouterr().err
