@@ -1,9 +1,9 @@
-"""SIGTERM: what machines send before they are taken away."""
+"""SIGTERM: what machines send before they are taken away, and what closing a terminal counts as."""
 
 import itertools
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,6 +18,7 @@ _steps = itertools.count(1)
 def raised_on_sigterm() -> Iterator[None]:
     """Within, SIGTERM raises `Preempted` wherever the program is.
 
+    So does the closing of its terminal (SIGHUP), unless that was to be ignored, as after `nohup`.
     Nothing is lost by that: what is not whole is made anew. Where it was, others may make another
     error of it.
     """
@@ -27,10 +28,9 @@ def raised_on_sigterm() -> Iterator[None]:
         stopped.append(Preempted("stopped by SIGTERM; run the same command again to continue"))
         raise stopped[0]
 
-    if jax.distributed.is_initialized():
-        yield
-        return
-    with _handler(stop):
+    with _handled_as_sigterm(signal.SIGHUP), ExitStack() as held:
+        if not jax.distributed.is_initialized():  # or else JAX takes care of the signal
+            held.enter_context(_handler(signal.SIGTERM, stop))
         try:
             yield
         except Exception as error:
@@ -56,16 +56,22 @@ def deferred_sigterm() -> Iterator[Callable[[], bool]]:
         nonlocal received
         received = True
 
-    with _handler(note):
+    with _handler(signal.SIGTERM, note):
         yield lambda: received
     if received:
         signal.raise_signal(signal.SIGTERM)
 
 
+def _handled_as_sigterm(number: signal.Signals) -> AbstractContextManager:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        return nullcontext()
+    return _handler(number, lambda signum, frame: signal.raise_signal(signal.SIGTERM))
+
+
 @contextmanager
-def _handler(handler: Callable) -> Iterator[None]:
-    previous = signal.signal(signal.SIGTERM, handler)
+def _handler(number: signal.Signals, handler: Callable) -> Iterator[None]:
+    previous = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(number, previous)

@@ -20,6 +20,9 @@ from crest_jax.main import default_workdir
         (["--config=experiments/nofile.py", "--config.steps=3"], os.EX_USAGE, "nofile.py"),
         (["--config=experiments/nofile.py"], os.EX_USAGE, "nofile.py is not a file"),
         (["--config=experiments/digits_lt.py", "--config.steps=many"], os.EX_USAGE, "steps=many"),
+        (["--config=experiments/digits_lt.py", "--workdri=run"], os.EX_USAGE, "workdir"),
+        (["--config=experiments/digits_lt.py", "--workdir=~no-one/run"], os.EX_USAGE,
+         "--workdir=~no-one/run: there is no user no-one"),
         ([], os.EX_USAGE, "--config is missing"),
         (["--config=experiments/digits_lt.py", "--workdir=setup.py"], 1, "cannot be written"),
         (
@@ -68,6 +71,19 @@ def test_sigterm_is_raised_at_once_or_on_leaving():
         with pytest.raises(ZeroDivisionError):  # an error of its own is not replaced
             deferred(then=lambda: 1 // 0)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_terminal_that_is_closed_counts_as_sigterm_unless_it_is_to_be_ignored():
+    before = signal.getsignal(signal.SIGHUP)
+    with pytest.raises(Preempted), preemption.raised_on_sigterm():
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    try:
+        with preemption.raised_on_sigterm():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_sigterm_makes_of_others_work_is_still_sigterm():
