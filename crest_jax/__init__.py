@@ -4,6 +4,7 @@ Wei et al., CVPR 2021, https://arxiv.org/abs/2102.09559. Start reading at `crest
 """
 
 import os
+import sys
 
 # For whichever module imports TensorFlow first; epath does for paths in buckets. It reports its CPU
 # instruction sets, missing GPUs and oneDNN as news; nothing that it computes here goes through the
@@ -17,5 +18,12 @@ os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "4")
 # Its Keras would make a folder called `~` for its settings where there is no home.
 if os.path.expanduser("~").startswith("~"):  # noqa: PTH111
     os.environ.setdefault("KERAS_HOME", os.devnull)
+# A command starts, and Python is looking for its module. All of them import JAX, which then reads
+# variables.
+if sys.argv[:1] == ["-m"]:
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        sys.exit(f"error: JAX cannot be started ({error}): correct or unset the variable")
 
 __version__ = "0.1.0"

@@ -10,17 +10,13 @@ import re
 import subprocess
 import sys
 
+import jax
 from absl import logging
 from etils.epath import Path
 
 from crest_jax import files
 from crest_jax.errors import DeviceError
 from crest_jax.schema import printable
-
-try:
-    import jax
-except ValueError as error:  # of a variable that it reads
-    raise DeviceError(f"JAX cannot be started ({error}): correct or unset the variable") from error
 
 # Settings that results are defined with, which are JAX's own.
 _SETTINGS = {

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
 def join(config: ConfigDict) -> None:
     """Joins the other hosts that the flags or the environment name, if there are any."""
     config_lib.validate(config)
-    # Imported only now, so that a wrong flag is reported without waiting for JAX.
+    # Imported only now, as is what follows: a wrong flag is reported without waiting for it.
     from crest_jax import backend, distributed
 
     backend.settle()

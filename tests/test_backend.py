@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from crest_jax import backend, workdir
 from crest_jax.errors import DeviceError
@@ -82,14 +83,13 @@ def test_flags_for_which_xla_would_end_the_process_are_an_error(monkeypatch, giv
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("value", "said"),
     [
-        ("JAX_PLATFORMS", "cuda", "there are no such devices here that JAX can use"),
-        ("JAX_PLATFORMS", "foo", "Backend 'foo' is not in the list of known backends"),
-        ("JAX_ENABLE_X64", "maybe", "invalid truth value 'maybe'"),
+        ("cuda", "there are no such devices here that JAX can use"),
+        ("foo", "Backend 'foo' is not in the list of known backends"),
     ],
 )
-def test_a_variable_that_jax_cannot_follow_is_a_line(variable, value, said):
+def test_devices_that_there_are_not_are_a_line(value, said):
     program = (
         "from crest_jax import command\n"
         "@command.entry\n"
@@ -100,7 +100,7 @@ def test_a_variable_that_jax_cannot_follow_is_a_line(variable, value, said):
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "XLA_FLAGS": "", variable: value},
+        env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": value},
         capture_output=True,
         text=True,
     )
@@ -108,9 +108,24 @@ def test_a_variable_that_jax_cannot_follow_is_a_line(variable, value, said):
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert line == done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert all(word in line for word in (variable, value, said))
-    if variable == "JAX_PLATFORMS":
-        assert line.endswith("unset it, or set it to cpu, which there is")
+    assert all(word in line for word in (f"JAX_PLATFORMS={value}", said))
+    assert line.endswith("unset it, or set it to cpu, which there is")
+
+
+@pytest.mark.parametrize("command", ["main", "predict", "report.comparison"])
+def test_a_variable_that_jax_cannot_read_is_a_line(command):
+    done = subprocess.run(
+        [sys.executable, "-m", f"crest_jax.{command}"],
+        env={**os.environ, "JAX_ENABLE_X64": "maybe"},
+        capture_output=True,
+        text=True,
+        cwd=str(REPOSITORY),
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: JAX cannot be started (invalid truth value 'maybe' for environment "
+        "'JAX_ENABLE_X64'): correct or unset the variable\n"
+    )
 
 
 def test_what_changes_the_last_digits_is_recorded(monkeypatch):
