@@ -1,11 +1,14 @@
 """Orbax checkpoints of a generation's training state."""
 
+import asyncio
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils.epath import Path
@@ -20,6 +23,10 @@ from crest_jax.train_state import TrainState
 KEEP = 2
 # What says nothing of a checkpoint, but of the disk or of memory.
 _AWAY = (OSError, MemoryError, jax.errors.JaxRuntimeError)
+# The folder of `check`, whose paths are as long as those of a run's checkpoints.
+_TRIAL = ".trial_of_a_checkpoint_that_is_read"
+# Of the arrays of a checkpoint: what each host wrote, and the index that is made of these.
+_PARTS, _INDEX = "ocdbt.process_", "manifest.ocdbt"
 
 
 @contextmanager
@@ -27,7 +34,7 @@ def open_checkpoints(folder: Path, *, lasting: Sequence[int]) -> Iterator[ocp.Ch
     """Opens a folder of checkpoints; on leaving, waits for saves under way.
 
     The latest two stay, and those of the steps in `lasting`. What a killed process left unfinished
-    is removed.
+    is removed, and what an earlier version left in parts is put together.
 
     Raises:
       WorkdirError: a checkpoint could not be saved.
@@ -37,13 +44,65 @@ def open_checkpoints(folder: Path, *, lasting: Sequence[int]) -> Iterator[ocp.Ch
         preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
         cleanup_tmp_directories=True,
     )
-    with _saving(folder):
-        manager = ocp.CheckpointManager(files.absolute(folder), options=options)
-    try:
-        yield manager
-    finally:
-        with _saving(folder):
-            manager.close()
+    with ExitStack() as stack:
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        path = stack.enter_context(files.plainly_named(folder))
+        with _saving(folder, path):
+            manager = ocp.CheckpointManager(path, options=options)
+        try:
+            distributed.together(partial(_put_together, manager), first_only=True)
+            yield manager
+        finally:
+            with _saving(folder, path):
+                manager.close()
+
+
+def _put_together(manager: ocp.CheckpointManager) -> None:
+    """Makes the index of arrays that lack it.
+
+    It was not made while Orbax took the folder's name for a pattern. The arrays are whole.
+
+    Raises:
+      WorkdirError: it cannot be written.
+    """
+    for step in manager.all_steps():
+        arrays = Path(manager.directory) / str(step) / "state"
+        if not arrays.is_dir() or (arrays / _INDEX).exists():
+            continue
+        if any(path.name.startswith(_PARTS) for path in arrays.iterdir()):
+            with _saving(folder_of(manager), manager.directory):
+                asyncio.run(
+                    ocp.type_handlers.merge_ocdbt_per_process_files(
+                        arrays, ocp.type_handlers.get_ts_context(), use_zarr3=False
+                    )
+                )
+
+
+def folder_of(manager: ocp.CheckpointManager) -> Path:
+    """The folder that a manager's checkpoints are in, by its own name."""
+    directory = Path(manager.directory)
+    if not os.path.islink(directory):  # noqa: PTH114
+        return directory
+    return directory.parent / os.readlink(directory)  # noqa: PTH115
+
+
+def check(folder: Path) -> None:
+    """Makes sure that what is saved below a folder can be read again, by saving and reading a bit.
+
+    Raises:
+      WorkdirError: it cannot be.
+    """
+    trial = folder / _TRIAL
+    state = {"trial": distributed.replicate(jnp.arange(8), distributed.data_mesh())}
+    distributed.together(partial(files.begin_folder, trial), first_only=True)
+    with open_checkpoints(trial, lasting=()) as manager:
+        # Step 0, since hosts that are stopped by SIGTERM agree on a step after all that were saved.
+        _save(manager, 0, state)
+        manager.wait_until_finished()
+        way_out = "nothing was trained yet: choose another folder with --workdir"
+        distributed.together(partial(restore, manager, 0, state, way_out=way_out))
+    distributed.together(trial.rmtree, first_only=True)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
@@ -53,9 +112,12 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
       WorkdirError: this checkpoint, or the one that was still being saved, could not be.
     """
     step = int(state.step)
-    if step in manager.all_steps():
-        return
-    with _saving(Path(manager.directory)):
+    if step not in manager.all_steps():
+        _save(manager, step, state)
+
+
+def _save(manager: ocp.CheckpointManager, step: int, state: PyTree) -> None:
+    with _saving(folder_of(manager), manager.directory):
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -66,16 +128,21 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
 
 
 @contextmanager
-def _saving(folder: Path) -> Iterator[None]:
+def _saving(folder: Path, told: Path) -> Iterator[None]:
+    """Turns what Orbax raises into an error of ours, which has the folder's own name in it."""
     try:
         yield
     except CrestError:  # SIGTERM
         raise
     except Exception as error:  # of a full disk Orbax and its libraries speak in many ways
         raise WorkdirError(
-            f"a checkpoint in {folder} cannot be saved ({files.reason(error)})",
+            f"a checkpoint in {folder} cannot be saved ({_reason(error, folder, told)})",
             "run again when it can, to continue from the one before",
         ) from error
+
+
+def _reason(error: Exception, folder: Path, told: Path) -> str:
+    return files.reason(error).replace(str(told), str(folder))
 
 
 def restore_latest(
@@ -111,17 +178,18 @@ def restore_latest(
             manager.delete(newer)
         return state
     if wrong:
-        folder = Path(manager.directory)
+        folder = folder_of(manager)
         raise WorkdirError(
             f"no checkpoint in {folder} can be used; {next(iter(wrong.values())).what}",
-            f"delete {folder.parent} and run again to train this generation anew",
+            f"move {folder.parent} out of the run, rather than delete it, and run again to train "
+            "this generation anew",
         )
     return fresh
 
 
 def restore(
     manager: ocp.CheckpointManager, step: int, template: PyTree, *, way_out: str = ""
-) -> TrainState:
+) -> PyTree:
     """Returns the checkpoint of a step.
 
     Args:
@@ -135,7 +203,8 @@ def restore(
       UnavailableError: it cannot be read at the moment.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-    path = Path(manager.directory) / str(step)
+    folder = folder_of(manager)
+    path = folder / str(step)
     try:
         restored = manager.restore(
             step,
@@ -145,7 +214,8 @@ def restore(
         )
         saved = restored.digest["sha256"]
     except Exception as error:
-        said = f"checkpoint {path} cannot be read ({type(error).__name__}: {files.reason(error)})"
+        reason = _reason(error, folder, manager.directory)
+        said = f"checkpoint {path} cannot be read ({type(error).__name__}: {reason})"
         if isinstance(error, _AWAY) and not isinstance(error, FileNotFoundError):
             raise UnavailableError(said, "run again when it can") from error
         # Orbax has no type of its own for a damaged checkpoint.
@@ -156,7 +226,7 @@ def restore(
     return restored.state
 
 
-def digest_of(state: TrainState) -> str:
+def digest_of(state: PyTree) -> str:
     """SHA-256 of all values of a state, in the order of its leaves."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):

@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from etils.epath import Path
@@ -23,6 +25,9 @@ from crest_jax.errors import ConfigError, UnavailableError, WorkdirError
 MANIFEST = "manifest.json"
 # In a JSON object, the SHA-256 of the rest of it.
 _DIGEST = "digest"
+# A path on a disk that every library takes as it is; and what none in a bucket may have.
+_PLAIN = re.compile(r"[\w./-]*", re.ASCII)
+_PATTERN = re.compile(r"[*?\[\]\\]")
 
 
 def given(text: str, name: str = "") -> Path:
@@ -107,6 +112,49 @@ def is_supported(path: str) -> bool:
 def absolute(path: Path) -> Path:
     """The same place, wherever the program runs."""
     return Path(os.getcwd()) / path  # noqa: PTH109
+
+
+@contextmanager
+def plainly_named(folder: Path) -> Iterator[Path]:
+    """Yields a path to a folder that libraries take as it is: its own, or that of a link to it.
+
+    Orbax and what it is made of take `[1]` and `*` anywhere in a path for a pattern, and a
+    backslash for a slash.
+
+    Raises:
+      WorkdirError: there can be no such link.
+    """
+    path = absolute(folder)
+    if is_remote(folder):
+        found = _PATTERN.search(str(folder))
+        if found:
+            raise WorkdirError(
+                f"{folder} has {found[0]} in its name, which makes it a pattern in a bucket: "
+                "choose a name without it"
+            )
+        yield path
+        return
+    if _PLAIN.fullmatch(str(path)):
+        yield path
+        return
+    with ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="crest_jax_"))
+            link = Path(temporary) / "folder"
+            os.symlink(path, link)  # noqa: PTH211
+        except OSError as error:
+            raise _unusual(folder, f"cannot be made ({reason(error)})") from error
+        if not _PLAIN.fullmatch(str(link)):
+            raise _unusual(folder, f"would be {link}, which is no better")
+        yield link
+
+
+def _unusual(folder: Path, link: str) -> WorkdirError:
+    return WorkdirError(
+        f"{folder} can only be used through a link, since its path has more than letters, digits "
+        f"and ._- in it; and a link in the temporary folder {link}: set TMPDIR to another folder, "
+        "or choose another path"
+    )
 
 
 def nearest(path: Path) -> Path:

@@ -23,7 +23,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped, UInt8
 from ml_collections import ConfigDict
 
-from crest_jax import distributed, evaluate, files, report, results, train_state, workdir
+from crest_jax import (
+    checkpoints,
+    distributed,
+    evaluate,
+    files,
+    report,
+    results,
+    train_state,
+    workdir,
+)
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.augment import Augmentation
 from crest_jax.data import decode, long_tail, pipeline, pseudo_labels, records, stream
@@ -82,6 +91,7 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
     Returns:
       What results.json holds.
     """
+    checkpoints.check(folder)
     distributed.together(lambda: splits_lib.prepare(config, folder / "splits"), first_only=True)
     splits = distributed.together(partial(splits_lib.load, config.data, folder / "splits"))
     sizes = sizes_of(config, splits)

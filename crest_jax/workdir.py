@@ -108,6 +108,7 @@ def claim(workdir: Path, config: ConfigDict) -> AbstractContextManager:
 
 
 def _make_folder(workdir: Path) -> None:
+    _check_name(workdir)
     if files.is_remote(workdir):
         files.check_bucket(workdir)
     try:
@@ -130,6 +131,7 @@ def check(workdir: Path, config: ConfigDict) -> bool:
     Raises:
       WorkdirError: as `claim`.
     """
+    _check_name(workdir)
     if files.is_remote(workdir):
         files.check_bucket(workdir)
     else:
@@ -142,6 +144,23 @@ def check(workdir: Path, config: ConfigDict) -> bool:
     _check_foreign(workdir)
     _changed_owner(workdir, config)
     return (workdir / CONFIG).exists()
+
+
+def _check_name(workdir: Path) -> None:
+    """Makes sure that the libraries which write to a folder can be told where it is.
+
+    Raises:
+      WorkdirError: they cannot.
+    """
+    try:
+        str(workdir).encode()
+    except UnicodeEncodeError as error:
+        raise WorkdirError(
+            f"workdir {workdir} has a name that is not UTF-8, which TensorFlow cannot be told: "
+            "choose another with --workdir"
+        ) from error
+    with files.plainly_named(workdir):
+        pass
 
 
 def _not_writable(workdir: Path, reason: str) -> WorkdirError:

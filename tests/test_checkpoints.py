@@ -1,12 +1,15 @@
+import contextlib
 import errno
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils.epath import Path
 
-from crest_jax import checkpoints, distributed
+from crest_jax import checkpoints, distributed, files
 from crest_jax.errors import UnavailableError, WorkdirError
 from crest_jax.train_state import TrainState
 
@@ -20,6 +23,7 @@ def state_at(step, size=1 << 20):
         batch_stats={"mean": values[:8]},
         opt_state=({"trace": -values}, ()),
         ema_params={"w": values / 2},
+        ema_batch_stats={"mean": values[:8] / 3},
         labeled_distribution=jnp.full((4,), 0.25, jnp.float32),
         predictions=jnp.full((128, 4), 1 / (step + 1), jnp.float32),
     )
@@ -116,7 +120,9 @@ def test_nothing_is_deleted_where_no_checkpoint_can_be_read(tmp_path):
         (folder / step / "state" / "_METADATA").rename(tmp_path / step)
     with (
         checkpoints.open_checkpoints(folder, lasting=()) as manager,
-        pytest.raises(WorkdirError, match=r"no checkpoint .*; .*/2 cannot be read .*: delete"),
+        pytest.raises(
+            WorkdirError, match=r"no checkpoint .*; .*/2 cannot be read .*: move .*, rath"
+        ),
     ):
         checkpoints.restore_latest(manager, state_at(0, size=8))
     for step in ("1", "2"):
@@ -210,3 +216,156 @@ def test_a_digest_that_is_none_is_damage(tmp_path, content):
         ),
     ):
         checkpoints.restore_latest(manager, state_at(0))
+
+
+# Folders whose names libraries take for something else
+
+
+UNUSUAL = (
+    "My project [1]", "a*", "**", "?", "{a,b}", "back\\slash", "\\", "gs:", "%41 # ~", "$HOME 'x'",
+    "two\nlines", "-dash", "\u65e5\u672c", "\udcff", "x" * 255,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNUSUAL, ids=ascii)
+def test_what_is_saved_is_there_whatever_the_folder_is_called(tmp_path, monkeypatch, name):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    folder = tmp_path / "runs" / name / "checkpoints"
+    for step in (1, 2):
+        with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+            fresh = state_at(0, size=8)
+            assert int(checkpoints.restore_latest(manager, fresh).step) == step - 1
+            checkpoints.save(manager, state_at(step, size=8))
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        assert_equal(checkpoints.restore_latest(manager, fresh), state_at(2, size=8))
+        assert checkpoints.folder_of(manager) == folder
+    there = [path.name for path in pathlib.Path(tmp_path / "runs").iterdir()]
+    assert there == [name], "nothing is written elsewhere"
+    assert {path.name for path in folder.iterdir()} == {"1", "2"}
+    assert not list(scratch.iterdir())
+
+
+def test_a_pattern_does_not_match_the_checkpoints_of_another_run(tmp_path):
+    """While both save, `run*` must not take what `run1` has written for its own."""
+    with (
+        checkpoints.open_checkpoints(tmp_path / "run1", lasting=()) as other,
+        checkpoints.open_checkpoints(tmp_path / "run*", lasting=()) as manager,
+    ):
+        checkpoints.save(other, state_at(5, size=8))
+        checkpoints.save(manager, state_at(3, size=8))
+    with checkpoints.open_checkpoints(tmp_path / "run*", lasting=()) as manager:
+        assert_equal(checkpoints.restore_latest(manager, state_at(0, size=8)), state_at(3, size=8))
+
+
+@pytest.fixture
+def as_earlier_versions():
+    """Within, Orbax is told the folder's own name."""
+
+    @contextlib.contextmanager
+    def until():
+        with pytest.MonkeyPatch.context() as patch:
+            own_name = lambda folder: contextlib.nullcontext(files.absolute(folder))  # noqa: E731
+            patch.setattr(files, "plainly_named", own_name)
+            yield
+
+    return until
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_checkpoints_that_an_earlier_version_left_in_parts_are_put_together(
+    tmp_path, as_earlier_versions, renamed
+):
+    folder = tmp_path / "run [1]" / "checkpoints"
+    with (
+        as_earlier_versions(),
+        checkpoints.open_checkpoints(folder, lasting=()) as manager,
+    ):
+        for step in (1, 2):
+            checkpoints.save(manager, state_at(step, size=8))
+    index = [folder / step / "state" / "manifest.ocdbt" for step in ("1", "2")]
+    assert not any(path.exists() for path in index), "what was wrong with them"
+    if renamed:
+        folder.parent.rename(tmp_path / "run1")
+        folder = tmp_path / "run1" / "checkpoints"
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        assert_equal(checkpoints.restore_latest(manager, state_at(0, size=8)), state_at(2, size=8))
+        manager.delete(2)
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        assert_equal(checkpoints.restore_latest(manager, state_at(0, size=8)), state_at(1, size=8))
+
+
+def test_a_damaged_checkpoint_is_said_to_be_where_it_is(tmp_path, capsys):
+    folder = tmp_path / "run [1]"
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        for step in (1, 2):
+            checkpoints.save(manager, state_at(step, size=8))
+    (folder / "2" / "state" / "manifest.ocdbt").write_bytes(b"nothing")
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        assert int(checkpoints.restore_latest(manager, state_at(0, size=8)).step) == 1
+    said = capsys.readouterr().out
+    assert f"checkpoint {folder}/2 cannot be read" in said
+    assert "crest_jax_" not in said, "no name of a link"
+
+
+# check
+
+
+@pytest.mark.parametrize("name", ["run", "run [1]"])
+def test_a_folder_in_which_checkpoints_can_be_read_passes_and_is_left_empty(tmp_path, name):
+    (tmp_path / name).mkdir()
+    checkpoints.check(tmp_path / name)
+    assert not list((tmp_path / name).iterdir())
+    (tmp_path / name / ".trial_of_a_checkpoint_that_is_read" / "0").mkdir(parents=True)
+    checkpoints.check(tmp_path / name)  # though one was killed there before
+    assert not list((tmp_path / name).iterdir())
+
+
+def test_a_folder_in_which_they_cannot_be_read_is_refused_before_any_training(
+    tmp_path, as_earlier_versions
+):
+    with (
+        as_earlier_versions(),
+        pytest.raises(WorkdirError, match=r"cannot be read .*: nothing was trained yet: choose"),
+    ):
+        checkpoints.check(tmp_path / "run [1]")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(WorkdirError, match="cannot be written"):
+        checkpoints.check(tmp_path / "file")
+
+
+# files.plainly_named
+
+
+def test_a_plain_name_is_its_own(tmp_path):
+    for folder in (tmp_path, Path("runs/a-b_c.1"), Path("gs://bucket/run=5")):
+        with files.plainly_named(folder) as path:
+            assert path == files.absolute(folder)
+
+
+def test_where_the_temporary_folder_has_no_plain_name_either_it_is_said(tmp_path, monkeypatch):
+    scratch = tmp_path / "[x]"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with (
+        pytest.raises(WorkdirError, match=r"run \[1\] can only .* would be .*set TMPDIR"),
+        files.plainly_named(tmp_path / "run [1]"),
+    ):
+        pass
+    assert not list(scratch.iterdir())
+    scratch.rmdir()
+    with (
+        pytest.raises(WorkdirError, match=r"cannot be made \(No such file .*set TMPDIR"),
+        files.plainly_named(tmp_path / "run [1]"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("character", "*?[]\\")
+def test_a_bucket_has_no_links_so_that_patterns_are_refused(character):
+    with (
+        pytest.raises(WorkdirError, match="which makes it a pattern in a bucket"),
+        files.plainly_named(Path(f"gs://bucket/run{character}1")),
+    ):
+        pass

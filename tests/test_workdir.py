@@ -109,6 +109,15 @@ def test_a_run_that_died_while_its_config_was_written_can_start(tmp_path, config
 
 
 @pytest.mark.parametrize("below", ["", "runs/digits"])
+def test_a_name_that_cannot_be_written_down_is_refused(tmp_path, config, below):
+    folder = tmp_path / below / "run\udcff"
+    for refused in (workdir.check, workdir.claim):
+        with pytest.raises(WorkdirError, match=r"run\\udcff has a name that is not UTF-8"):
+            refused(folder, config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("below", ["", "runs/digits"])
 def test_a_path_that_cannot_be_written_is_refused(tmp_path, config, below):
     # Not a matter of permissions, which do not bind a superuser.
     (tmp_path / "file").write_text("mine")

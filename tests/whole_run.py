@@ -19,7 +19,9 @@ def figures(workdir):
         return [untimed(v) for v in value] if isinstance(value, list) else value
 
     selections = []
-    for generation in sorted(workdir.glob("generation_*")):
+    # No glob: the folder's own name may be a pattern.
+    folders = [path for path in workdir.iterdir() if path.name.startswith("generation_")]
+    for generation in sorted(folders):
         entries = pseudo_labels.read(generation / "pseudo_labels")
         selections.append(
             (entries.ids.tolist(), entries.labels.tolist(), entries.confidence.tolist(),
