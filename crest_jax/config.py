@@ -596,13 +596,31 @@ def to_plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lists the fields in which two plain configs differ, as `field: old -> new`."""
-    lines = []
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Returns the fields in which two plain configs differ, by their dotted names.
+
+    Each has its old and its new value; None stands for a field that is not there.
+    """
+    found = {}
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
+            found |= changes(before, after, f"{prefix}{key}.")
         elif before != after:
-            lines.append(f"{prefix}{key}: {schema.shown(before)} -> {schema.shown(after)}")
-    return lines
+            found[f"{prefix}{key}"] = (before, after)
+    return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lists the fields in which two plain configs differ, as `field: old -> new`."""
+    return described(changes(old, new))
+
+
+def described(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Lists what `changes` found, as `field: old -> new`."""
+    return [
+        f"{name}: {schema.shown(before)} -> {schema.shown(after)}"
+        for name, (before, after) in changed.items()
+    ]

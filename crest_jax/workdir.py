@@ -23,12 +23,12 @@ from crest_jax.models import convolution
 CONFIG = "config.json"
 LOCK = ".lock"
 _PROBE = ".writable-"
-# What may change within a run: where data comes from, since its splits are its own; how long hosts
-# wait for each other; and how long devices work before the host hears SIGTERM.
-INCIDENTAL = (
-    "data.data_dir", "data.download", "data.labeled", "data.unlabeled", "data.test",
-    "heartbeat_timeout", "steps_at_once",
-)  # fmt: skip
+# Fields that may change within a run: where TFDS keeps data, since a run has splits of its own; how
+# long hosts wait for each other; and how long devices work before the host hears SIGTERM.
+INCIDENTAL = ("data.data_dir", "data.download", "heartbeat_timeout", "steps_at_once")
+# Fields that may change from one path to another, since one's own images may be moved. A path that
+# is given where there was none, or taken away, makes it another experiment.
+_MOVABLE = ("data.labeled", "data.unlabeled", "data.test")
 # May be raised within a run, and is then remembered.
 RESEED = "reseed"
 
@@ -57,8 +57,17 @@ def _completed(path: Path, content: Any) -> ConfigDict:
 
 def differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
     """Lists the fields in which a run's config is not ours, but for what may change."""
-    lines = config_lib.differences(*map(config_lib.to_plain, (theirs, ours)))
-    return [line for line in lines if not line.startswith(INCIDENTAL)]
+    return config_lib.described(_changes(theirs, ours))
+
+
+def _changes(theirs: ConfigDict, ours: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """The fields in which a run's config is not ours, but for what may change, with both values."""
+    changed = config_lib.changes(*map(config_lib.to_plain, (theirs, ours)))
+    return {
+        name: values
+        for name, values in changed.items()
+        if name not in INCIDENTAL and not (name in _MOVABLE and all(values))
+    }
 
 
 def versions() -> dict[str, str]:
@@ -239,16 +248,16 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
             f"{path} was not written by this program: choose another folder with --workdir"
         )
     found = _completed(path, theirs)
-    changed = differences(found, config)
+    changed = _changes(found, config)
     reseeded = config[RESEED] > found[RESEED]
     if reseeded:
-        changed = [line for line in changed if not line.startswith(f"{RESEED}: ")]
+        del changed[RESEED]
     if changed and untouched:
         return ours
     if changed:
         raise WorkdirError(
             f"workdir {workdir} belongs to another config:\n  "
-            + "\n  ".join(changed)
+            + "\n  ".join(config_lib.described(changed))
             + "\nchange these back to continue it, or choose another with --workdir"
         )
     moved = config_lib.differences(theirs["environment"], ours["environment"])

@@ -85,11 +85,52 @@ def test_a_config_with_which_nothing_was_made_yet_can_be_mended(tmp_path, config
 
 
 def test_where_the_data_lies_may_change(tmp_path, config):
+    config.data.update({"labeled": "here", "unlabeled": "here/too", "test": "there"})
     claim(tmp_path, config)
     (tmp_path / "splits").mkdir()
+    config.data.update({"labeled": "x", "unlabeled": "y.csv", "test": "gs://z/test"})
     config.data.data_dir = "elsewhere"
     config.data.download = False
     claim(tmp_path, config)
+
+
+@pytest.mark.parametrize("field", ["labeled", "unlabeled", "test"])
+@pytest.mark.parametrize("values", [("", "pictures"), ("pictures", "")])
+def test_data_that_comes_or_goes_is_another_experiment(tmp_path, config, field, values):
+    before, config.data[field] = values
+    earlier = config.copy_and_resolve_references()
+    earlier.data[field] = before
+    claim(tmp_path, earlier)
+    (tmp_path / "splits").mkdir()
+    with pytest.raises(WorkdirError, match=rf"data\.{field}: '{before}' -> '{values[1]}'"):
+        claim(tmp_path, config)
+
+
+MAY_CHANGE = {"data.data_dir", "data.download", "heartbeat_timeout", "steps_at_once"}
+
+
+def test_every_field_that_changes_is_named_but_for_those_that_may(config):
+    """By its whole name: `data.test_fraction` is not `data.test`."""
+
+    def leaves(tree, prefix=""):
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    fields = dict(leaves(config.to_dict()))
+    assert fields.keys() > MAY_CHANGE
+    for field, value in fields.items():
+        changed = config.copy_and_resolve_references()
+        other = (not value) if isinstance(value, bool) else (
+            f"{value}2" if isinstance(value, str) else (*value, 0.5) if isinstance(value, tuple)
+            else value + 1
+        )  # fmt: skip
+        changed.unlock()
+        changed.update_from_flattened_dict({field: other})
+        named = [line.partition(": ")[0] for line in workdir.differences(config, changed)]
+        assert named == ([] if field in MAY_CHANGE else [field])
 
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path, config):
