@@ -7,7 +7,9 @@ Exit status: 0 done; 1 something is wrong with data, workdir or training; 64 wit
 config; 75 stopped by SIGTERM, and the same command continues; 130 interrupted, likewise.
 """
 
+import hashlib
 import logging as logging_levels
+import re
 import sys
 from contextlib import nullcontext
 
@@ -39,14 +41,25 @@ _JOIN_TIMEOUT = flags.DEFINE_integer(
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "Check everything, print what the run would do and take, and do none of it."
 )
+# Arguments which the name of a folder has so that they could be read from it again.
+_NAMEABLE = re.compile(r"\w+=[\w.+-]*(,\w+=[\w.+-]*)*", re.ASCII)
+_LONGEST_NAME = 255  # bytes
 
 
 def default_workdir(config_argument: str) -> Path:
-    """`experiments/cifar10_lt.py:gamma=50` runs in `runs/cifar10_lt-gamma=50`."""
+    """Returns the folder of a run that is given none; other arguments have another one.
+
+    `experiments/cifar10_lt.py:gamma=50` runs in `runs/cifar10_lt-gamma=50`. Where a name would be
+    too long, or could be that of other arguments, as with paths, it ends in a digest of them.
+    """
     path, _, arguments = config_argument.partition(":")
-    # One folder, though arguments may be paths.
-    name = arguments.replace(",", "-").replace("/", "_")
-    return Path("runs") / "-".join(filter(None, [Path(path).stem, name]))
+    name = "-".join(filter(None, [Path(path).stem, arguments.replace(",", "-")]))
+    is_nameable = not arguments or _NAMEABLE.fullmatch(arguments)
+    if not is_nameable or len(name.encode(errors="surrogateescape")) > _LONGEST_NAME:
+        digest = hashlib.sha256(arguments.encode(errors="surrogateescape")).hexdigest()
+        readable = re.sub(r"[^\w.=+-]", "_", name, flags=re.ASCII)
+        name = f"{readable[:100]}-{digest[:12]}"
+    return Path("runs") / name
 
 
 def main(argv: list[str]) -> None:

@@ -1,8 +1,11 @@
 import os
+import re
 import signal
 
 import pytest
 from etils.epath import Path
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crest_jax import preemption
 from crest_jax.errors import Preempted
@@ -46,10 +49,36 @@ def test_the_default_workdir_is_named_after_the_experiment_and_its_arguments():
     assert default_workdir("experiments/cifar10_lt.py:gamma=50,rebalance=crest") == Path(
         "runs/cifar10_lt-gamma=50-rebalance=crest"
     )
-    # One folder within `runs`, whatever paths are among the arguments.
-    assert default_workdir("experiments/image_folder.py:labeled=../my/photos,fold=1") == Path(
-        "runs/image_folder-labeled=.._my_photos-fold=1"
+    assert default_workdir("experiments/digits_lt.py:t=1e-05,method=fixmatch") == Path(
+        "runs/digits_lt-t=1e-05-method=fixmatch"
     )
+
+
+ARGUMENTS = (
+    "labeled=data/v1/labeled", "labeled=data_v1/labeled", "labeled=data_v1_labeled",
+    "labeled=data/v1_labeled", "labeled=a-fold=1", "labeled=a,fold=1", "labeled=a/", "labeled=a",
+    "labeled=gs://bucket/a", "labeled=gs:/bucket/a", "labeled=ph [1]", "labeled=ph {1}", "fold=1,",
+    "fold=1", "labeled=\u00e9", "labeled=e\u0301", "labeled=\udcff", f"labeled={'x' * 300}",
+    f"labeled={'x' * 301}", "labeled=..",
+)  # fmt: skip
+
+
+def test_other_arguments_have_another_default_workdir():
+    """One plain name within `runs`, whatever paths are among them."""
+    folders = {default_workdir(f"experiments/image_folder.py:{text}") for text in ARGUMENTS}
+    assert len(folders) == len(ARGUMENTS)
+    for folder in folders:
+        assert folder.parent == Path("runs")
+        assert re.fullmatch(r"image_folder-(labeled|fold)[\w.=-]+", folder.name, re.ASCII)
+        assert len(folder.name) <= 255
+    (folder,) = {default_workdir("experiments/image_folder.py:labeled=../my/photos,fold=1")}
+    assert folder.name.startswith("image_folder-labeled=.._my_photos-fold=1-")
+
+
+@given(st.text(alphabet="ab=-_,/ .", max_size=6), st.text(alphabet="ab=-_,/ .", max_size=6))
+def test_default_workdirs_are_the_same_for_the_same_arguments_only(one, other):
+    folders = [default_workdir(f"experiments/a.py:{text}") for text in (one, other)]
+    assert (folders[0] == folders[1]) == (one == other)
 
 
 def deferred(then=lambda: None):
