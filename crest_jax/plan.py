@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils.epath import Path
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
 from crest_jax import distributed, files, generations, train, workdir
@@ -209,12 +209,14 @@ def _data(config: ConfigDict, sizes: Sizes, source: str) -> str:
         f"{'class':<{widest}}" + "".join(f"  {name:>10}" for name in names),
     ]
     for label, class_name in enumerate(class_names):
-        counts = "".join(
-            f"  {'?' if sizes.per_class[name] is None else sizes.per_class[name][label]:>10,}"
-            for name in names
-        )
+        counts = "".join(f"  {_count(sizes.per_class[name], label):>10}" for name in names)
         lines.append(f"{class_name:<{widest}}{counts}")
     return "\n".join(lines) + "\n"
+
+
+def _count(per_class: Int[np.ndarray, " classes"] | None, label: int) -> str:
+    """How many images a split has of a class, where that is known."""
+    return "?" if per_class is None else f"{per_class[label]:,}"
 
 
 # What is trained, and written

@@ -12,7 +12,7 @@ from conftest import TINY, load_experiment
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from crest_jax import generations, main, predict, report, trained
+from crest_jax import generations, main, plan, predict, report, trained
 from crest_jax.data import decode, pseudo_labels, records, splits
 from crest_jax.data.sources import UNKNOWN
 from crest_jax.errors import DataError
@@ -141,6 +141,63 @@ def test_the_unlabeled_stream_is_all_training_images(config_of, unlabeled, run, 
     # 12 steps of 16 images are more than an epoch.
     assert seen == {image.tobytes() for image in everything.images}
     assert {label for batch in batches for label in batch.labels} == set(range(4))
+
+
+# Dry runs
+
+
+UNLABELED_TOO = {"data.unlabeled": "{photos}/unlabeled", "long_tail.beta": 1.0}
+HELD_OUT = [round(0.2 * count) for count in LABELED]
+REST = [count - out for count, out in zip(LABELED, HELD_OUT, strict=True)]
+NOT_KNOWN = ["?"] * 4
+
+
+@pytest.mark.parametrize(
+    ("given", "table"),
+    [
+        (UNLABELED_TOO, {"labeled": REST, "unlabeled": NOT_KNOWN, "test": HELD_OUT}),
+        (
+            {**UNLABELED_TOO, "data.test": "{photos}/all.csv", "data.stream": True},
+            {"labeled": LABELED, "unlabeled": NOT_KNOWN, "test": LABELED},
+        ),
+        (
+            {**UNLABELED_TOO, "data.validation_fraction": 0.5},
+            {
+                "labeled": [-(-count // 2) for count in REST],
+                "unlabeled": NOT_KNOWN,
+                "test": HELD_OUT,
+                "validation": [count // 2 for count in REST],
+            },
+        ),
+        (
+            {"long_tail.beta": 0.5},
+            {
+                "labeled": [-(-count // 2) for count in REST],
+                "unlabeled": [count // 2 for count in REST],
+                "test": HELD_OUT,
+            },
+        ),
+    ],
+)
+def test_a_dry_run_counts_by_class_what_is_known(
+    config_of, photos, tmp_path, monkeypatch, capsys, given, table
+):
+    rows = [f"labeled/{path.parent.name}/{path.name},{path.parent.name}"
+            for path in (photos / "labeled").glob("*/*")]  # fmt: skip
+    (photos / "all.csv").write_text("\n".join(["path,label", *rows]))
+    fields = {
+        name: value.format(photos=photos) if isinstance(value, str) else value
+        for name, value in given.items()
+    }
+    monkeypatch.setattr(plan, "measure", lambda *_: plan.Pace(1.0, 1.0, 1.0, 1))
+    main.run(config_of(**fields), tmp_path / "run", dry=True)
+    printed = capsys.readouterr().out.splitlines()
+    start = next(number for number, line in enumerate(printed) if line.startswith("class"))
+    shown = printed[start : start + 5]
+    assert len(set(map(len, shown))) == 1, "columns are aligned"
+    counts = zip(*table.values(), strict=True)
+    expected = [["class", *table], *([str(label), *map(str, c)] for label, c in enumerate(counts))]
+    assert [line.split() for line in shown] == expected
 
 
 # What a model sees
