@@ -322,8 +322,12 @@ def _check_training(checks: _Checks, devices: int) -> None:
         0, math.inf, "fold", "seed", "reseed", "crest.alpha", "logit_adjustment_tau",
         "optimizer.weight_decay",
     )  # fmt: skip
-    for field in ("data.name", "data.test_split"):
-        checks.require(field, bool(checks.value(field)), "the name of one")
+    checks.require("data.name", bool(config.data.name), "the name of one")
+    checks.require(
+        "data.test_split",
+        bool(config.data.test_split) or config.data.name not in ("digits", "image_folder"),
+        "the name of one; it may only be empty for a data set of TFDS",
+    )
     checks.within(
         0, 1, "crest.t_min", "alignment.t", "ema_decay", "optimizer.momentum",
         "model.batch_norm_momentum", "darp.start", "augment.cutout",

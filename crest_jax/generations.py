@@ -35,7 +35,7 @@ from crest_jax import (
 )
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.augment import Augmentation
-from crest_jax.data import decode, long_tail, pipeline, pseudo_labels, records, stream
+from crest_jax.data import decode, long_tail, pipeline, pseudo_labels, records, sources, stream
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import UNKNOWN, Example
@@ -138,7 +138,7 @@ def sizes_of(config: ConfigDict, splits: Splits) -> dict[str, Any]:
         for name, split in splits._asdict().items()
         if isinstance(split, Split)
     }
-    sizes["test"]["held_out"] = config.data.name == "image_folder" and not config.data.test
+    sizes["test"]["held_out"] = sources.is_held_out(config.data)
     return sizes
 
 

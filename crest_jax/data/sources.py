@@ -15,8 +15,10 @@ import numpy as np
 import tensorflow as tf
 from etils.epath import Path
 from jaxtyping import Int
+from ml_collections import ConfigDict
 
 from crest_jax import files, schema
+from crest_jax.data import long_tail
 from crest_jax.data.provenance import File
 from crest_jax.errors import CrestError, DataError
 
@@ -50,6 +52,7 @@ class Source(NamedTuple):
     files: Sequence[File] = ()
     # All rows of the train set in the data set's original order, as far as their ids say it.
     order: Callable[[], Int[np.ndarray, " examples"]] | None = None
+    channels: int = 3  # that images have when they are resized: 1 if all are grey
 
 
 class Folders(NamedTuple):
@@ -71,6 +74,7 @@ def load(
     data_dir: str = "",
     download: bool = False,
     test_split: str = "test",
+    test_fraction: float = 0.0,
     class_table: str = "",
     folders: Folders | None = None,
 ) -> Source:
@@ -80,7 +84,8 @@ def load(
       name: `digits`, `image_folder`, or a TFDS name such as `cifar10` or `imagenet_resized/64x64`.
       data_dir: where TFDS keeps its prepared data; empty for its default, ~/tensorflow_datasets.
       download: whether TFDS may download and prepare a data set that is not there.
-      test_split: which of TFDS' splits to test on.
+      test_split: which of TFDS' splits to test on; empty to test on a part of `train`.
+      test_fraction: which part, of each class.
       class_table: a file for `grouped`; empty leaves the classes as they are.
       folders: what `image_folder` is made of.
 
@@ -96,7 +101,45 @@ def load(
         source = image_folder.image_folder(folders)
     else:
         source = tfds_source(name, data_dir=data_dir, download=download, test_split=test_split)
-    return grouped(source, files.given(class_table, "data.class_table")) if class_table else source
+    if class_table:
+        source = grouped(source, files.given(class_table, "data.class_table"))
+    return source if test_split else held_out(source, test_fraction)
+
+
+def is_held_out(data: ConfigDict) -> bool:
+    """Whether the test images are a part of those that a config's `data` gives as labeled."""
+    return not (data.test if data.name == "image_folder" else data.test_split)
+
+
+def held_out(source: Source, fraction: float) -> Source:
+    """The same images, a part of each class of `train` being `test`.
+
+    Raises:
+      DataError: each class has a single image, so that none can be held out.
+    """
+    labels = source.labels("train")
+    is_test = long_tail.hold_out(labels, fraction)
+    if not is_test.any():
+        raise DataError(
+            f"data set {source.name!r} has no class of more than one image, so that none can be "
+            "held out to test on: name a split of it as data.test_split"
+        )
+    chosen = {"train": ~is_test, "test": is_test}
+
+    def examples(split: str) -> Iterator[Example]:
+        for is_chosen, example in zip(chosen[split], source.examples("train"), strict=True):
+            if is_chosen:
+                yield example
+
+    def order() -> Int[np.ndarray, " examples"]:
+        rows = source.order()
+        return (np.cumsum(~is_test) - 1)[rows[~is_test[rows]]]
+
+    return source._replace(
+        labels=lambda split: labels[chosen[split]],
+        examples=examples,
+        order=order if source.order else None,
+    )
 
 
 def normal_name(name: str) -> str:
@@ -187,11 +230,16 @@ def digits(test_per_class: int = 50) -> Source:
         lambda split: labels[rows[split]],
         examples,
         order=lambda: np.arange(len(rows["train"])),
+        channels=1,
     )
 
 
 def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) -> Source:
-    """A data set of TensorFlow Datasets; ids are TFDS' own, a shard and a position in it."""
+    """A data set of TensorFlow Datasets; ids are TFDS' own, a shard and a position in it.
+
+    Raises:
+      DataError: as `load`; and when labels are asked for, an image has none that is a class.
+    """
     import tensorflow_datasets as tfds
 
     # TFDS' own begins with `~` where there is no home.
@@ -219,19 +267,23 @@ def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) ->
                 f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
                 "prepare it where there is a network and set --config.data.data_dir"
             ) from error
-    missing = {"image", "label"} - set(builder.info.features)
-    missing |= {"train", test_split} - set(builder.info.splits)
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    missing = kinds.keys() - set(builder.info.features)
     if missing:
         raise DataError(
-            f"data set {name!r} has no {', '.join(sorted(missing))}; data.test_split names the "
-            f"split to test on, and there are {', '.join(builder.info.splits)}"
+            f"data set {name!r} has no {' and no '.join(sorted(missing))}; it has "
+            f"{', '.join(builder.info.features)}: choose one of images with a class each"
         )
-    if not isinstance(builder.info.features["label"], tfds.features.ClassLabel):
+    if not all(isinstance(builder.info.features[key], kind) for key, kind in kinds.items()):
         raise DataError(f"data set {name!r} is not of images that belong to one class each")
+    _check_splits(name, test_split, list(builder.info.splits))
+    stored_as = {"train": "train", "test": test_split}
+    mend = {"train": "prepare it without them", "test": "choose another --config.data.test_split"}
+    class_names = tuple(builder.info.features["label"].names)
 
     def read(split: str, features: set, decoders: dict | None = None) -> tf.data.Dataset:
         return builder.as_dataset(
-            split={"train": "train", "test": test_split}[split],
+            split=stored_as[split],
             shuffle_files=False,
             decoders=tfds.decode.PartialDecoding(features, decoders=decoders),
             read_config=tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1),
@@ -239,7 +291,15 @@ def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) ->
 
     def labels(split: str) -> Int[np.ndarray, " examples"]:
         chunks = read(split, {"label"}).batch(1000).as_numpy_iterator()
-        return np.concatenate([chunk["label"] for chunk in chunks])
+        found = np.concatenate([chunk["label"] for chunk in chunks])
+        strange = found[(found < 0) | (found >= len(class_names))]
+        if len(strange):
+            raise DataError(
+                f"data set {name!r}: {len(strange)} of the {len(found)} images of its split "
+                f"{stored_as[split]!r} have a label that is no class, such as {strange[0]}, with "
+                f"which TFDS marks those whose class is not known: {mend[split]}"
+            )
+        return found
 
     def examples(split: str) -> Iterator[Example]:
         skip = {"image": tfds.decode.SkipDecoding()}
@@ -265,8 +325,35 @@ def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) ->
 
     return Source(
         name,
-        tuple(builder.info.features["label"].names),
+        class_names,
         labels,
         examples,
         order=order if "id" in builder.info.features else None,
+        channels=1 if builder.info.features["image"].shape[-1] == 1 else 3,
     )
+
+
+def _check_splits(name: str, test_split: str, there: Sequence[str]) -> None:
+    """Finds out whether a data set of TFDS can be trained and tested on.
+
+    Args:
+      name: of the data set.
+      test_split: to test on; empty where a part of `train` is.
+      there: its splits.
+
+    Raises:
+      DataError: it cannot.
+    """
+    if "train" not in there:
+        raise DataError(
+            f"data set {name!r} has no split 'train' to train on; it has {', '.join(there)}"
+        )
+    others = [split for split in there if split != "train"]
+    if test_split and test_split not in others:
+        why = "is trained on" if test_split == "train" else "is none of its splits"
+        rest = f"there is {', '.join(others)}" if others else "it has no split but 'train'"
+        raise DataError(
+            f"data set {name!r} cannot be tested on data.test_split={test_split!r}, which {why}: "
+            f"{rest}; and --config.data.test_split= holds out data.test_fraction of each class of "
+            "'train'"
+        )

@@ -253,6 +253,7 @@ def _divided(
         data_dir=config.data.data_dir,
         download=config.data.download,
         test_split=config.data.test_split,
+        test_fraction=config.data.test_fraction,
         class_table=config.data.class_table,
         folders=_folders(config, listing),
     )

@@ -224,32 +224,114 @@ def test_a_download_that_fails_says_why_and_what_to_do(tmp_path, monkeypatch, fa
 
 
 @pytest.mark.parametrize(
-    ("splits", "features", "missing"),
+    ("splits", "features", "message"),
     [
-        (["train"], ["image", "label"], "test"),
-        (["train", "test"], ["image"], "label"),
-        (["test"], ["label"], "image, train"),
+        (["train", "test"], ["image"], "has no label; it has image"),
+        (["train", "test"], ["label"], "has no image; it has label"),
+        (["test"], ["image", "label"], "has no split 'train' to train on; it has test"),
     ],
 )
 def test_a_data_set_without_what_training_needs_says_what_is_missing(
-    tmp_path, splits, features, missing
+    tmp_path, splits, features, message
 ):
     data = {split: random_split(4, 0) for split in splits}
     store(tmp_path, "partial", data, features_of(names=features))
-    with pytest.raises(DataError, match=f"'partial' has no {missing};"):
+    with pytest.raises(DataError, match=f"data set 'partial' {message}"):
         sources.load("partial", data_dir=str(tmp_path))
 
 
 def test_a_split_to_test_on_can_be_named(tmp_path):
     splits = {"train": random_split(9, 0), "validation": random_split(6, 1)}
     store(tmp_path, "tiny", splits, features_of())
-    with pytest.raises(
-        DataError, match=r"has no test; data\.test_split names the split .*validation"
-    ):
+    with pytest.raises(DataError, match=r"test_split='test', which is none.*: there is valid"):
         sources.load("tiny", data_dir=str(tmp_path))
     source = sources.load("tiny", data_dir=str(tmp_path), test_split="validation")
     assert source.labels("test").tolist() == splits["validation"][1].tolist()
     assert len(list(source.examples("test"))) == 6
+
+
+@pytest.fixture(scope="module")
+def train_only(make_folder):
+    data_dir = make_folder("train_only")
+    store(data_dir, "tiny", {"train": random_split(40, 0)}, features_of())
+    return data_dir
+
+
+@pytest.mark.parametrize("split", ["train", "train[90%:]", "train+test", "all", "test"])
+def test_what_is_trained_on_is_not_tested_on(train_only, split):
+    with pytest.raises(DataError) as caught:
+        sources.load("tiny", data_dir=str(train_only), test_split=split)
+    message = str(caught.value)
+    assert f"data.test_split={split!r}" in message
+    assert (
+        "it has no split but 'train'; and --config.data.test_split= holds out data.test_fraction"
+        in message
+    )
+
+
+def test_a_part_of_each_class_of_train_can_be_held_out(train_only, tmp_path):
+    whole = list(_train_of(train_only))
+    source = sources.load("tiny", data_dir=str(train_only), test_split="", test_fraction=0.25)
+    parts = {split: list(source.examples(split)) for split in ("train", "test")}
+    for split, examples in parts.items():
+        assert source.labels(split).tolist() == [example.label for example in examples]
+    assert sorted((e.id, e.image, e.label) for part in parts.values() for e in part) == sorted(
+        whole
+    )
+    per_class = np.bincount([label for *_, label in whole])
+    assert np.bincount(source.labels("test")).tolist() == [round(0.25 * n) for n in per_class]
+    # After the classes were grouped, a part of each group.
+    (tmp_path / "table.tsv").write_text(TABLE)
+    grouped = sources.load(
+        "tiny", data_dir=str(train_only), test_split="", test_fraction=0.25,
+        class_table=str(tmp_path / "table.tsv"),
+    )  # fmt: skip
+    zebras, ants, moths = per_class
+    expected = [round(0.25 * zebras), round(0.25 * (ants + moths))]
+    assert np.bincount(grouped.labels("test")).tolist() == expected
+
+
+def _train_of(data_dir):
+    """All images of `train`, as they are without any being held out."""
+    source = sources.tfds_source("tiny", data_dir=str(data_dir), download=False, test_split="")
+    return source.examples("train")
+
+
+def test_nothing_can_be_held_out_of_classes_of_one(tmp_path):
+    images, _ = random_split(3, 0)
+    store(tmp_path, "tiny", {"train": (images, [0, 1, 2])}, features_of())
+    with pytest.raises(DataError, match="'tiny' has no class of more than one image"):
+        sources.load("tiny", data_dir=str(tmp_path), test_split="", test_fraction=0.5)
+
+
+@pytest.mark.parametrize(
+    ("split", "way_out"), [("train", "prepare it without"), ("test", "choose another --config.dat")]
+)
+def test_images_whose_class_is_not_known_are_an_error_that_counts_them(tmp_path, split, way_out):
+    images, labels = random_split(10, 0)
+    splits = {"train": (images, labels), "test": (images, labels)}
+    splits[split] = (images, np.where(np.arange(10) % 5 == 0, -1, labels))
+    store(tmp_path, "tiny", splits, features_of())
+    source = sources.load("tiny", data_dir=str(tmp_path))
+    with pytest.raises(DataError, match=f"2 of the 10 images of its split '{split}' .* such as -1"):
+        source.labels(split)
+    with pytest.raises(DataError, match=way_out):
+        source.labels(split)
+
+
+@pytest.mark.parametrize(("channels", "resized"), [(1, 1), (3, 3), (4, 3)])
+def test_grey_data_stays_grey_when_it_is_resized(tmp_path, channels, resized):
+    images = np.zeros((4, 6, 6, channels), np.uint8)
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(6, 6, channels), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=NAMES),
+        }
+    )
+    splits = {"train": (images, [0, 1, 2, 0]), "test": (images, [0, 1, 2, 0])}
+    store(tmp_path, "tiny", splits, features)
+    assert sources.load("tiny", data_dir=str(tmp_path)).channels == resized
+    assert sources.load("digits").channels == 1
 
 
 # Coarser classes
