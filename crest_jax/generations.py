@@ -486,7 +486,7 @@ def batches_of(
         "process": jax.process_index(),
         "processes": jax.process_count(),
     }
-    view = decode.view_of(config.data)
+    view = decode.view_of(config.data, splits.image_shape[-1])
     of_run = here.parent / "splits"
     names = unlabeled_stream(config, splits)[1]
     of_stream = [of_run / name for name in names]

@@ -88,7 +88,7 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
         class_names,
         class_distribution(folder, generation),
         image_shape,
-        view_of(config.data),
+        view_of(config.data, image_shape[-1]),
         config.data.max_pixels,
         generation,
         config.eval_batch_size,

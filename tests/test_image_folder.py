@@ -210,7 +210,7 @@ def test_a_picture_is_seen_by_prediction_as_by_evaluation(
 ):
     config = config_of(**unlabeled, **{"data.crop": crop, "data.stream": stream})
     loaded = splits.load(config.data, run / "splits")
-    view = decode.view_of(config.data)
+    view = decode.view_of(config.data, 3)
     for split in (loaded.unlabeled, loaded.test):
         for name, evaluated in zip(split.images.ids, split.images.images, strict=True):
             seen = predict.read_image(photos / name, loaded.image_shape, view, max_pixels=10**6)

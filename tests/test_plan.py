@@ -232,6 +232,13 @@ def test_streamed_images_are_not_read(ran, tmp_path, monkeypatch):
     assert not list(data.unlabeled.parts)
 
 
+def test_the_shape_of_resized_images_is_known_before_they_are(ran, tmp_path):
+    config = ran.config.copy_and_resolve_references()
+    config.data.image_size = 12
+    config.data.crop = "random"
+    assert splits.expected_sizes(config, tmp_path / "u.csv").image_shape == (12, 12, 1)
+
+
 def test_sizes_are_known_before_anything_is_written(ran, tmp_path):
     expected = splits.expected_sizes(ran.config, tmp_path / "unreadable.csv")
     written = splits.written_sizes(ran.config.data, ran.folder / "splits")

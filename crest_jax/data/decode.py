@@ -58,14 +58,15 @@ class View(NamedTuple):
 
     size: int = 0  # side in pixels of the square that it becomes; 0 for images as they are stored
     crop: str = "none"  # which part of it, one of `config.CROPS`
+    channels: int = 3  # of the square: 1 for grey, 3 for colour
 
 
 AS_STORED = View()
 
 
-def view_of(data: ConfigDict) -> View:
-    """The view that a config's `data` asks for."""
-    return View(data.image_size, data.crop)
+def view_of(data: ConfigDict, channels: int) -> View:
+    """The view that a config's `data` asks for, of images with this many channels."""
+    return View(data.image_size, data.crop, channels)
 
 
 def evaluated(image: tf.Tensor | bytes, view: View) -> UInt8[tf.Tensor, "height width channels"]:
@@ -73,8 +74,8 @@ def evaluated(image: tf.Tensor | bytes, view: View) -> UInt8[tf.Tensor, "height 
     if not view.size:
         return stored(image)
     if view.crop == "none":
-        return whole(image, (view.size, view.size, 3))
-    return central(image, view.size)
+        return whole(image, (view.size, view.size, view.channels))
+    return central(image, view.size, view.channels)
 
 
 def trained_on(
@@ -88,7 +89,7 @@ def trained_on(
       seed: which part of the image, where the view is a random one.
     """
     if view.crop == "random":
-        return random_resized_crop(image, view.size, seed)
+        return random_resized_crop(image, view.size, seed, view.channels)
     return evaluated(image, view)
 
 
@@ -116,14 +117,17 @@ def whole(
     return _resized(pixels, height, width)
 
 
-def central(image: tf.Tensor | bytes, size: int) -> UInt8[tf.Tensor, "{size} {size} 3"]:
-    """Decodes the square of `CENTRAL_PART` of the shorter side in an image's middle, in colour.
+def central(
+    image: tf.Tensor | bytes, size: int, channels: int = 3
+) -> UInt8[tf.Tensor, "{size} {size} {channels}"]:
+    """Decodes the square of `CENTRAL_PART` of the shorter side in an image's middle.
 
     Args:
       image: an encoded JPEG or PNG.
       size: side of the result in pixels.
+      channels: of the result, 1 or 3.
     """
-    pixels = tf.io.decode_image(_checked(image), channels=3, expand_animations=False)
+    pixels = tf.io.decode_image(_checked(image), channels=channels, expand_animations=False)
     height, width = tf.shape(pixels)[0], tf.shape(pixels)[1]
     shorter = tf.cast(tf.minimum(height, width), tf.float32)
     side = tf.maximum(tf.cast(tf.round(CENTRAL_PART * shorter), tf.int32), 1)
@@ -134,9 +138,9 @@ def central(image: tf.Tensor | bytes, size: int) -> UInt8[tf.Tensor, "{size} {si
 
 
 def random_resized_crop(
-    image: tf.Tensor | bytes, size: int, seed: Int[tf.Tensor, "2"]
-) -> UInt8[tf.Tensor, "{size} {size} 3"]:
-    """Decodes a random part of an image, in colour, resized.
+    image: tf.Tensor | bytes, size: int, seed: Int[tf.Tensor, "2"], channels: int = 3
+) -> UInt8[tf.Tensor, "{size} {size} {channels}"]:
+    """Decodes a random part of an image, resized.
 
     The part has 8 to 100 % of the image's area and an aspect ratio of 3/4 to 4/3 (Szegedy et al.,
     2015). Of a JPEG only this part is decoded.
@@ -145,16 +149,17 @@ def random_resized_crop(
       image: an encoded JPEG or PNG.
       size: side of the result in pixels.
       seed: which part; the same for the same seed.
+      channels: of the result, 1 or 3.
     """
     image = _checked(image)
 
     def crop_jpeg() -> tf.Tensor:
         offset, part = _random_part(tf.io.extract_jpeg_shape(image), seed)
         window = tf.concat([offset, part], axis=0)
-        return tf.io.decode_and_crop_jpeg(image, window, channels=3)
+        return tf.io.decode_and_crop_jpeg(image, window, channels=channels)
 
     def crop_decoded() -> tf.Tensor:
-        pixels = tf.io.decode_image(image, channels=3, expand_animations=False)
+        pixels = tf.io.decode_image(image, channels=channels, expand_animations=False)
         offset, part = _random_part(tf.shape(pixels), seed)
         return tf.image.crop_to_bounding_box(pixels, *tf.unstack(offset), *tf.unstack(part))
 

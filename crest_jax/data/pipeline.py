@@ -127,7 +127,7 @@ def _looked_up(
     if isinstance(split, Images):
         return lambda step, rows: tf.gather(images, rows)
     of_stream = tf.random.fold_in(tf.constant([seed, order], tf.int64), tf.constant(-1, tf.int64))
-    shape = tf.TensorSpec([split.view.size, split.view.size, 3], tf.uint8)
+    shape = tf.TensorSpec([split.view.size, split.view.size, split.view.channels], tf.uint8)
 
     def crops(step: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         places = step * size + first + tf.range(rows.shape[0], dtype=tf.int64)

@@ -36,6 +36,9 @@ _FIELDS = {
         "null, or height, width and channels, each above 0",
         lambda shape: shape is None or _is_shape(shape),
     ),
+    # That images have when they are resized, where the folder is one of a run's `splits`. Earlier
+    # versions did not say so, and made all of them colour.
+    "channels": schema.Maybe(schema.Kind("1 or 3", lambda channels: channels in (1, 3))),
     "ids_sha256": schema.SHA256,  # of the shards' own, one to a line
     "shards": schema.Each(
         {
@@ -92,6 +95,7 @@ class Writer:
         class_names: Sequence[str],
         shards: int,
         classes_known: bool = True,
+        channels: int | None = None,
         host: int = 0,
         hosts: int = 1,
     ):
@@ -103,12 +107,14 @@ class Writer:
           class_names: by label.
           shards: how many files.
           classes_known: whether the examples have labels, or all the one that is `UNKNOWN`.
+          channels: that images are to have when they are resized, for the manifest to say so.
           host: which this is; each writes consecutive shards.
           hosts: how many.
         """
         self._folder = folder
         self._class_names = list(class_names)
         self._classes_known = classes_known
+        self._channels = channels
         # As even as can be, the larger ones first.
         self._sizes = [examples // shards + (shard < examples % shards) for shard in range(shards)]
         own = range(shards * host // hosts, shards * (host + 1) // hosts)
@@ -208,6 +214,8 @@ class Writer:
                 {name: entry[name] for name in _FIELDS["shards"].schema} for entry in written
             ],
         }
+        if self._channels is not None:
+            manifest["channels"] = self._channels
         files.write_json(self._folder / files.MANIFEST, manifest)
 
     def _next_shard(self) -> bool:
@@ -472,7 +480,9 @@ def load(folder: Path, view: View = AS_STORED) -> Images:
       DataError: as `read`; or images differ in shape, or cannot be decoded.
     """
     examples = list(read(folder))
-    shape = image_shape(folder, view.size) if examples else (0, 0, 0)
+    shape = (0, 0, 0)
+    if examples:
+        shape = (*[view.size] * 2, view.channels) if view.size else image_shape(folder, 0)
     images = np.zeros([0, *shape], np.uint8)
     encoded = tf.constant([example.image for example in examples], tf.string)
     decoded = (
@@ -521,8 +531,17 @@ def load_encoded(folders: Sequence[Path], view: View) -> Encoded:
     )
 
 
+def channels_of(folder: Path) -> int:
+    """How many channels the images of one of a run's splits have when they are resized.
+
+    Raises:
+      DataError: there is no usable manifest.
+    """
+    return read_manifest(folder).get("channels", 3)
+
+
 def image_shape(folder: Path, image_size: int) -> tuple[int, int, int]:
-    """Height, width and channels of a folder's images, once they are decoded.
+    """Height, width and channels of the images of one of a run's splits, once they are decoded.
 
     Args:
       folder: of records.
@@ -532,7 +551,7 @@ def image_shape(folder: Path, image_size: int) -> tuple[int, int, int]:
       DataError: they differ, or there are none; or there is no usable manifest.
     """
     if image_size:
-        return image_size, image_size, 3
+        return image_size, image_size, channels_of(folder)
     shape = read_manifest(folder)["image_shape"]
     if shape is None:
         raise DataError(
@@ -586,13 +605,23 @@ def stored_shape(example: Example) -> tuple[int, int, int]:
     try:
         with Image.open(io.BytesIO(example.image), formats=("JPEG", "PNG")) as image:
             decode.check_pixels(image.height, image.width)
-            return image.height, image.width, len(image.getbands())
+            return image.height, image.width, _decoded_channels(image)
     except CrestError:
         raise
     except Exception as error:  # whatever a parser makes of damage
         raise DataError(
             f"{example.id} is not a JPEG or PNG that can be read ({files.reason(error)})"
         ) from error
+
+
+def _decoded_channels(image: Image.Image) -> int:
+    """How many channels TensorFlow gives an image, which knows no palettes and no inks."""
+    match image.mode:
+        case "P":
+            return 4 if image.has_transparency_data else 3
+        case "CMYK":
+            return 3
+    return len(image.getbands())
 
 
 class _IdDigest:

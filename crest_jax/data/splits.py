@@ -121,7 +121,10 @@ def expected_sizes(config: ConfigDict, listing: Path) -> Sizes:
     few = list(itertools.islice(source.examples("train"), _FEW))
     mean = np.mean([records.bytes_of(example) for example in few])
     side = config.data.image_size
-    shapes = {(side, side, 3)} if side else {records.stored_shape(example) for example in few}
+    if side:
+        shapes = {(side, side, source.channels)}
+    else:
+        shapes = {records.stored_shape(example) for example in few}
     if len(shapes) > 1:
         raise DataError(
             f"images of {source.name} differ in shape: set --config.data.image_size to have them "
@@ -157,7 +160,10 @@ def prepare(config: ConfigDict, folder: Path) -> None:
         warn_of_changes(config, folder)
         return
     source, split, labels = _divided(config, folder.parent / UNREADABLE)
-    _check_source(source, labels, folder, begun=len(missing) < len(NAMES))
+    written = [name for name in NAMES if name not in missing]
+    _check_source(source, labels, folder, begun=bool(written))
+    # As those that are there, which an earlier version may have written.
+    channels = records.channels_of(folder / written[0]) if written else source.channels
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
@@ -167,6 +173,7 @@ def prepare(config: ConfigDict, folder: Path) -> None:
                     class_names=source.class_names,
                     shards=config.data.shards,
                     classes_known=name != "unlabeled" or not source.divided,
+                    channels=channels,
                 )
             )
             for name in missing
@@ -309,7 +316,7 @@ def load_split(data: ConfigDict, folder: Path) -> Split:
       DataError: something is missing or damaged, or images differ in shape.
     """
     manifest = records.read_manifest(folder)
-    view = decode.view_of(data)
+    view = decode.view_of(data, records.channels_of(folder))
     if data.stream:
         records.shards(folder)  # checks them
         parts: Iterable[Images] = Parts(folder, view=view, size=PART)

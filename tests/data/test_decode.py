@@ -108,6 +108,18 @@ def test_a_jpeg_is_cropped_where_a_png_is():
     np.testing.assert_allclose(png, jpeg, atol=6)
 
 
+def test_grey_images_can_stay_grey():
+    grey = np.full((30, 40), 77, np.uint8)
+    seed = tf.constant([1, 2], tf.int64)
+    for kind in ("PNG", "JPEG"):
+        for crop in ("none", "central", "random"):
+            view = decode.View(8, crop, channels=1)
+            image = encoded(grey, kind)
+            for seen in (decode.trained_on(image, view, seed), decode.evaluated(image, view)):
+                assert seen.shape == (8, 8, 1)
+                assert (seen.numpy() == 77).all()
+
+
 # Views
 
 

@@ -373,6 +373,15 @@ def test_every_look_at_an_image_is_another_crop_of_it():
     assert labels.tolist() == [image[0, 0, 2] for batch in found for image in batch.labeled]
 
 
+def test_crops_of_grey_images_are_grey():
+    grey = tf.io.encode_png(np.full((20, 30, 1), 9, np.uint8)).numpy()
+    split = Encoded(["a"], [grey], np.zeros(1, np.int32), View(8, "random", channels=1))
+    options = {"batch_size": 2, "unlabeled_ratio": 1, "seed": 5, "generation": 0}
+    (batch,) = pipeline.batches(split, split, start=0, stop=1, **options)
+    assert batch.labeled.shape == batch.unlabeled.shape == (2, 8, 8, 1)
+    assert (batch.labeled == 9).all()
+
+
 def test_crops_do_not_depend_on_where_a_stream_starts_or_how_many_hosts_share_it():
     whole = crops(stop=6)
     assert_same(crops(start=4, stop=6), whole[4:])

@@ -270,6 +270,11 @@ def test_large_images_are_cropped_at_random_and_the_same_way_each_time(tmp_path)
     (part,) = Parts(tmp_path / "all", view=View(16, "central"), size=50)
     assert part.images.shape == (12, 16, 16, 3)
     assert part.ids == [str(number) for number in range(12)]
+    grey = Streaming(View(16, "random", channels=1), lanes=2, window=8)
+    for ratio in (0, 1):
+        (first,) = batches(folders, grey, batch_size=6, unlabeled_ratio=ratio, stop=1)
+        assert first.labeled.shape == (6, 16, 16, 1)
+        assert first.unlabeled.shape == (6 * ratio, 16, 16, 1)
 
 
 # Manifests that are not to be trusted
