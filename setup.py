@@ -23,7 +23,7 @@ setup(
         "flax>=0.12,<0.14",
         # tensorflow-datasets imports it when it prepares a download, without asking for it.
         "importlib-resources>=6,<8",
-        "jax>=0.8,<0.12",
+        "jax>=0.8.2,<0.12",
         "jaxtyping>=0.3,<0.5",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
@@ -31,6 +31,7 @@ setup(
         "optax>=0.2.4,<0.4",
         "orbax-checkpoint>=0.11.20,<0.13",
         "pillow>=11,<14",
+        "safetensors>=0.5,<1",
         "scikit-learn>=1.5,<2",
         "scipy>=1.13,<2",
         # clu's metric writers import tensorboard without asking for it.
@@ -43,10 +44,10 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        "cuda": ["jax[cuda12]>=0.8,<0.12"],
+        "cuda": ["jax[cuda12]>=0.8.2,<0.12"],
         # Orbax asks it what kind of bucket a checkpoint goes to.
         "gcs": [_GCS],
-        "tpu": ["jax[tpu]>=0.8,<0.12", _GCS],
+        "tpu": ["jax[tpu]>=0.8.2,<0.12", _GCS],
         "test": [
             "beartype>=0.19,<0.25",
             _GCS,

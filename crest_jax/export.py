@@ -3,28 +3,42 @@
 python -m crest_jax.export --workdir=DIR --output=DIR [--generation=N]
 
 The folder then has:
-  model.jax     the model as a serialised JAX function, its weights within, for CPU, GPU and TPU:
-                    from jax import export
-                    model = export.deserialize(pathlib.Path("model.jax").read_bytes())
-                    logits = model.call(images)
-                images are uint8 of shape [batch, height, width, channels], any batch; logits are
-                float32 of shape [batch, classes]
-  model.json    class names in the order of the logits, image_shape, p(y) of what this generation
-                was trained on (logits - log p(y) are the logit-adjusted ones), generation, and the
-                run's config
-  checkpoint/   the weights alone, {"params", "batch_stats"}, as Orbax's StandardCheckpointer saves
+  model.safetensors  the weights in float32, by names such as params/Dense_0/kernel. Any version of
+                     the package safetensors reads them, so this is the form to keep
+  model.json         all else that it takes to compute logits from them: the architecture, what an
+                     image becomes before it, class names in the order of the logits. And p(y) of
+                     what this generation was trained on (logits - log p(y) are the logit-adjusted
+                     ones), generation, versions, and the run's config
+  model.jax          the model as a serialised JAX function, its weights within, for CPU, GPU and
+                     TPU, which needs the packages jax and flatbuffers:
+                         from jax import export
+                         model = export.deserialize(pathlib.Path("model.jax").read_bytes())
+                         logits = model.call(images)
+                     images are uint8 of shape [batch, height, width, channels], any batch; logits
+                     are float32 of shape [batch, classes]. JAX promises to read it for six months,
+                     with versions that are newer than the one that wrote it
+  checkpoint/        the weights once more, {"params", "batch_stats"}, as Orbax's
+                     StandardCheckpointer saves them
 """
 
 import argparse
+from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import safetensors.numpy
 from etils.epath import Path
+from flax.traverse_util import flatten_dict
 from jax import export as jax_export
+from jaxtyping import Float, PyTree
+from ml_collections import ConfigDict
 
 from crest_jax import augment, backend, command, files, trained, workdir
 from crest_jax.config import to_plain
+from crest_jax.data import decode
 from crest_jax.errors import WorkdirError
+from crest_jax.models.structure import structure
 from crest_jax.trained import Trained
 
 DESCRIPTION = "model.json"  # written last
@@ -33,7 +47,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def serialise(model: Trained) -> bytes:
     """Returns the model as a function of a batch of any size, for all platforms."""
-    variables = {"params": model.params, "batch_stats": model.batch_stats}
+    variables = _variables(model)
 
     def logits(images):
         return model.model.apply(variables, augment.rescale(images), train=False)
@@ -41,6 +55,40 @@ def serialise(model: Trained) -> bytes:
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *model.image_shape), "uint8")
     return bytes(jax_export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
+
+
+def _variables(model: Trained) -> dict[str, PyTree]:
+    return {"params": model.params, "batch_stats": model.batch_stats}
+
+
+def named_weights(model: Trained) -> dict[str, Float[np.ndarray, "..."]]:
+    """Return a model's weights in float32, by their path such as `params/Dense_0/kernel`."""
+    flat = flatten_dict(jax.device_get(_variables(model)), sep="/")
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
+
+
+def describe(model: Trained, config: ConfigDict) -> dict[str, Any]:
+    """Return what model.json says, in JSON's terms.
+
+    Args:
+      model: that is exported.
+      config: of its run.
+    """
+    return {
+        "architecture": {"name": config.model.name, **structure(model.model)},
+        "dtype": config.dtype,
+        "input": {
+            "view": {**model.view._asdict(), "central_part": decode.CENTRAL_PART},
+            "scale": 2 / 255,  # as in `augment.rescale`
+            "offset": -1.0,
+        },
+        "image_shape": list(model.image_shape),
+        "class_names": list(model.class_names),
+        "class_distribution": model.class_distribution.tolist(),
+        "generation": model.generation,
+        "environment": workdir.environment(),
+        "config": to_plain(config),
+    }
 
 
 def export(run: Path, output: Path, *, generation: int | None = None) -> Trained:
@@ -61,29 +109,25 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
             advice += f"; it has no {DESCRIPTION}, and may be what a killed export has left"
         raise WorkdirError(f"--output={output} exists already: {advice}")
     files.check_writable(output)
-    model = trained.load(run, generation=generation)
-    content = serialise(model)
-    try:
-        output.mkdir()
-    except files.failures() as error:
-        raise WorkdirError(f"--output={output} cannot be made ({files.reason(error)})") from error
-    try:
-        files.write_bytes(output / "model.jax", content)
-        with ocp.StandardCheckpointer() as checkpointer:
-            weights = {"params": model.params, "batch_stats": model.batch_stats}
-            checkpointer.save(files.absolute(output) / "checkpoint", weights)
-        description = {
-            "class_names": list(model.class_names),
-            "image_shape": list(model.image_shape),
-            "class_distribution": model.class_distribution.tolist(),
-            "generation": model.generation,
-            "environment": workdir.environment(),
-            "config": to_plain(workdir.read_config(run)),
-        }
-        files.write_json(output / DESCRIPTION, description)
-    except BaseException:
-        output.rmtree(missing_ok=True)
-        raise
+    with files.plainly_named(output) as plainly_named:
+        model = trained.load(run, generation=generation)
+        content = serialise(model)
+        try:
+            output.mkdir()
+        except files.failures() as error:
+            reason = files.reason(error)
+            raise WorkdirError(f"--output={output} cannot be made ({reason})") from error
+        try:
+            files.write_bytes(output / "model.jax", content)
+            files.write_bytes(
+                output / "model.safetensors", safetensors.numpy.save(named_weights(model))
+            )
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(plainly_named / "checkpoint", _variables(model))
+            files.write_json(output / DESCRIPTION, describe(model, workdir.read_config(run)))
+        except BaseException:
+            output.rmtree(missing_ok=True)
+            raise
     return model
 
 

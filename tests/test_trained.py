@@ -8,18 +8,33 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import safetensors.numpy
+from flax.traverse_util import flatten_dict
 from PIL import Image
 from scipy.special import softmax
+from whole_run import figures
 
-from crest_jax import evaluate, export, files, main, predict, trained
+from crest_jax import (
+    adjust,
+    augment,
+    evaluate,
+    export,
+    files,
+    generations,
+    main,
+    predict,
+    trained,
+)
 from crest_jax.data import records
 from crest_jax.data.decode import View
 from crest_jax.distributed import data_mesh, replicate
-from crest_jax.errors import ConfigError, DataError, WorkdirError
+from crest_jax.errors import ConfigError, DataError, Preempted, WorkdirError
 from crest_jax.rebalancing.logit_adjustment import adjustment
+from crest_jax.report import __main__ as report_command
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +308,29 @@ def test_the_weights_are_there_as_a_plain_checkpoint(run, exported):
     jax.tree.map(np.testing.assert_array_equal, weights, dict(expected))
 
 
+def test_the_weights_are_there_by_name_for_any_reader_of_safetensors(run, exported):
+    model = trained.load(run)
+    expected = flatten_dict({"params": model.params, "batch_stats": model.batch_stats}, sep="/")
+    found = safetensors.numpy.load_file(exported / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, expected[name])
+
+
+def test_the_description_says_what_becomes_of_an_image(exported, test_images, run):
+    described = json.loads((exported / "model.json").read_text())
+    assert described["architecture"] == {
+        "name": "tiny_net", "depth": 10, "width": 1, "classes": 10
+    }  # fmt: skip
+    view = described["input"]["view"]
+    assert view == {"size": 0, "crop": "none", "channels": 1, "central_part": 0.875}
+    scale, offset = described["input"]["scale"], described["input"]["offset"]
+    images = test_images.images[:4]
+    expected = augment.rescale(jnp.asarray(images))
+    np.testing.assert_allclose(scale * images + offset, expected, atol=1e-6)
+
+
 def test_the_description_says_what_the_logits_are(run, exported):
     described = json.loads((exported / "model.json").read_text())
     model = trained.load(run)
@@ -317,6 +355,41 @@ def test_a_run_of_an_earlier_version_can_still_be_used(run, tmp_path):
     with pytest.raises(WorkdirError, match="checkpoints is missing"):
         trained.load(earlier)
     assert not (earlier / "generation_01" / "checkpoints").exists()
+
+
+def test_a_run_in_a_folder_of_any_name_can_be_continued_and_used(
+    run, pictures, tiny_config, tiny_model, tmp_path, monkeypatch, capsys
+):
+    """It was stopped while it scored the first generation, and ends as one with a plain name."""
+    place = tmp_path / "My project [1] * \\ gs:"
+    config = tiny_config("rebalance=darp+crest", **tiny_model)
+
+    def stopped(*_):
+        raise Preempted("by SIGTERM")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generations, "score_unlabeled", stopped)
+        with pytest.raises(Preempted):
+            main.run(config, place / "run?")
+    main.run(config, place / "run?")
+    assert figures(place / "run?") == figures(run)
+
+    outputs = [place / f"p[{number}]" for number in range(4)]
+    commands = {
+        predict: [f"--images={pictures}", f"--output={outputs[0]}"],
+        adjust: ["--tau", "0", f"--output={outputs[1]}"],
+        report_command: [f"--output={outputs[2]}"],
+        export: [f"--output={outputs[3]}"],
+    }
+    for command, arguments in commands.items():
+        where = f"--workdir={place / 'run?'}"
+        status, printed = run_command(command, monkeypatch, capsys, where, *arguments)
+        assert status == 0, printed
+    assert len(outputs[0].read_text().splitlines()) == 8
+    adjusted = json.loads(outputs[1].read_text())["generations"][-1]["adjusted"][0]["accuracy"]
+    assert adjusted == json.loads((run / "results.json").read_text())["accuracy"]
+    (outputs[3] / "checkpoint").rename(tmp_path / "checkpoint")
+    test_the_weights_are_there_as_a_plain_checkpoint(run, tmp_path)
 
 
 def test_what_is_there_is_not_overwritten(run, exported, tmp_path, monkeypatch, capsys):

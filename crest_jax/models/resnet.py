@@ -19,11 +19,12 @@ _convolution = partial(
     Conv,
     kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
 )
+EPSILON = 1e-5  # of batch normalisation
 _AROUND = ((1, 1), (1, 1))  # the padding of a 3 x 3 window
 
 # Blocks at 1/4, 1/8, 1/16 and 1/32 of the image's size, by depth: 50 and above are the paper's
 # (Table 1), the others for small data.
-_BLOCKS = {
+BLOCKS = {
     14: (1, 1, 1, 1),
     26: (2, 2, 2, 2),
     50: (3, 4, 6, 3),
@@ -71,8 +72,8 @@ class ResNet(nn.Module):
     The last layer starts as in Goyal et al. (2017): Gaussian, of standard deviation 0.01.
     """
 
-    DEPTHS: ClassVar = tuple(_BLOCKS)
-    DEPTHS_IN_WORDS: ClassVar[str] = f"one of {', '.join(map(str, _BLOCKS))}"
+    DEPTHS: ClassVar = tuple(BLOCKS)
+    DEPTHS_IN_WORDS: ClassVar[str] = f"one of {', '.join(map(str, BLOCKS))}"
 
     classes: int
     depth: int = 50
@@ -90,14 +91,14 @@ class ResNet(nn.Module):
             nn.BatchNorm,
             use_running_average=not train,
             momentum=self.batch_norm_momentum,
-            epsilon=1e-5,
+            epsilon=EPSILON,
             dtype=self.dtype,
             axis_name=self.axis_name,
         )
         filters = 64 * self.width
         x = _convolution(filters, (7, 7), 2, padding=((3, 3), (3, 3)), dtype=self.dtype)(images)
         x = nn.max_pool(nn.relu(norm()(x)), (3, 3), (2, 2), padding=_AROUND)
-        for stage, blocks in enumerate(_BLOCKS[self.depth]):
+        for stage, blocks in enumerate(BLOCKS[self.depth]):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = Bottleneck(filters * 2**stage, stride, norm, self.dtype)(x)
