@@ -1,6 +1,5 @@
 """Orbax checkpoints of a generation's training state."""
 
-import asyncio
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +24,6 @@ KEEP = 2
 _AWAY = (OSError, MemoryError, jax.errors.JaxRuntimeError)
 # The folder of `check`, whose paths are as long as those of a run's checkpoints.
 _TRIAL = ".trial_of_a_checkpoint_that_is_read"
-# Of the arrays of a checkpoint: what each host wrote, and the index that is made of these.
-_PARTS, _INDEX = "ocdbt.process_", "manifest.ocdbt"
 
 
 @contextmanager
@@ -34,7 +31,7 @@ def open_checkpoints(folder: Path, *, lasting: Sequence[int]) -> Iterator[ocp.Ch
     """Opens a folder of checkpoints; on leaving, waits for saves under way.
 
     The latest two stay, and those of the steps in `lasting`. What a killed process left unfinished
-    is removed, and what an earlier version left in parts is put together.
+    is removed.
 
     Raises:
       WorkdirError: a checkpoint could not be saved.
@@ -51,32 +48,10 @@ def open_checkpoints(folder: Path, *, lasting: Sequence[int]) -> Iterator[ocp.Ch
         with _saving(folder, path):
             manager = ocp.CheckpointManager(path, options=options)
         try:
-            distributed.together(partial(_put_together, manager), first_only=True)
             yield manager
         finally:
             with _saving(folder, path):
                 manager.close()
-
-
-def _put_together(manager: ocp.CheckpointManager) -> None:
-    """Makes the index of arrays that lack it.
-
-    It was not made while Orbax took the folder's name for a pattern. The arrays are whole.
-
-    Raises:
-      WorkdirError: it cannot be written.
-    """
-    for step in manager.all_steps():
-        arrays = Path(manager.directory) / str(step) / "state"
-        if not arrays.is_dir() or (arrays / _INDEX).exists():
-            continue
-        if any(path.name.startswith(_PARTS) for path in arrays.iterdir()):
-            with _saving(folder_of(manager), manager.directory):
-                asyncio.run(
-                    ocp.type_handlers.merge_ocdbt_per_process_files(
-                        arrays, ocp.type_handlers.get_ts_context(), use_zarr3=False
-                    )
-                )
 
 
 def folder_of(manager: ocp.CheckpointManager) -> Path:

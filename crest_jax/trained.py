@@ -111,7 +111,7 @@ def class_distribution(folder: Path, generation: int) -> Float[np.ndarray, " cla
 
 
 def config_of(folder: Path) -> ConfigDict:
-    """Reads a run's config, which an earlier version may have written.
+    """Read a run's config.
 
     Raises:
       WorkdirError: `folder` is not a run, or its config is none of this program's.

@@ -15,12 +15,15 @@ from absl import logging
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import backend, files
+from crest_jax import backend, files, schema
 from crest_jax import config as config_lib
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.models import convolution
 
 CONFIG = "config.json"
+# What runs are made with besides their config: networks, class distributions, random numbers. A
+# run of another format is of another program, whose weights would be taken for ours.
+FORMAT = 2
 LOCK = ".lock"
 _PROBE = ".writable-"
 # Fields that may change within a run: where TFDS keeps data, since a run has splits of its own; how
@@ -34,7 +37,7 @@ RESEED = "reseed"
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Returns the config of a run, which an earlier version may have written.
+    """Return the config of a run, with the defaults of fields that it was begun without.
 
     Raises:
       WorkdirError: the folder is not a run's, or its config is none of this program's.
@@ -46,8 +49,16 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def _completed(path: Path, content: Any) -> ConfigDict:
+    content = content if isinstance(content, dict) else {}
+    found = content.get("format", 1)
+    if "config" in content and found != FORMAT:
+        raise WorkdirError(
+            f"{path.parent} was begun by a version of this program whose networks and random "
+            f"numbers are others (format {schema.shown(found)}, and this one's is {FORMAT})",
+            "use it with that version, or choose another --workdir",
+        )
     try:
-        return config_lib.completed(content.get("config") if isinstance(content, dict) else None)
+        return config_lib.completed(content.get("config"))
     except ConfigError as error:
         raise WorkdirError(
             f"{path} was not written by this program ({error}): restore it, or choose another "
@@ -159,15 +170,10 @@ def _check_name(workdir: Path) -> None:
     """Makes sure that the libraries which write to a folder can be told where it is.
 
     Raises:
-      WorkdirError: they cannot.
+      ConfigError: its name is not UTF-8.
+      WorkdirError: there can be no plain name for it.
     """
-    try:
-        str(workdir).encode()
-    except UnicodeEncodeError as error:
-        raise WorkdirError(
-            f"workdir {workdir} has a name that is not UTF-8, which TensorFlow cannot be told: "
-            "choose another with --workdir"
-        ) from error
+    files.check_name(workdir, "--workdir")
     with files.plainly_named(workdir):
         pass
 
@@ -227,7 +233,11 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
       WorkdirError: it belongs to another config, or is not readable.
     """
     path = workdir / CONFIG
-    ours = {"config": config_lib.to_plain(config), "environment": environment()}
+    ours = {
+        "format": FORMAT,
+        "config": config_lib.to_plain(config),
+        "environment": environment(),
+    }
     if not path.exists():
         return ours
     # Nothing was made with the old config yet, so that an error in it can be mended.
@@ -239,15 +249,11 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
             f"{path} is damaged, and says whose run this is: restore it, or start anew with "
             "another --workdir"
         ) from error
-    if (
-        not isinstance(theirs, dict)
-        or theirs.keys() != ours.keys()
-        or not isinstance(theirs["environment"], dict)
-    ):
+    found = _completed(path, theirs)
+    if theirs.keys() != ours.keys() or not isinstance(theirs["environment"], dict):
         raise WorkdirError(
             f"{path} was not written by this program: choose another folder with --workdir"
         )
-    found = _completed(path, theirs)
     changed = _changes(found, config)
     reseeded = config[RESEED] > found[RESEED]
     if reseeded:

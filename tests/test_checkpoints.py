@@ -260,7 +260,7 @@ def test_a_pattern_does_not_match_the_checkpoints_of_another_run(tmp_path):
 
 
 @pytest.fixture
-def as_earlier_versions():
+def by_its_own_name():
     """Within, Orbax is told the folder's own name."""
 
     @contextlib.contextmanager
@@ -271,29 +271,6 @@ def as_earlier_versions():
             yield
 
     return until
-
-
-@pytest.mark.parametrize("renamed", [False, True])
-def test_checkpoints_that_an_earlier_version_left_in_parts_are_put_together(
-    tmp_path, as_earlier_versions, renamed
-):
-    folder = tmp_path / "run [1]" / "checkpoints"
-    with (
-        as_earlier_versions(),
-        checkpoints.open_checkpoints(folder, lasting=()) as manager,
-    ):
-        for step in (1, 2):
-            checkpoints.save(manager, state_at(step, size=8))
-    index = [folder / step / "state" / "manifest.ocdbt" for step in ("1", "2")]
-    assert not any(path.exists() for path in index), "what was wrong with them"
-    if renamed:
-        folder.parent.rename(tmp_path / "run1")
-        folder = tmp_path / "run1" / "checkpoints"
-    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
-        assert_equal(checkpoints.restore_latest(manager, state_at(0, size=8)), state_at(2, size=8))
-        manager.delete(2)
-    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
-        assert_equal(checkpoints.restore_latest(manager, state_at(0, size=8)), state_at(1, size=8))
 
 
 def test_a_damaged_checkpoint_is_said_to_be_where_it_is(tmp_path, capsys):
@@ -323,10 +300,10 @@ def test_a_folder_in_which_checkpoints_can_be_read_passes_and_is_left_empty(tmp_
 
 
 def test_a_folder_in_which_they_cannot_be_read_is_refused_before_any_training(
-    tmp_path, as_earlier_versions
+    tmp_path, by_its_own_name
 ):
     with (
-        as_earlier_versions(),
+        by_its_own_name(),
         pytest.raises(WorkdirError, match=r"cannot be read .*: nothing was trained yet: choose"),
     ):
         checkpoints.check(tmp_path / "run [1]")

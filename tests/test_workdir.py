@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from crest_jax import files, workdir
 from crest_jax.config import default_config, parse_arguments
-from crest_jax.errors import WorkdirError
+from crest_jax.errors import ConfigError, WorkdirError
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_run_that_died_while_its_config_was_written_can_start(tmp_path, config
 def test_a_name_that_cannot_be_written_down_is_refused(tmp_path, config, below):
     folder = tmp_path / below / "run\udcff"
     for refused in (workdir.check, workdir.claim):
-        with pytest.raises(WorkdirError, match=r"run\\udcff has a name that is not UTF-8"):
+        with pytest.raises(ConfigError, match=r"run\\udcff has a name, .* that is not UTF-8"):
             refused(folder, config)
     assert not list(tmp_path.iterdir())
 
@@ -238,6 +238,24 @@ def test_a_raised_reseed_is_remembered_and_nothing_else_may_change_with_it(tmp_p
         claim(tmp_path, config)
     assert "reseed: " not in str(caught.value)
     assert workdir.read_config(tmp_path).reseed == 2
+
+
+def test_a_run_of_another_format_is_neither_continued_nor_read(tmp_path, config):
+    """Its weights fit the shapes of a network that would compute something else with them."""
+    claim(tmp_path, config)
+    (tmp_path / "splits").mkdir()
+    path = tmp_path / "config.json"
+    for change in ({"format": None}, {"format": 3}):
+        owner = {**files.read_json(path), **change}
+        if change["format"] is None:
+            del owner["format"]
+        files.write_json(path, owner)
+        for use in (lambda: claim(tmp_path, config), lambda: workdir.read_config(tmp_path)):
+            with pytest.raises(
+                WorkdirError,
+                match=r"was begun by a version .* \(format [13], and this one's is 2\)",
+            ):
+                use()
 
 
 # sealed, parse_json

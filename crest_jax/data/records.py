@@ -36,8 +36,7 @@ _FIELDS = {
         "null, or height, width and channels, each above 0",
         lambda shape: shape is None or _is_shape(shape),
     ),
-    # That images have when they are resized, where the folder is one of a run's `splits`. Earlier
-    # versions did not say so, and made all of them colour.
+    # That images have when they are resized, where the folder is one of a run's `splits`.
     "channels": schema.Maybe(schema.Kind("1 or 3", lambda channels: channels in (1, 3))),
     "ids_sha256": schema.SHA256,  # of the shards' own, one to a line
     "shards": schema.Each(

@@ -160,10 +160,7 @@ def prepare(config: ConfigDict, folder: Path) -> None:
         warn_of_changes(config, folder)
         return
     source, split, labels = _divided(config, folder.parent / UNREADABLE)
-    written = [name for name in NAMES if name not in missing]
-    _check_source(source, labels, folder, begun=bool(written))
-    # As those that are there, which an earlier version may have written.
-    channels = records.channels_of(folder / written[0]) if written else source.channels
+    _check_source(source, labels, folder, begun=len(missing) < len(NAMES))
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
@@ -173,7 +170,7 @@ def prepare(config: ConfigDict, folder: Path) -> None:
                     class_names=source.class_names,
                     shards=config.data.shards,
                     classes_known=name != "unlabeled" or not source.divided,
-                    channels=channels,
+                    channels=source.channels,
                 )
             )
             for name in missing

@@ -3,7 +3,6 @@ import pytest
 from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
-from crest_jax import files
 from crest_jax.data import sources, splits
 from crest_jax.data.provenance import File
 from crest_jax.errors import DataError
@@ -104,19 +103,6 @@ def test_grey_images_are_resized_and_stay_grey(prepared, crop):
     assert data.image_shape == streamed.image_shape == (12, 12, 1)
     assert data.test.images.images.shape == (500, 12, 12, 1)
     np.testing.assert_array_equal(streamed.test.images.images, data.test.images.images)
-
-
-def test_what_an_earlier_version_has_written_stays_in_colour(prepared, tmp_path):
-    """Its models have three channels. What is damaged of it is made anew to fit them."""
-    grey = prepared(DARP, **RESIZED).test.images.images
-    for path in (tmp_path / "splits").glob("*/manifest.json"):
-        manifest = files.read_json(path)
-        assert manifest.pop("channels") == 1
-        files.write_json(path, manifest)
-    (tmp_path / "splits" / "test").rmtree()
-    data = prepared(DARP, **RESIZED)
-    assert data.image_shape == (12, 12, 3)
-    np.testing.assert_array_equal(data.test.images.images, np.repeat(grey, 3, axis=-1))
 
 
 def test_streamed_parts_are_what_would_be_in_memory(prepared, monkeypatch):
