@@ -8,7 +8,7 @@ _GCS = "google-cloud-storage>=3,<4"
 
 setup(
     name="crest_jax",
-    version="0.1.0",
+    version="0.2.0",
     description="CReST: class-rebalancing self-training for imbalanced semi-supervised learning, in JAX and Flax",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

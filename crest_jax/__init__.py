@@ -26,4 +26,4 @@ if sys.argv[:1] == ["-m"]:
     except ValueError as error:
         sys.exit(f"error: JAX cannot be started ({error}): correct or unset the variable")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -341,8 +341,8 @@ def test_the_description_says_what_the_logits_are(run, exported):
     assert described["config"]["rebalance"] == "darp+crest"
 
 
-def test_a_run_of_an_earlier_version_can_still_be_used(run, tmp_path):
-    """One whose config had fewer fields."""
+def test_a_run_whose_config_has_fewer_fields_can_still_be_used(run, tmp_path):
+    """As an earlier version of the same format has written it."""
     earlier = tmp_path / "run"
     shutil.copytree(run, earlier)
     content = files.read_json(earlier / "config.json")
