@@ -84,6 +84,7 @@ def describe(model: Trained, config: ConfigDict) -> dict[str, Any]:
         },
         "image_shape": list(model.image_shape),
         "class_names": list(model.class_names),
+        # Of the labels that this generation was trained on, for logit adjustment.
         "class_distribution": model.class_distribution.tolist(),
         "generation": model.generation,
         "environment": workdir.environment(),

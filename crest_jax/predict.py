@@ -160,7 +160,8 @@ def main() -> None:
         print(said, file=sys.stderr)
     tau = arguments.tau if arguments.logit_adjust else None
     files.write_text(arguments.output, table(model, names, logits, tau))
-    print(f"{arguments.output}: {len(readable)} images, generation {model.generation}")
+    by = "" if tau is None else ", adjusted by the class distribution that it was trained on"
+    print(f"{arguments.output}: {len(readable)} images, generation {model.generation}{by}")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,8 @@ def test_every_image_has_its_class_and_confidence(
     status, printed = run_command(
         predict, monkeypatch, capsys, *arguments, "--logit-adjust", "--tau=1.5"
     )
-    assert (status, printed.out) == (0, f"{output}: 7 images, generation 2\n")
+    by = "adjusted by the class distribution that it was trained on"
+    assert (status, printed.out) == (0, f"{output}: 7 images, generation 2, {by}\n")
     rows = list(csv.DictReader(output.read_text().splitlines()))
     assert [row["file"] for row in rows] == [*(f"{n}.png" for n in range(6)), "more/6.png"]
     model = trained.load(run)

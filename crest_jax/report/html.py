@@ -344,7 +344,14 @@ def _generations(run: Run) -> str:
                 f"{each['images_per_second']:,.0f}",
             ]
         )
-    return _table(header, rows)
+    note = ""
+    if all("logit_adjustment" in each for each in run.results["generations"]):
+        tau = run.last["logit_adjustment"]["tau"]
+        note = (
+            f"<p>Logit adjustment is with τ = {tau:g} and the class distribution of what each "
+            "generation was trained on.</p>"
+        )
+    return _table(header, rows) + note
 
 
 def _confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:

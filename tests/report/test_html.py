@@ -15,6 +15,7 @@ from crest_jax.errors import WorkdirError
 from crest_jax.report import __main__ as command
 from crest_jax.report import html
 from crest_jax.report.charts import Series, line_chart
+from crest_jax.workdir import FORMAT
 
 NAMES = ["cat <tabby>", "dog", "emu"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -266,7 +267,8 @@ def workdir(run, tmp_path):
     folder = tmp_path / "pets-run"
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(run.results))
-    (folder / "config.json").write_text(json.dumps({"config": run.config, "environment": {}}))
+    owner = {"format": FORMAT, "config": run.config, "environment": {}}
+    (folder / "config.json").write_text(json.dumps(owner))
     return folder
 
 
