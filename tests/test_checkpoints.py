@@ -121,7 +121,7 @@ def test_nothing_is_deleted_where_no_checkpoint_can_be_read(tmp_path):
     with (
         checkpoints.open_checkpoints(folder, lasting=()) as manager,
         pytest.raises(
-            WorkdirError, match=r"no checkpoint .*; .*/2 cannot be read .*: move .*, rath"
+            WorkdirError, match=r"no checkpoint .*; .*/2 cannot be read .*: move .* elsew"
         ),
     ):
         checkpoints.restore_latest(manager, state_at(0, size=8))

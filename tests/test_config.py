@@ -777,6 +777,20 @@ def test_all_problems_are_listed_together_and_once():
 # Comparing configs
 
 
+@pytest.mark.parametrize("name", ["digits", "image_folder", "cifar10"])
+def test_only_of_a_tfds_data_set_a_part_of_train_is_tested_on(name):
+    config = default_config(parse_arguments(None))
+    config.data.name, config.data.test_split = name, ""
+    config.data.labeled = "pictures" if name == "image_folder" else ""
+    if name == "cifar10":
+        validate(config)
+        return
+    with pytest.raises(
+        ConfigError, match=r"data\.test_split='' must be .* only be empty for a data"
+    ):
+        validate(config)
+
+
 def test_a_config_read_back_from_json_has_no_differences():
     config = default_config(parse_arguments(None))
     assert differences(to_plain(config), to_plain(config)) == []

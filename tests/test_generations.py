@@ -282,7 +282,7 @@ def test_a_checkpoint_without_its_evaluations_is_not_continued(learned, tiny_con
     config = tiny_config(LEARNED_ARGUMENTS, **LEARNED)
     with pytest.raises(
         WorkdirError,
-        match=r"no checkpoint in .*has 0 of the 6 evaluations until step 150: delete .*_00 and run",
+        match=r"no checkpoint in .*has 0 of the 6 evaluations until step 150: move .*_00 elsewhere",
     ):
         main.run(config, workdir)
 

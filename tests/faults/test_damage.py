@@ -116,7 +116,7 @@ def outcome(config, workdir, name, damage, capsys) -> tuple[str, str]:
 
 def follow(message, workdir) -> bool:
     """Does what an error says to do."""
-    advised = re.search(r"delete (\S+) and run again", message)
+    advised = re.search(r"(?:delete|move) (\S+) (?:elsewhere )?and run again", message)
     if not advised:
         return False
     path = pathlib.Path(advised.group(1))
