@@ -37,6 +37,10 @@ _SETTINGS = {
     # A run looks for NaN itself, and says where it was.
     "jax_debug_nans": False,
     "jax_debug_infs": False,
+    "jax_error_checking_behavior_nan": "ignore",
+    "jax_error_checking_behavior_divide": "ignore",
+    "jax_error_checking_behavior_oob": "ignore",
+    "jax_no_tracing": False,
 }
 # Last digits depend on these.
 _VARIABLES = (
@@ -58,7 +62,7 @@ def settle() -> None:
     _check_xla_flags()
     aside = []
     for name, ours in _SETTINGS.items():
-        theirs = getattr(jax.config, name)
+        theirs = getattr(jax.config, name, ours)  # which not every version of JAX has
         if theirs != ours:
             jax.config.update(name, ours)
             aside.append(f"{name.upper()}={theirs} (now {ours})")
@@ -81,7 +85,9 @@ def check_devices() -> None:
         reason = f" ({printable(files.reason(error))})" if str(error) else ""
         named = jax.config.jax_platforms
         if not named:
-            raise DeviceError(f"JAX cannot use the devices here{reason}") from error
+            one = os.environ.get("JAX_PLATFORM_NAME")
+            way_out = f": unset JAX_PLATFORM_NAME={printable(one)}" if one else ""
+            raise DeviceError(f"JAX cannot use the devices here{reason}{way_out}") from error
         there = _platform()
         way_out = f", or set it to {there}, which there is" if there else ""
         raise DeviceError(

@@ -17,6 +17,9 @@ from crest_jax.errors import ConfigError
 from crest_jax.models import MODELS
 from crest_jax.rebalancing import PSEUDO_LABELS, REBALANCING, SELF_TRAINING, parts, problems
 
+# What runs are made with besides their config: networks, class distributions, random numbers. A
+# run of another format is of another program, whose weights and figures would be taken for ours.
+FORMAT = 2
 DTYPES = ("float32", "bfloat16")
 # Whether the unlabeled set's classes shrink as the labeled set's do, or the other way round.
 ORDERS = ("same", "reversed")

@@ -51,6 +51,11 @@ def loaded(config: Any) -> Any:
     return config
 
 
+def folder() -> Path:
+    """Return the folder of the project's experiments, by the shortest path that works from here."""
+    return Path(FOLDER.name) if files.absolute(Path(FOLDER.name)) == FOLDER else FOLDER
+
+
 def with_home(argv: Sequence[str]) -> list[str]:
     """Returns a command line with `~` in the name of the experiment's file made a folder.
 
@@ -138,8 +143,6 @@ def _no_file(path: str) -> str:
 
 def _advice(name: str) -> str:
     """Which file to name; `name` is what it was taken to be called."""
-    # The path that works from here, as short as it can be.
-    folder = Path(FOLDER.name) if files.absolute(Path(FOLDER.name)) == FOLDER else FOLDER
     names = sorted(path.name for path in FOLDER.glob("*.py")) if FOLDER.is_dir() else []
     if not names:
         return (
@@ -148,8 +151,8 @@ def _advice(name: str) -> str:
         )
     for found in (name, f"{name}.py"):
         if found in names:
-            return f"try --config={folder / found}"
-    return f"{folder} has {', '.join(names)}{schema.meant(name, names)}"
+            return f"try --config={folder() / found}"
+    return f"{folder()} has {', '.join(names)}{schema.meant(name, names)}"
 
 
 def _wrong_fields(experiment: str, argv: Sequence[str]) -> Iterator[str]:

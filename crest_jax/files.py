@@ -25,9 +25,10 @@ from crest_jax.errors import ConfigError, UnavailableError, WorkdirError
 MANIFEST = "manifest.json"
 # In a JSON object, the SHA-256 of the rest of it.
 _DIGEST = "digest"
-# A path on a disk that every library takes as it is; and what none in a bucket may have.
-_PLAIN = re.compile(r"[\w./-]*", re.ASCII)
+# What libraries take for a pattern in a path, or for a slash; or for the name of a file system; and
+# bytes that are no text, which they cannot be told.
 _PATTERN = re.compile(r"[*?\[\]\\]")
+_UNUSUAL = re.compile(_PATTERN.pattern + "|:(/|$)|[\udc80-\udcff]")
 
 
 def given(text: str, name: str = "") -> Path:
@@ -134,7 +135,7 @@ def plainly_named(folder: Path) -> Iterator[Path]:
             )
         yield path
         return
-    if _PLAIN.fullmatch(str(path)):
+    if not _UNUSUAL.search(str(path)):
         yield path
         return
     with ExitStack() as stack:
@@ -144,16 +145,16 @@ def plainly_named(folder: Path) -> Iterator[Path]:
             os.symlink(path, link)  # noqa: PTH211
         except OSError as error:
             raise _unusual(folder, f"cannot be made ({reason(error)})") from error
-        if not _PLAIN.fullmatch(str(link)):
+        if _UNUSUAL.search(str(link)):
             raise _unusual(folder, f"would be {link}, which is no better")
         yield link
 
 
 def _unusual(folder: Path, link: str) -> WorkdirError:
     return WorkdirError(
-        f"{folder} can only be used through a link, since its path has more than letters, digits "
-        f"and ._- in it; and a link in the temporary folder {link}: set TMPDIR to another folder, "
-        "or choose another path"
+        f"{folder} can only be used through a link, since libraries take a part of its path for a "
+        f"pattern; and a link in the temporary folder {link}: set TMPDIR to another folder, or "
+        "choose another path"
     )
 
 
@@ -251,6 +252,8 @@ def check_writable(output: Path) -> None:
     """
     if output.is_dir():
         raise WorkdirError(f"--output={output} is a folder: name a file")
+    if not is_remote(output) and output.exists() and not os.path.isfile(output):  # noqa: PTH113
+        raise WorkdirError(f"--output={output} is a device or pipe, and no file: name a file")
     if is_remote(output):  # no folders there; and whether it may be written, only writing shows
         check_bucket(output)
         return

@@ -565,7 +565,7 @@ def class_distribution(config: ConfigDict, splits: Splits) -> Float[np.ndarray, 
     """Return p(y) of the original labeled set: the long tail's formula, or its counts."""
     if config.class_distribution == "ideal":
         return long_tail.ideal_distribution(config.long_tail.gamma, len(splits.class_names))
-    return splits.class_distribution
+    return splits.labeled_distribution
 
 
 def schedule_of(config: ConfigDict) -> Schedule:
@@ -605,9 +605,9 @@ def target_distribution(
 ) -> Float[np.ndarray, " classes"]:
     """Return p(y) of the unlabeled stream, which the pseudo-labels' classes are held against.
 
-    It is that of the labeled set (paper section 3.3). Where that of the unlabeled images is given,
-    or estimated from the model, it is the mean of both by number, as far as labeled images are in
-    the stream.
+    It is that of the labeled set (paper section 3.3), as `class_distribution` has it. Where that of
+    the unlabeled images is given, or estimated from the model, the labeled images in the stream,
+    whose classes are known, are counted beside them.
 
     Args:
       config: names where the distribution is from.
@@ -660,7 +660,7 @@ def estimate_unlabeled(state: TrainState, splits: Splits, program: Program) -> l
     _, labels = _labels_by_ema(splits.unlabeled, state, splits, program)
     counts = distributed.total(np.bincount(labels, minlength=classes))
     confusion = known_errors(state, splits, program)
-    return label_shift.estimate(confusion, counts, splits.class_distribution).tolist()
+    return label_shift.estimate(confusion, counts, splits.labeled_distribution).tolist()
 
 
 def describe_unlabeled(
@@ -681,7 +681,7 @@ def describe_unlabeled(
       splits: of the run.
       program: its.
     """
-    labeled = splits.class_distribution
+    labeled = splits.labeled_distribution
     confusion = known_errors(state, splits, program)
     return results.summarize_unlabeled(
         label_shift.estimate(confusion, predicted, labeled),

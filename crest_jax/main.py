@@ -71,7 +71,6 @@ def main(argv: list[str]) -> None:
     _log_plainly()
     given = _WORKDIR.value
     workdir = files.given(given, "--workdir") if given else default_workdir(_config_argument())
-    files.check_name(workdir, "--workdir")
     join(_CONFIG.value)
     run(_CONFIG.value, workdir, dry=_DRY_RUN.value)
 

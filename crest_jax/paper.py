@@ -114,7 +114,7 @@ class Job(NamedTuple):
         arguments = ",".join(f"{key}={value}" for key, value in self.arguments)
         return [
             "python", "-m", "crest_jax.main",
-            f"--config=experiments/{self.experiment}.py:{arguments}",
+            f"--config={experiment.folder() / self.experiment}.py:{arguments}",
             f"--workdir={self.workdir}",
             *(f"--config.{field}={value}" for field, value in self.fields),
         ]  # fmt: skip

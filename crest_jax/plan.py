@@ -251,7 +251,7 @@ def disk_of(config: ConfigDict, splits: Splits, sizes: Sizes, state: TrainState)
     if config.generations > 1:
         # As if predictions were distributed as the labels.
         rates = generations.sampling_rates(config, splits)
-        share = float(splits.class_distribution @ rates)
+        share = float(splits.labeled_distribution @ rates)
         labeled += round((config.generations - 1) * share * sizes.bytes["unlabeled"])
     held_out = 1 + (sizes.examples["validation"] > 0)
     cells = len(sizes.class_names) ** 2

@@ -8,7 +8,8 @@ from etils.epath import Path
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from crest_jax import evaluate, files, schema
+from crest_jax import evaluate, files, schema, workdir
+from crest_jax.config import FORMAT
 from crest_jax.errors import WorkdirError
 from crest_jax.rebalancing import label_shift
 
@@ -31,6 +32,10 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise WorkdirError(f"{folder} has no {RESULTS}: run it to the end of a generation first")
     results = files.read_json(path)
+    if isinstance(results, dict) and "method" in results:
+        found = results.get("format", 1)
+        if found != FORMAT:
+            raise workdir.of_another_format(folder, found)
     wrong = next(schema.mismatches(results, {"class_names": schema.Each(schema.TEXT)}), None)
     if wrong is None:
         wrong = next(schema.mismatches(results, _of_run(len(results["class_names"]))), None)
@@ -72,8 +77,7 @@ def _of_generation(classes: int) -> schema.Schema:
         "per_class_precision": shares,
         "confusion_matrix": schema.CONFUSION_MATRIX,
         "labeled_per_class": counts,
-        # Not in those of earlier versions.
-        "logit_adjustment": schema.Maybe({"tau": schema.FIGURE, "class_distribution": figures}),
+        "logit_adjustment": {"tau": schema.FIGURE, "class_distribution": figures},
         "steps": schema.COUNT,
         "seconds": schema.FIGURE,
         "images_per_second": schema.FIGURE,
@@ -109,6 +113,8 @@ def _of_run(classes: int) -> schema.Schema:
         "data": schema.TEXT,
         "class_names": schema.Each(schema.TEXT),
         "long_tail": schema.Members(schema.SETTING),
+        "class_distribution": schema.TEXT,
+        "labeled_in_unlabeled": schema.TRUTH,
         "alignment": {"t": schema.FIGURE},
         "unlabeled_distribution": {"source": schema.TEXT},
         "fold": schema.COUNT,
@@ -292,6 +298,7 @@ def of_run(
       generations: their result.json.
     """
     return {
+        "format": FORMAT,
         "method": config.method,
         "rebalance": config.rebalance,
         "data": data,
@@ -299,6 +306,7 @@ def of_run(
         "splits": dict(splits),
         "long_tail": config.long_tail.to_dict(),
         "class_distribution": config.class_distribution,
+        "labeled_in_unlabeled": config.data.labeled_in_unlabeled,
         "alignment": config.alignment.to_dict(),
         "unlabeled_distribution": {
             **config.unlabeled_distribution.to_dict(),

@@ -17,13 +17,11 @@ from ml_collections import ConfigDict
 
 from crest_jax import backend, files, schema
 from crest_jax import config as config_lib
+from crest_jax.config import FORMAT
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.models import convolution
 
 CONFIG = "config.json"
-# What runs are made with besides their config: networks, class distributions, random numbers. A
-# run of another format is of another program, whose weights would be taken for ours.
-FORMAT = 2
 LOCK = ".lock"
 _PROBE = ".writable-"
 # Fields that may change within a run: where TFDS keeps data, since a run has splits of its own; how
@@ -52,11 +50,7 @@ def _completed(path: Path, content: Any) -> ConfigDict:
     content = content if isinstance(content, dict) else {}
     found = content.get("format", 1)
     if "config" in content and found != FORMAT:
-        raise WorkdirError(
-            f"{path.parent} was begun by a version of this program whose networks and random "
-            f"numbers are others (format {schema.shown(found)}, and this one's is {FORMAT})",
-            "use it with that version, or choose another --workdir",
-        )
+        raise of_another_format(path.parent, found)
     try:
         return config_lib.completed(content.get("config"))
     except ConfigError as error:
@@ -64,6 +58,15 @@ def _completed(path: Path, content: Any) -> ConfigDict:
             f"{path} was not written by this program ({error}): restore it, or choose another "
             "folder with --workdir"
         ) from error
+
+
+def of_another_format(folder: Path, found: Any) -> WorkdirError:
+    """Return the error for a run that another version has begun."""
+    return WorkdirError(
+        f"{folder} was begun by a version of this program whose networks and random numbers are "
+        f"others (format {schema.shown(found)}, and this one's is {FORMAT})",
+        "use it with that version, or choose another --workdir",
+    )
 
 
 def differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:

@@ -11,7 +11,7 @@ split=random the fold draws them.
 Arguments: method, rebalance, fold and t as for cifar10_lt; gamma, of the labeled set; gamma_u, of
 the unlabeled set (as gamma unless given; 1 is uniform); order_u=reversed turns the unlabeled set's
 classes round, so that the rarest label is its most frequent class; split; target, what da, darp and
-crest_plus take its class distribution to be: labeled (that of the labeled set), given (the true
+crest_plus take its class distribution to be: labeled (the labeled set's), given (the true
 one) or predicted (estimated from the model's predictions).
 """
 

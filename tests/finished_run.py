@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crest_jax.config import FORMAT
+
 
 def generation(classes: int, **figures: Any) -> dict[str, Any]:
     """A result.json, with some of its figures given."""
@@ -18,6 +20,7 @@ def generation(classes: int, **figures: Any) -> dict[str, Any]:
         "per_class_precision": [50.0] * classes,
         "confusion_matrix": [[1] * classes for _ in range(classes)],
         "labeled_per_class": [1] * classes,
+        "logit_adjustment": {"tau": 1.0, "class_distribution": [1 / classes] * classes},
         "steps": 12,
         "seconds": 1.0,
         "images_per_second": 1.0,
@@ -32,11 +35,14 @@ def results(generations: Sequence[Mapping[str, Any]], **fields: Any) -> dict[str
     """A results.json of these generations, with some of its fields given."""
     classes = len(generations[0]["per_class_recall"])
     return {
+        "format": FORMAT,
         "method": "fixmatch",
         "rebalance": "none",
         "data": "digits",
         "class_names": [str(label) for label in range(classes)],
         "long_tail": {"n_max": 120, "gamma": 10.0, "beta": 0.1},
+        "class_distribution": "ideal",
+        "labeled_in_unlabeled": True,
         "alignment": {"target": "none", "t": 1.0},
         "unlabeled_distribution": {"source": "labeled", "given": []},
         "fold": 0,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from crest_jax import files, generations, paper, predict, report, results, train, workdir
-from crest_jax.config import to_plain
+from crest_jax.config import FORMAT, to_plain
 from crest_jax.data import pictures as pictures_lib
 from crest_jax.data import pseudo_labels, records, sources, stream
 from crest_jax.data.decode import AS_STORED, View
@@ -319,7 +319,8 @@ def test_any_results_are_shown_or_refused(data, scratch):
     folder.mkdir(exist_ok=True)
     content = data.draw(fuzz.json_bytes(RESULTS))
     (folder / "results.json").write_bytes(content)
-    (folder / "config.json").write_text(json.dumps({"config": CONFIG, "environment": {}}))
+    owner = {"format": FORMAT, "config": CONFIG, "environment": {}}
+    (folder / "config.json").write_text(json.dumps(owner))
     survives(lambda: report.write(folder / "report.html", [folder]))
     found = survives(lambda: results.read(folder))
     if found is not None:
@@ -352,7 +353,7 @@ def test_any_result_of_a_generation_is_used_or_refused(data, scratch):
 def test_any_config_of_a_run_is_used_or_refused(data, scratch):
     folder = scratch / "claimed"
     folder.mkdir(exist_ok=True)
-    valid = {"config": CONFIG, "environment": workdir.environment()}
+    valid = {"format": FORMAT, "config": CONFIG, "environment": workdir.environment()}
     (folder / "config.json").write_bytes(data.draw(fuzz.json_bytes(valid)))
     (folder / "splits").mkdir(exist_ok=True)
     survives(lambda: workdir.read_config(folder))

@@ -14,7 +14,7 @@ import pytest
 from etils.epath import Path
 
 from crest_jax import paper
-from crest_jax.config import to_plain
+from crest_jax.config import FORMAT, to_plain
 from crest_jax.report import paper_table
 from crest_jax.report.paper_figures import FIGURES
 from crest_jax.report.paper_table import Comparison
@@ -42,11 +42,22 @@ def cells(number, tmp_path, scale="full", folds=2):
     return paper.cells(TABLES[number], scale=scale, folds=folds, runs=tmp_path, fields={})
 
 
+def test_commands_name_experiments_that_are_there_wherever_they_are_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    (config,) = [word for word in cells(1, tmp_path)[0].jobs[0].command if "--config=" in word]
+    assert config.startswith("--config=experiments/cifar10_lt.py:")
+    monkeypatch.chdir(tmp_path)
+    job = cells(1, tmp_path)[0].jobs[0]
+    (config,) = [word for word in job.command if "--config=" in word]
+    assert config.startswith(f"--config={REPOSITORY}/experiments/cifar10_lt.py:")
+    assert paper.config_of(job).data.name == "cifar10"
+
+
 def finish(job, *generations, **changes):
     """Leaves what a run with these generations' results leaves."""
     job.workdir.mkdir(parents=True, exist_ok=True)
     config = to_plain(paper.config_of(job)) | changes
-    (job.workdir / "config.json").write_text(json.dumps({"config": config}))
+    (job.workdir / "config.json").write_text(json.dumps({"format": FORMAT, "config": config}))
     results = finished_run.results([finished_run.generation(10, **each) for each in generations])
     (job.workdir / "results.json").write_text(json.dumps(results))
 

@@ -24,7 +24,9 @@ def config():
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """Files by name; the lock is whoever's was there last."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return found | {name: b"" for name in found if name == workdir.LOCK}
 
 
 # claim

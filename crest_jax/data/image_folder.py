@@ -40,6 +40,20 @@ _PARTS = (
     "valid", "validation", "dev", "unlabeled", "unlabelled",
 )  # fmt: skip
 
+# Words that they are called so with, as in training_set or seg_train.
+_OF_PARTS = (
+    "set",
+    "split",
+    "data",
+    "dataset",
+    "images",
+    "image",
+    "img",
+    "pictures",
+    "photos",
+    "seg",
+)
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -376,11 +390,11 @@ def _check_classes(where: str, labeled: Sequence[_Listed], class_names: Sequence
                 f"data.labeled={where!r}: the class {name!r} must have a name that is "
                 f"{schema.TEXT.words}: rename it"
             )
-    parts = [name for name in class_names if name.casefold() in _PARTS]
-    parts.sort(key=lambda name: _PARTS.index(name.casefold()))
+    parts = [name for name in class_names if _part(name) is not None]
+    parts.sort(key=_part)
     if len(parts) > 1 and any(inner[name] and not _has_pictures(labeled, name) for name in parts):
         one, other = parts[:2]
-        field = "unlabeled" if other.casefold().startswith("un") else "test"
+        field = "unlabeled" if _PARTS[_part(other)].startswith("un") else "test"
         raise DataError(
             f"data.labeled={where!r} has the folders {some(parts)}, which are parts of a data set "
             f"and no classes: give labeled={_inside(where, one)},{field}={_inside(where, other)}, "
@@ -405,6 +419,15 @@ def _check_classes(where: str, labeled: Sequence[_Listed], class_names: Sequence
             where,
             some(alike, "; "),
         )
+
+
+def _part(name: str) -> int | None:
+    """Return the place in `_PARTS` of what a folder is called; None if it may be a class."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    places = [_PARTS.index(word) for word in words if word in _PARTS]
+    if len(places) != 1 or set(words) - {_PARTS[places[0]], *_OF_PARTS}:
+        return None
+    return places[0]
 
 
 def _check_tested(where: str, test: Sequence[_Listed], class_names: Sequence[str]) -> None:
@@ -517,9 +540,12 @@ def _readable(
         except (ValueError, *files.failures()) as error:
             kind = pictures.kind_by_looks(each.path)
             is_damaged = each.by_list or kind in pictures.FORMATS
+            reason = files.reason(error)
+            if kind and not is_damaged:
+                reason = f"it is {kind}, which is not read: convert it to JPEG or PNG"
             if content is not None:
                 file = file._replace(sha256=hashlib.sha256(content).hexdigest())
-            return file, _Unreadable(each.path, files.reason(error), kind, is_damaged)
+            return file, _Unreadable(each.path, reason, kind, is_damaged)
         digest = hashlib.sha256(content)
         label = label_of[each.class_name]
         found = _Found(each.id, each.path, label, digest.digest(), plain, note)
@@ -619,12 +645,6 @@ def _warn(
         logging.warning("%s", said)
     _warn_of_copies(found, class_names)
     _warn_of_overlap(splits)
-    tested = {each.label for each in splits["test"]}
-    untested = [name for label, name in enumerate(class_names) if label not in tested]
-    if untested:
-        logging.warning(
-            "no test image is of %s: the accuracy is that of the other classes", some(untested)
-        )
 
 
 def _warn_of_copies(found: Mapping[str, Sequence[_Found]], class_names: Sequence[str]) -> None:

@@ -13,8 +13,6 @@ from crest_jax.errors import DataError
 
 # Whether the unlabeled set's classes shrink as the labeled set's do, or the other way round.
 ORDERS = ("same", "reversed")
-# Which rows of a class become what: those of a permutation that the fold seeds, or the first ones.
-SPLITS = ("random", "first")
 
 
 class Split(NamedTuple):

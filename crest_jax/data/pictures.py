@@ -144,8 +144,9 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def utf8(path: Path) -> str:
-    """A path as text that can be written down, whatever its bytes are."""
-    return path.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
+    """Return a path as text that can be written down in a line, whatever its bytes are."""
+    text = path.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: printable(found[0]), text)
 
 
 def some(names: Sequence[str], between: str = ", ") -> str:

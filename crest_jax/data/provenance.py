@@ -37,7 +37,9 @@ def write(table: Path, seen: Sequence[File]) -> None:
       WorkdirError: it cannot be written.
     """
     lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows([File._fields, *seen])
+    # All are quoted, since a carriage return alone would not be.
+    writer = csv.writer(lines, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerows([File._fields, *seen])
     files.write_text(table, lines.getvalue())
 
 

@@ -315,7 +315,8 @@ def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) ->
             (label, each and each[1])
             for label, each in zip(labels("train").tolist(), numbered, strict=True)
         }
-        if None in numbered or len(prefixes) > builder.info.features["label"].num_classes:
+        repeated = len(set(ids)) < len(ids)
+        if None in numbered or repeated or len(prefixes) > len(class_names):
             raise DataError(
                 f"the ids of data set {name!r}, such as {ids[0]!r}, do not number the images of a "
                 "class, so that their original order is not known: set "

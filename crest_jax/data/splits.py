@@ -5,7 +5,7 @@ Sources give images and labels, `long_tail` decides which are what, `records` ke
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from crest_jax import files
 from crest_jax.data import decode, image_folder, long_tail, provenance, records, sources
+from crest_jax.data.pictures import some
 from crest_jax.data.records import Images
 from crest_jax.data.stream import Parts
 from crest_jax.errors import ConfigError, DataError, UnavailableError
@@ -69,8 +70,8 @@ class Splits(NamedTuple):
     image_shape: tuple[int, int, int]
 
     @property
-    def class_distribution(self) -> Float[np.ndarray, " classes"]:
-        """p(y), of the original labeled set."""
+    def labeled_distribution(self) -> Float[np.ndarray, " classes"]:
+        """What part of the original labeled set each class is, by its counts."""
         return self.labeled.per_class / self.labeled.examples
 
 
@@ -161,6 +162,7 @@ def prepare(config: ConfigDict, folder: Path) -> None:
         return
     source, split, labels = _divided(config, folder.parent / UNREADABLE)
     _check_source(source, labels, folder, begun=len(missing) < len(NAMES))
+    _warn_of_untested(source.class_names, labels["test"])
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
@@ -221,6 +223,15 @@ def _check_source(
         provenance.write(folder / provenance.TABLE, source.files)
 
 
+def _warn_of_untested(class_names: Sequence[str], tested: Int[np.ndarray, " examples"]) -> None:
+    counts = np.bincount(tested, minlength=len(class_names))
+    lacking = [name for name, count in zip(class_names, counts, strict=True) if not count]
+    if lacking:
+        logging.warning(
+            "no test image is of %s: the accuracy is that of the other classes", some(lacking)
+        )
+
+
 def warn_of_changes(config: ConfigDict, folder: Path) -> None:
     """Say what of one's own files is no longer as it was when these splits were made of it."""
     if config.data.name != "image_folder":
@@ -229,7 +240,12 @@ def warn_of_changes(config: ConfigDict, folder: Path) -> None:
         then = provenance.read(folder / provenance.TABLE)
         changed = image_folder.changes(_folders(config, folder.parent / UNREADABLE), then)
     except (ConfigError, DataError, UnavailableError) as error:
-        changed = [error.what]
+        logging.warning(
+            "whether the images are still those that this run has read cannot be told: %s. The run "
+            "and its results are of what it has read",
+            error.what,
+        )
+        return
     if changed:
         logging.warning(
             "the images are no longer those that this run has read: %s. The run and its results "

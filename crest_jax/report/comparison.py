@@ -74,6 +74,8 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> str:
 _COMMON: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "data": lambda run: run["data"],
     "long_tail": lambda run: run["long_tail"],
+    "class_distribution": lambda run: run["class_distribution"],
+    "data.labeled_in_unlabeled": lambda run: run["labeled_in_unlabeled"],
     "steps in all": lambda run: sum(each["steps"] for each in run["generations"]),
 }
 

@@ -344,14 +344,11 @@ def _generations(run: Run) -> str:
                 f"{each['images_per_second']:,.0f}",
             ]
         )
-    note = ""
-    if all("logit_adjustment" in each for each in run.results["generations"]):
-        tau = run.last["logit_adjustment"]["tau"]
-        note = (
-            f"<p>Logit adjustment is with τ = {tau:g} and the class distribution of what each "
-            "generation was trained on.</p>"
-        )
-    return _table(header, rows) + note
+    return (
+        f"{_table(header, rows)}<p>Logits are adjusted with "
+        f"τ = {run.last['logit_adjustment']['tau']:g}, by the class distribution of what each "
+        "generation was trained on.</p>"
+    )
 
 
 def _confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:

@@ -301,6 +301,13 @@ def test_labeled_and_unlabeled_together_must_be_there():
 # Held out
 
 
+def test_the_rows_that_are_held_out_never_change():
+    held_out = long_tail.hold_out(balanced_labels(100, 10), 0.2)
+    assert held_out.sum() == 200
+    digest = hashlib.sha256(np.packbits(held_out).tobytes()).hexdigest()
+    assert digest == "3c1109ca14da1dfaaa5b8eca4bedc8e5ca1a5fd0dc11c6b12c2601e4c2ee87f7"
+
+
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.9])
 def test_a_part_of_each_class_is_held_out(fraction):
     sizes = [100, 37, 8, 3, 2, 1]

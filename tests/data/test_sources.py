@@ -414,10 +414,11 @@ def test_the_original_order_is_that_of_the_numbers_in_the_ids(tmp_path, id_of):
     assert source.labels("train")[source.order()].tolist() == [n % 3 for n in range(20)]
     assert numbers[source.order()].tolist() == list(range(20))
 
-    ids[3] = "an id without a number"
-    store(tmp_path, "unnumbered", splits | {"train": (images, labels, ids)}, features)
-    with pytest.raises(DataError, match=r"do not number the images of a class.*split=random"):
-        sources.load("unnumbered", data_dir=str(tmp_path)).order()
+    for name, wrong in (("unnumbered", "an id without a number"), ("repeated", ids[0])):
+        others = [*ids[:3], wrong, *ids[4:]]
+        store(tmp_path, name, splits | {"train": (images, labels, others)}, features)
+        with pytest.raises(DataError, match=r"do not number the images of a class.*split=random"):
+            sources.load(name, data_dir=str(tmp_path)).order()
 
 
 def test_without_ids_there_is_no_order_but_that_of_the_bundled_digits(tmp_path, digits):

@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -50,7 +52,7 @@ def test_a_fraction_of_one_long_tail_is_labeled(prepared):
     assert both.tolist() == sizes(100, 10)
     np.testing.assert_allclose(counts(data.labeled), 0.2 * both, atol=1)
     np.testing.assert_allclose(
-        data.class_distribution, data.labeled.per_class / data.labeled.examples
+        data.labeled_distribution, data.labeled.per_class / data.labeled.examples
     )
     assert data.class_names == tuple("0123456789")
 
@@ -171,3 +173,19 @@ def test_the_first_images_are_not_known_without_an_order(prepared, monkeypatch):
     monkeypatch.setattr(sources, "digits", lambda: unordered)
     with pytest.raises(DataError, match=r"first images of digits .* --config.long_tail.split=rand"):
         prepared({**DARP, "split": "first"})
+
+
+def test_classes_that_are_not_tested_are_said(prepared, monkeypatch, caplog):
+    digits = sources.digits()
+    labels = {"train": digits.labels("train"), "test": digits.labels("test") % 8}
+
+    def examples(split):
+        for example in digits.examples(split):
+            yield example._replace(label=example.label % 8 if split == "test" else example.label)
+
+    lacking = digits._replace(labels=labels.get, examples=examples)
+    monkeypatch.setattr(sources, "digits", lambda: lacking)
+    with caplog.at_level(logging.WARNING, "absl"):
+        prepared(DARP)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == "no test image is of 8, 9: the accuracy is that of the other classes"

@@ -14,6 +14,8 @@ def run(method, rebalance, fold, accuracy, adjusted, **changes):
         "fold": fold,
         "data": "digits",
         "long_tail": {"n_max": 120, "gamma": 10.0, "beta": 0.1},
+        "class_distribution": "ideal",
+        "labeled_in_unlabeled": True,
         "class_names": list("0123456789"),
         "alignment": {"target": "constant", "t": 1.0},
         "unlabeled_distribution": {"source": "labeled", "given": []},
@@ -51,6 +53,14 @@ def test_a_line_per_method_and_figure_a_column_per_rebalancing():
         (run("fixmatch", "none", 1, 1.0, 1.0), "two runs are of .*rebalance=none, fold=1"),
         (run("fixmatch", "none", 2, 1.0, 1.0, data="cifar10"), "differ in data, digits and cifar"),
         (run("fixmatch", "da", 2, 1.0, 1.0, long_tail={}), "differ in long_tail"),
+        (
+            run("fixmatch", "da", 2, 1.0, 1.0, class_distribution="counts"),
+            "differ in class_distribution",
+        ),
+        (
+            run("fixmatch", "da", 2, 1.0, 1.0, labeled_in_unlabeled=False),
+            "differ in data.labeled_in_unlabeled",
+        ),
         (run("fixmatch", "da", 2, 1.0, 1.0, generations=[{"steps": 9}]), "in all, 1800 and 9"),
     ],
 )

@@ -10,12 +10,11 @@ import pytest
 from conftest import load_experiment
 
 from crest_jax import report
-from crest_jax.config import to_plain
+from crest_jax.config import FORMAT, to_plain
 from crest_jax.errors import WorkdirError
 from crest_jax.report import __main__ as command
 from crest_jax.report import html
 from crest_jax.report.charts import Series, line_chart
-from crest_jax.workdir import FORMAT
 
 NAMES = ["cat <tabby>", "dog", "emu"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -30,6 +29,7 @@ def generation(number, recall):
         "images_per_second": 1917.6,
         "temperature": 1 - number / 2,
         "labeled_per_class": [90 + number, 9 + number, 1 + 10 * number],
+        "logit_adjustment": {"tau": 1.5, "class_distribution": [0.9, 0.09, 0.01]},
         "per_class_recall": recall,
         "per_class_precision": [71.3, 66.7, None],
         "confusion_matrix": [[8, 2, 0], [1, 9, 0], [5, 0, 5]],
@@ -54,6 +54,9 @@ def run():
         "fold": 3,
         "class_names": NAMES,
         "long_tail": {"gamma": 90.0, "beta": 0.1},
+        "format": FORMAT,
+        "class_distribution": "ideal",
+        "labeled_in_unlabeled": True,
         "alignment": {"target": "progressive", "t": 1.0},
         "unlabeled_distribution": {"source": "labeled", "given": []},
         "accuracy": 79.37,
