@@ -182,8 +182,8 @@ def _wrong_field(config: ConfigDict, field: str, value: str | None) -> str:
             whose = [name for name, each in ALGORITHMS.items() if field in each.hyper_parameters]
             if whose:
                 return (
-                    f"only method={' and '.join(whose)} has that; choose it as an argument of the "
-                    f"experiment, --config=FILE.py:method={whose[0]}"
+                    f"{field} is of method={' or '.join(whose)} only; choose it as an argument of "
+                    f"the experiment, --config=FILE.py:method={whose[0]}"
                 )
             has = f"{within or 'the config'} has {', '.join(found)}"
             return f"there is no such field; {has}{_meant(config, field)}"

@@ -49,7 +49,7 @@ def test_what_an_experiments_file_raises_is_said_in_a_line(tmp_path, content):
         ("--config.optimizer.drops[0]=3", "did you mean optimizer.drops?"),
         ("--config.steps.most=3", "steps is 600, and has no fields"),
         ("--config.=3", "there is no such field"),
-        ("--config.mixup_alpha=1", "only method=mixmatch has that"),
+        ("--config.mixup_alpha=1", "mixup_alpha is of method=mixmatch only"),
         ("--config.crest=1", "set one of its fields, alpha, rates, t_min"),
         ("--config.steps=many", "it must be a whole number"),
         ("--config.steps=1.5", "it must be a whole number"),
@@ -65,7 +65,7 @@ def test_a_field_that_cannot_be_set_is_named_with_what_can(flag, expected):
 
 def test_a_hyper_parameter_of_other_methods_says_whose_it_is():
     said = message(f"{DIGITS}:method=mixmatch", "--config.threshold=0.9")
-    assert said.startswith("--config.threshold=0.9: only method=")
+    assert said.startswith("--config.threshold=0.9: threshold is of method=")
     assert "fixmatch" in said.split(";")[0]
     assert "mixmatch" not in said.split(";")[0]
 
