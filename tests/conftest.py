@@ -65,6 +65,15 @@ def load_experiment(name: str, arguments: str | None = None, **overrides) -> Con
     return config
 
 
+def flat(config, prefix: str = ""):
+    """Yields the fields of a config, or of a part of it, by their dotted names."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 @pytest.fixture(scope="session")
 def tiny_config():
     """Gives the tiny digits config for experiment arguments and overrides."""

@@ -3,6 +3,7 @@ import math
 import re
 
 import pytest
+from conftest import flat
 from etils.epath import Path
 from ml_collections import ConfigDict
 
@@ -82,14 +83,6 @@ def experiment(path, arguments=None):
 
 def named(stem):
     return next(path for path in EXPERIMENTS if path.stem == stem)
-
-
-def flat(config, prefix=""):
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def config_with(**changes):

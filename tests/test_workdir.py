@@ -10,6 +10,7 @@ import sys
 import tracemalloc
 
 import pytest
+from conftest import flat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,14 +115,7 @@ MAY_CHANGE = {"data.data_dir", "data.download", "heartbeat_timeout", "steps_at_o
 def test_every_field_that_changes_is_named_but_for_those_that_may(config):
     """By its whole name: `data.test_fraction` is not `data.test`."""
 
-    def leaves(tree, prefix=""):
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
-    fields = dict(leaves(config.to_dict()))
+    fields = dict(flat(config.to_dict()))
     assert fields.keys() > MAY_CHANGE
     for field, value in fields.items():
         changed = config.copy_and_resolve_references()
