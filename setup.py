@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["crest_jax", "crest_jax.*"]),
-    package_data={"crest_jax.models": ["convolution.cc"]},
+    package_data={"crest_jax.cpu": ["*.cc", "*.h"]},
     install_requires=[
         "absl-py>=2.1,<3",
         "clu>=0.0.12,<0.1",

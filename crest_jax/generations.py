@@ -35,13 +35,14 @@ from crest_jax import (
 )
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.augment import Augmentation
+from crest_jax.cpu import library
 from crest_jax.data import decode, long_tail, pipeline, pseudo_labels, records, sources, stream
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import UNKNOWN, Example
 from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import ConfigError, DataError, Preempted, WorkdirError
-from crest_jax.models import MODELS, convolution
+from crest_jax.models import MODELS
 from crest_jax.rebalancing import (
     class_balanced_loss,
     crest,
@@ -62,8 +63,6 @@ RESULT = "result.json"
 UNLABELED_DISTRIBUTION = "unlabeled_distribution"
 # Of the batches that a device is sent together.
 _MOST_BYTES_AT_ONCE = 64 << 20
-# Whose convolutions are as fast in a loop as outside, on a CPU, and in which type.
-_LOOPED = ("crest_jax", "float32")
 
 # What a model says of images, as they are stored.
 Predictor = Callable[[UInt8[np.ndarray, "images height width channels"]], evaluate.Predictions]
@@ -580,7 +579,7 @@ def steps_at_once(config: ConfigDict, image_shape: tuple[int, ...], *, devices: 
     up the steps from one evaluation or checkpoint to the next. One on a CPU with XLA's own
     convolutions, which take ten times as long within a loop.
     """
-    if jax.default_backend() == "cpu" and (convolution.whose(), config.dtype) != _LOOPED:
+    if jax.default_backend() == "cpu" and library.kernels() is None:
         return 1
     stops = [each for each in (config.eval_every, config.checkpoint_every) if each < config.steps]
     between = math.gcd(config.steps, *stops)

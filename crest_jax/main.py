@@ -107,14 +107,14 @@ def _run(config: ConfigDict, workdir: Path, dry: bool) -> None:
 
     from crest_jax import backend, distributed, generations, plan, results
     from crest_jax import workdir as workdir_lib
-    from crest_jax.models import convolution
+    from crest_jax.cpu import library
 
     backend.keep_compiled()
     devices, hosts = jax.device_count(), jax.process_count()
     distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
     distributed.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
-        | {"versions": workdir_lib.versions(), "convolutions": convolution.whose()}
+        | {"versions": workdir_lib.versions(), "kernels": library.whose()}
     )
     if dry:
         plan.show(config, workdir)

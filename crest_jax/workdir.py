@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from crest_jax import backend, files, schema
 from crest_jax import config as config_lib
 from crest_jax.config import FORMAT
+from crest_jax.cpu import library
 from crest_jax.errors import ConfigError, WorkdirError
-from crest_jax.models import convolution
 
 CONFIG = "config.json"
 LOCK = ".lock"
@@ -103,7 +103,7 @@ def environment() -> dict[str, Any]:
     return {
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "cpus": _visible_cpus(),
-        "convolutions": convolution.whose(),
+        "kernels": library.whose(),
         "variables": backend.variables(),
         **versions(),
     }

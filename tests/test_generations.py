@@ -9,9 +9,9 @@ import pytest
 from conftest import load_experiment
 
 from crest_jax import distributed, evaluate, files, generations, main, results, train
+from crest_jax.cpu import library
 from crest_jax.data import pseudo_labels, records, splits
 from crest_jax.errors import ConfigError, DataError, NonFiniteError, WorkdirError
-from crest_jax.models import convolution
 from crest_jax.rebalancing import darp
 from crest_jax.train_state import TrainState
 
@@ -445,14 +445,13 @@ def test_as_many_steps_are_sent_together_as_fit_between_evaluations_and_into_mem
     changes, devices, expected, monkeypatch
 ):
     config = load_experiment("cifar10_lt", **changes)
-    monkeypatch.setattr(convolution, "whose", lambda: "crest_jax")
+    monkeypatch.setattr(library, "kernels", lambda: library.Kernels(lanes=8, tiles=False))
     assert generations.steps_at_once(config, (32, 32, 3), devices=devices) == expected
 
 
-@pytest.mark.parametrize(("whose", "dtype"), [("XLA", "float32"), ("crest_jax", "bfloat16")])
-def test_xlas_convolutions_are_not_looped_over_on_a_cpu(whose, dtype, monkeypatch):
-    config = load_experiment("cifar10_lt", dtype=dtype)
-    monkeypatch.setattr(convolution, "whose", lambda: whose)
+def test_xlas_convolutions_are_not_looped_over_on_a_cpu(monkeypatch):
+    config = load_experiment("cifar10_lt")
+    monkeypatch.setattr(library, "kernels", lambda: None)
     assert generations.steps_at_once(config, (32, 32, 3), devices=1) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert generations.steps_at_once(config, (32, 32, 3), devices=1) == 8

@@ -1,0 +1,40 @@
+// What XLA hands a kernel, in the kernels' terms.
+
+#pragma once
+
+#include "base.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace crest {
+
+namespace ffi = xla::ffi;
+
+using Array = ffi::AnyBuffer;             // of float32 or bfloat16
+using Pair = ffi::Span<const int64_t>;    // of the height and the width
+
+// Only as long as the pool is there.
+inline Threads threads_of(ffi::ThreadPool& pool) {
+  return {pool.num_threads(), [&pool](std::function<void()> work) { pool.Schedule(std::move(work)); }};
+}
+
+template <typename T>
+T* data(const Array& array) {
+  return static_cast<T*>(array.untyped_data());
+}
+
+// Calls f with a value of the array's type.
+template <typename F>
+ffi::Error typed(const Array& array, F f) {
+  switch (array.element_type()) {
+    case ffi::F32:
+      f(float{});
+      return ffi::Error::Success();
+    case ffi::BF16:
+      f(bf16{});
+      return ffi::Error::Success();
+    default:
+      return ffi::Error::InvalidArgument("the array is neither float32 nor bfloat16");
+  }
+}
+
+}  // namespace crest
