@@ -100,10 +100,21 @@ inline Vector load(const float* from) {
   return values;
 }
 
+inline Words widen(Halves halves) {
+#ifdef __AVX512F__
+  return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(halves)));
+#else
+  return __builtin_convertvector(halves, Words);
+#endif
+}
+
+// The float32 that are these bfloat16.
+inline Vector expand(Halves halves) { return reinterpret_cast<Vector>(widen(halves) << 16); }
+
 inline Vector load(const bf16* from) {
   Halves halves;
   std::memcpy(&halves, from, sizeof(halves));
-  return reinterpret_cast<Vector>(__builtin_convertvector(halves, Words) << 16);
+  return expand(halves);
 }
 
 // Rounds to the nearest bfloat16, and to the even one of two.
@@ -149,6 +160,10 @@ inline void store_some(T* to, Vector values, int64_t count) {
   T some[kLanes];
   store(some, values);
   std::memcpy(to, some, std::max<int64_t>(count, 0) * sizeof(T));
+}
+
+inline void store_some(bf16* to, Halves halves, int64_t count) {
+  std::memcpy(to, &halves, std::clamp<int64_t>(count, 0, kLanes) * sizeof(bf16));
 }
 
 inline Vector broadcast(float value) { return value - Vector{}; }

@@ -89,15 +89,19 @@ void turn(const Threads& threads, const Shape& s, const T* kernel, T* to) {
 }
 
 inline bool all_finite(const float* values, int64_t size) {
-  bool finite = true;
-  for (int64_t i = 0; i < size; ++i) finite &= values[i] - values[i] == 0;
-  return finite;
+  uint32_t others = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof(bits));
+    others |= (bits & 0x7f800000) == 0x7f800000;
+  }
+  return !others;
 }
 
 inline bool all_finite(const bf16* values, int64_t size) {
-  bool finite = true;
-  for (int64_t i = 0; i < size; ++i) finite &= (values[i].bits & 0x7f80) != 0x7f80;
-  return finite;
+  uint16_t others = 0;
+  for (int64_t i = 0; i < size; ++i) others |= (values[i].bits & 0x7f80) == 0x7f80;
+  return !others;
 }
 
 }  // namespace crest

@@ -23,34 +23,53 @@ inline void planes_of(const bf16* from, int64_t count, Words to[1]) {
 
 inline void planes_of(const float* from, int64_t count, Words to[2]) {
   const Vector values = load_some(from, count);
-  to[0] = __builtin_convertvector(round(values), Words);
-  to[1] = __builtin_convertvector(round(values - reinterpret_cast<Vector>(to[0] << 16)), Words);
+  const Halves high = round(values);
+  to[0] = widen(high);
+  to[1] = widen(round(values - expand(high)));
 }
 
-// Of up to 16 numbers of two rows, the second of which may be none, a number of each by turns.
+// The bfloat16 of up to 16 numbers, in every plane.
 template <typename T>
-inline void pairs(const T* a, const T* b, int64_t count, uint32_t* to, int64_t plane) {
-  for (int v = 0; v < kSide; v += kLanes) {
-    Words low[kPlanes<T>], high[kPlanes<T>] = {};
-    planes_of(a + v, count - v, low);
-    if (b) planes_of(b + v, count - v, high);
+struct Sixteen {
+  Words words[kSide / kLanes][kPlanes<T>];
+};
+
+template <typename T>
+inline Sixteen<T> sixteen(const T* from, int64_t count) {
+  Sixteen<T> numbers;
+  for (int v = 0; v < kSide / kLanes; ++v)
+    planes_of(from + v * kLanes, count - v * kLanes, numbers.words[v]);
+  return numbers;
+}
+
+// Stores a number of each by turns.
+template <typename T>
+inline void store_pairs(const Sixteen<T>& a, const Sixteen<T>& b, bf16* to, int64_t plane) {
+  for (int v = 0; v < kSide / kLanes; ++v)
     for (int q = 0; q < kPlanes<T>; ++q) {
-      const Words both = low[q] | high[q] << 16;
-      std::memcpy(to + q * plane + v, &both, sizeof(both));
+      const Words both = a.words[v][q] | b.words[v][q] << 16;
+      std::memcpy(to + q * plane + 2 * v * kLanes, &both, sizeof(both));
     }
-  }
+}
+
+// Stores up to 16 numbers of two rows by turns. Either row may be none, which is zeros.
+template <typename T>
+inline void pairs(const T* a, const T* b, int64_t count, bf16* to, int64_t plane) {
+  store_pairs(a ? sixteen(a, count) : Sixteen<T>{}, b ? sixteen(b, count) : Sixteen<T>{}, to, plane);
 }
 
 // Copies numbers into their planes, which are `plane` numbers apart.
 inline void copy_planes(const bf16* from, int64_t size, bf16* to, int64_t) { copy(from, size, to); }
 
 inline void copy_planes(const float* from, int64_t size, bf16* to, int64_t plane) {
-  for (int64_t i = 0; i < size; i += kLanes) {
-    Words words[2];
-    planes_of(from + i, size - i, words);
-    for (int q = 0; q < 2; ++q)
-      store_some(to + q * plane + i, reinterpret_cast<Vector>(words[q] << 16), size - i);
-  }
+  auto part = [&](int64_t i, Vector values, int64_t count) {
+    const Halves high = round(values);
+    store_some(to + i, high, count);
+    store_some(to + plane + i, round(values - expand(high)), count);
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) part(i, crest::load(from + i), kLanes);
+  if (i < size) part(i, load_some(from + i, size - i), size - i);
 }
 
 // Writes `rows` rows of sums, of which the first `columns` count.
@@ -191,8 +210,8 @@ void convolve(const Threads& threads, const Shape& s, int64_t spread, const T* x
         for (int64_t k = 0; k < chunks * kTerms; k += 2) {
           const T* from = kernel + (i * run + k) * s.out + n * kSide;
           bf16* to = packed + n * block + i * chunks * kNumbers + k * kSide;
-          pairs(from, k + 1 < run ? from + s.out : nullptr, k < run ? s.out - n * kSide : 0,
-                reinterpret_cast<uint32_t*>(to), low / 2);
+          pairs(k < run ? from : nullptr, k + 1 < run ? from + s.out : nullptr, s.out - n * kSide,
+                to, low);
         }
   });
   const int64_t rows = layout.rows(), per_line = (layout.pixels + kSide - 1) / kSide;
@@ -306,119 +325,138 @@ inline void transpose(uint32_t (&words)[kSide][kSide]) {
 #endif
 }
 
-// Images whose terms are pixels: a plane a channel. A stride splits each into phases, by what rows
-// and columns leave when they are divided by it, so that a tap of the kernel is a phase and a shift.
-struct Phases {
-  int64_t rows, columns;   // of a phase
-  int64_t terms;           // of a sum over an image's outputs, to whole chunks
-  int64_t step;            // from an image to the next one
-  int64_t images;          // at once
-  int64_t channel, phase;  // how far apart; channels not by a power of two
-  int64_t all;
+// How images and gradients lie for the gradient of a kernel, whose terms are pixels: one of a padded
+// image for each of an output's, with zeros where a row of outputs is shorter.
+//
+// A tap of the kernel moves the image against the outputs. A stride splits the image into phases, by
+// what rows and columns leave when they are divided by it. Terms are taken two by two, so that moves by
+// an odd number of pixels need a version of the image in which other pixels are pairs.
+struct Terms {
+  int64_t columns;                // of a row
+  int64_t each;                   // of an image, to whole chunks
+  int64_t images;                 // at once
+  int64_t feature;                // from a feature's gradients to the next one's
+  int64_t versions, image;        // of an image, and how long each is
+  int64_t phase, sixteen, plane;  // from one to the next, of phases, channels and planes
 
   template <typename T>
-  Phases(const Shape& s, T) {
-    rows = (s.padded_height() + s.stride_y - 1) / s.stride_y;
+  Terms(const Shape& s, T) {
     columns = up((s.padded_width() + s.stride_x - 1) / s.stride_x, 2);
-    terms = up(columns * s.out_height, kTerms);
-    step = up(std::max(rows * columns, terms), kTerms);
+    each = up(columns * s.out_height, tiles::kTerms);
+    versions = s.kernel_width > s.stride_x ? 2 : 1;
+    image = up(each + move(s, s.kernel_height - 1, s.kernel_width - 1) + 2, tiles::kTerms);
     // As many as should fit into the second-level cache.
-    images = std::max<int64_t>(1, (1 << 18) / (kPlanes<T> * step * (s.in + s.out)));
-    images = std::min(images, s.batch);
-    // A shift reads as far beyond an image.
-    channel = up(step * images + rows * columns, kTerms) + 3 * kTerms;
-    phase = up(s.in, kSide) * channel;
-    all = s.stride_y * s.stride_x * phase;
+    const int64_t most = (1 << 18) / (kPlanes<T> * image * (versions * s.in + s.out));
+    images = std::clamp<int64_t>(most, 1, s.batch);
+    // An odd number of cache lines, which the cache keeps best.
+    feature = (each * images / tiles::kTerms | 1) * tiles::kTerms;
+    phase = versions * images * image * kSide;
+    sixteen = s.stride_y * s.stride_x * phase;
+    plane = up(s.in, kSide) / kSide * sixteen;
+  }
+
+  // By how many terms a tap moves the image.
+  int64_t move(const Shape& s, int64_t ky, int64_t kx) const {
+    return ky / s.stride_y * columns + kx / s.stride_x;
+  }
+
+  // Where the terms of a tap begin in the first image and sixteen channels.
+  int64_t tap(const Shape& s, int64_t i) const {
+    const int64_t ky = i / s.kernel_width, kx = i % s.kernel_width;
+    const int64_t at = move(s, ky, kx), version = at % 2;
+    return (ky % s.stride_y * s.stride_x + kx % s.stride_x) * phase +
+           version * images * image * kSide + (at - version) * kSide;
   }
 };
 
-// Lays an image's channels out, [phases][channels][rows, columns].
+// Lays an image out: [16 channels][phases][versions][images][terms], two terms by turns.
 template <typename T>
-void lay_out_channels(const Shape& s, const Phases& phases, const T* image, bf16* to) {
+void lay_out_image(const Shape& s, const Terms& terms, const T* image, bf16* to) {
   const int64_t height = std::min(s.height, s.padded_height() - s.before_y);
   const int64_t width = std::min(s.width, s.padded_width() - s.before_x);
+  const int64_t pixel = s.stride_x * s.in;
   for (int64_t y = 0; y < height; ++y) {
     const int64_t row = y + s.before_y;
     for (int64_t phase = 0; phase < s.stride_x; ++phase) {
       // The first column of this phase.
       const int64_t first = ((phase - s.before_x) % s.stride_x + s.stride_x) % s.stride_x;
       const int64_t count = width > first ? (width - first + s.stride_x - 1) / s.stride_x : 0;
-      const int64_t place = row / s.stride_y * phases.columns + (first + s.before_x) / s.stride_x;
+      const int64_t place = (first + s.before_x) / s.stride_x;
+      const T* pixels = image + (y * s.width + first) * s.in;
       for (int64_t c = 0; c < s.in; c += kSide) {
-        const T* from = image + (y * s.width + first) * s.in + c;
-        const int64_t pixel = s.stride_x * s.in;
-        bf16* plane = to + (row % s.stride_y * s.stride_x + phase) * phases.phase + place;
-        for (int64_t k = 0; k < count; k += kTerms) {
-          const int64_t terms = std::min<int64_t>(kTerms, count - k);
-          alignas(64) uint32_t words[kPlanes<T>][kSide][kSide];
-          for (int64_t j = 0; j < kSide; ++j) {
-            const T* pair = from + (k + 2 * j) * pixel;
-            pairs(2 * j < terms ? pair : from, 2 * j + 1 < terms ? pair + pixel : nullptr,
-                  2 * j < terms ? s.in - c : 0, words[0][j], kSide * kSide);
-          }
-          for (int q = 0; q < kPlanes<T>; ++q) {
-            transpose(words[q]);
-            for (int64_t j = 0; j < std::min<int64_t>(kSide, s.in - c); ++j)
-              copy_some(reinterpret_cast<const bf16*>(words[q][j]), terms,
-                        plane + q * phases.all + (c + j) * phases.channel + k);
-          }
+        bf16* at = to + c / kSide * terms.sixteen +
+                   (row % s.stride_y * s.stride_x + phase) * terms.phase +
+                   row / s.stride_y * terms.columns * kSide;
+        // Each pixel is a pair with the next one, of the version that its place says.
+        Sixteen<T> pixel_here{}, next;
+        for (int64_t k = -1; k < count; ++k, pixel_here = next) {
+          next = {};
+          if (k + 1 < count) next = sixteen(pixels + (k + 1) * pixel + c, s.in - c);
+          const int64_t term = place + k, version = term & 1;
+          if (term >= 0 && version < terms.versions)
+            store_pairs(pixel_here, next,
+                        at + (version * terms.images * terms.image + term - version) * kSide,
+                        terms.plane);
         }
       }
     }
   }
 }
 
-// Lays gradients of an image's outputs out, two pixels' by turns, as many a row as `phases` has
-// columns: [16 features][pixels].
+// Lays gradients of an image's outputs out: [features][terms].
 template <typename T>
-void lay_out_gradients(const Shape& s, const Phases& phases, const T* dy, bf16* to, int64_t plane) {
-  const int64_t sixteen = phases.step * phases.images * kSide;
+void lay_out_gradients(const Shape& s, const Terms& terms, const T* dy, bf16* to) {
   for (int64_t row = 0; row < s.out_height; ++row)
-    for (int64_t n = 0; n < s.out; n += kSide) {
-      bf16* place = to + n / kSide * sixteen + row * phases.columns * kSide;
-      const T* from = dy + row * s.out_width * s.out + n;
-      for (int64_t k = 0; k < s.out_width; k += 2)
-        pairs(from + k * s.out, k + 1 < s.out_width ? from + (k + 1) * s.out : nullptr, s.out - n,
-              reinterpret_cast<uint32_t*>(place + k * kSide), plane / 2);
-    }
+    for (int64_t n = 0; n < s.out; n += kSide)
+      for (int64_t k = 0; k < s.out_width; k += tiles::kTerms) {
+        const int64_t count = std::min<int64_t>(tiles::kTerms, s.out_width - k);
+        const T* from = dy + (row * s.out_width + k) * s.out + n;
+        alignas(64) uint32_t words[kPlanes<T>][kSide][kSide];
+        for (int64_t j = 0; j < kSide; ++j)
+          pairs(2 * j < count ? from + 2 * j * s.out : nullptr,
+                2 * j + 1 < count ? from + (2 * j + 1) * s.out : nullptr, s.out - n,
+                reinterpret_cast<bf16*>(words[0][j]), kNumbers);
+        for (int q = 0; q < kPlanes<T>; ++q) {
+          transpose(words[q]);
+          bf16* place = to + (q * up(s.out, kSide) + n) * terms.feature + row * terms.columns + k;
+          for (int64_t j = 0; j < std::min<int64_t>(kSide, s.out - n); ++j)
+            copy_some(reinterpret_cast<const bf16*>(words[q][j]), count, place + j * terms.feature);
+        }
+      }
 }
 
 template <typename T>
 void kernel_gradient(const Threads& threads, const Shape& s, const T* x, const T* dy, T* dkernel) {
-  const Phases phases(s, T{});
+  const Terms terms(s, T{});
   const int64_t ins = (s.in + kSide - 1) / kSide, outs = (s.out + kSide - 1) / kSide;
   const int64_t taps = s.kernel_height * s.kernel_width, square = kSide * kSide;
-  const int64_t tap = ins * outs * square, size = taps * tap;
-  const int64_t sixteen = phases.step * phases.images * kSide, b_plane = outs * sixteen;
+  const int64_t tap = outs * ins * square, size = taps * tap;
+  const int64_t plane = outs * kSide * terms.feature;
   // Images are summed in parts, whatever the number of threads.
   const int64_t parts = std::min<int64_t>(s.batch, size > 30000 ? 8 : 16);
   Memory<float> all(parts * size);
   float* sums = all.at_least(0);
   parallel(threads, parts, [&](int64_t part) {
     thread_local Memory<bf16> a_memory, b_memory;
-    bf16* a = a_memory.at_least(kPlanes<T> * phases.all);
-    bf16* b = b_memory.at_least(kPlanes<T> * b_plane);
-    std::memset(a, 0, kPlanes<T> * phases.all * sizeof(bf16));
-    std::memset(b, 0, kPlanes<T> * b_plane * sizeof(bf16));
+    bf16* a = a_memory.at_least(kPlanes<T> * plane);
+    bf16* b = b_memory.at_least(kPlanes<T> * terms.plane);
+    std::memset(a, 0, kPlanes<T> * plane * sizeof(bf16));
+    std::memset(b, 0, kPlanes<T> * terms.plane * sizeof(bf16));
     const Configured configured(kSide);
     const int64_t begin = part * s.batch / parts, end = (part + 1) * s.batch / parts;
-    for (int64_t first = begin; first < end; first += phases.images) {
-      const int64_t images = std::min(phases.images, end - first);
+    for (int64_t first = begin; first < end; first += terms.images) {
+      const int64_t images = std::min(terms.images, end - first);
       for (int64_t i = 0; i < images; ++i) {
-        lay_out_channels(s, phases, x + (first + i) * s.input_size(), a + i * phases.step);
-        lay_out_gradients(s, phases, dy + (first + i) * s.output_size(),
-                          b + i * phases.step * kSide, b_plane);
+        lay_out_image(s, terms, x + (first + i) * s.input_size(), b + i * terms.image * kSide);
+        lay_out_gradients(s, terms, dy + (first + i) * s.output_size(), a + i * terms.each);
       }
       for (int64_t i = 0; i < taps; ++i) {
-        const int64_t ky = i / s.kernel_width, kx = i % s.kernel_width;
-        const int64_t phase = ky % s.stride_y * s.stride_x + kx % s.stride_x;
-        const bf16* of_tap =
-            a + phase * phases.phase + ky / s.stride_y * phases.columns + kx / s.stride_x;
-        for (int64_t n = 0; n < outs; n += 2)
-          for (int64_t m = 0; m < ins; m += 2)
-            with(m + 1 < ins, n + 1 < outs, [&](auto two_m, auto two_n) {
-              float* c = sums + part * size + i * tap + (m * outs + n) * square;
-              float* next = c + outs * square;
+        const bf16* of_tap = b + terms.tap(s, i);
+        for (int64_t n = 0; n < ins; n += 2)
+          for (int64_t m = 0; m < outs; m += 2)
+            with(m + 1 < outs, n + 1 < ins, [&](auto two_m, auto two_n) {
+              float* c = sums + part * size + i * tap + (m * ins + n) * square;
+              float* next = c + ins * square;
               if (first == begin) {
                 zero<0>(), zero<1>(), zero<2>(), zero<3>();
               } else {
@@ -427,15 +465,15 @@ void kernel_gradient(const Threads& threads, const Shape& s, const T* x, const T
                 if (two_m) load<2>(next, 64);
                 if (two_m && two_n) load<3>(next + square, 64);
               }
-              const bf16* a0 = of_tap + m * kSide * phases.channel;
-              const bf16* b0 = b + n * sixteen;
+              const bf16* a0 = a + m * kSide * terms.feature;
+              const bf16* b0 = of_tap + n * terms.sixteen;
               for (int64_t image = 0; image < images; ++image)
-                for (int64_t k = 0; k < phases.terms; k += kTerms) {
-                  const int64_t at = image * phases.step + k;
+                for (int64_t k = 0; k < terms.each; k += tiles::kTerms) {
+                  const int64_t at_a = image * terms.each + k;
+                  const int64_t at_b = (image * terms.image + k) * kSide;
                   multiply_add<kPlanes<T>, decltype(two_m)::value, decltype(two_n)::value>(
-                      a0 + at, a0 + kSide * phases.channel + at,
-                      phases.channel * sizeof(bf16), phases.all, b0 + at * kSide,
-                      b0 + sixteen + at * kSide, b_plane);
+                      a0 + at_a, a0 + kSide * terms.feature + at_a, terms.feature * sizeof(bf16),
+                      plane, b0 + at_b, b0 + terms.sixteen + at_b, terms.plane);
                 }
               tiles::store<0>(c);
               if (two_n) tiles::store<1>(c + square);
@@ -446,16 +484,23 @@ void kernel_gradient(const Threads& threads, const Shape& s, const T* x, const T
     }
   });
   std::atomic<bool> finite{true};
-  parallel(threads, taps, [&](int64_t i) {
-    for (int64_t c = 0; c < s.in; ++c)
-      for (int64_t n = 0; n < s.out; n += kLanes) {
-        const float* from = sums + i * tap + (c / kSide * outs + n / kSide) * square +
-                            c % kSide * kSide + n % kSide;
-        Vector sum = crest::load(from);
-        for (int64_t part = 1; part < parts; ++part) sum += crest::load(from + part * size);
-        if (!all_finite(reinterpret_cast<float*>(&sum), kLanes)) finite = false;
-        store_some(dkernel + (i * s.in + c) * s.out + n, sum, s.out - n);
-      }
+  parallel(threads, taps * ins, [&](int64_t i) {
+    const int64_t of_tap = i / ins, n = i % ins;
+    for (int64_t m = 0; m < outs; ++m) {
+      alignas(64) uint32_t words[kSide][kSide];  // [features][channels]
+      for (int64_t row = 0; row < kSide; ++row)
+        for (int v = 0; v < kSide; v += kLanes) {
+          const float* from = sums + of_tap * tap + (m * ins + n) * square + row * kSide + v;
+          Vector sum = crest::load(from);
+          for (int64_t part = 1; part < parts; ++part) sum += crest::load(from + part * size);
+          std::memcpy(words[row] + v, &sum, sizeof(sum));
+        }
+      const float* numbers = reinterpret_cast<const float*>(words);
+      if (!all_finite(numbers, square)) finite = false;
+      transpose(words);
+      T* to = dkernel + (of_tap * s.in + n * kSide) * s.out + m * kSide;
+      write(numbers, std::min<int64_t>(kSide, s.in - n * kSide), s.out - m * kSide, to, s.out);
+    }
   });
   // What is not finite would reach taps that never meet it, by way of the zeros between images.
   if (!finite) vectors::kernel_gradient(threads, s, x, dy, dkernel);
