@@ -115,9 +115,10 @@ def _backward(
     settings = _settings(strides, pads, precision)
 
     def by_cpu(x, kernel, dy):
+        like_x, like_kernel = jax.eval_shape(lambda *inputs: inputs, x, kernel)
         return (
-            cpu.convolution.input_gradient(dy, kernel, jax.typeof(x), **settings),
-            cpu.convolution.kernel_gradient(x, dy, jax.typeof(kernel), **settings),
+            cpu.convolution.input_gradient(dy, kernel, like_x, **settings),
+            cpu.convolution.kernel_gradient(x, dy, like_kernel, **settings),
         )
 
     def by_xla(x, kernel, dy):
