@@ -7,7 +7,9 @@ at hand. `CXX=false` in the environment leaves them off.
 
   library      compiles the sources beside it, and says what the processor has
   convolution  convolutions of images and their gradients
+  norm         batch norms with their activations, and their gradients
 """
 
 from crest_jax.cpu import convolution as convolution
 from crest_jax.cpu import library as library
+from crest_jax.cpu import norm as norm

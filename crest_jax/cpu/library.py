@@ -21,7 +21,10 @@ from jax.typing import ArrayLike
 from crest_jax import files
 
 _FOLDER = Path(__file__).parent
-_HANDLERS = ("Forward", "InputGradient", "KernelGradient")
+_HANDLERS = (
+    "Forward", "InputGradient", "KernelGradient",
+    "NormSums", "NormForward", "NormGradientSums", "NormInputGradient",
+)  # fmt: skip
 _FLAGS = (
     "-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-w",
 )  # fmt: skip

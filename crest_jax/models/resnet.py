@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from crest_jax.models.convolution import Conv
+from crest_jax.models.norm import BatchNorm
 
 _convolution = partial(
     Conv,
@@ -42,7 +43,7 @@ class Bottleneck(nn.Module):
 
     filters: int
     stride: int
-    norm: Callable[..., nn.Module]
+    norm: Callable[..., BatchNorm]
     dtype: DTypeLike
 
     @nn.compact
@@ -51,14 +52,14 @@ class Bottleneck(nn.Module):
     ) -> Float[Array, "batch new_height new_width 4*{self.filters}"]:
         """Returns features, at a lower resolution if the stride is above 1."""
         conv = partial(_convolution, dtype=self.dtype)
-        y = nn.relu(self.norm()(conv(self.filters, (1, 1))(x)))
-        y = nn.relu(self.norm()(conv(self.filters, (3, 3), self.stride, padding=_AROUND)(y)))
+        y = self.norm()(conv(self.filters, (1, 1))(x))
+        y = self.norm()(conv(self.filters, (3, 3), self.stride, padding=_AROUND)(y))
         y = conv(4 * self.filters, (1, 1))(y)
-        y = self.norm(scale_init=nn.initializers.zeros)(y)
+        last_norm = self.norm(scale_init=nn.initializers.zeros)
         if self.stride > 1 or x.shape[-1] != y.shape[-1]:
             x = conv(y.shape[-1], (1, 1), self.stride, name="projection")(x)
-            x = self.norm()(x)
-        return nn.relu(x + y)
+            x = self.norm(negative_slope=1.0)(x)
+        return last_norm(y, behind=x)
 
 
 class ResNet(nn.Module):
@@ -88,8 +89,9 @@ class ResNet(nn.Module):
     ) -> Float[Array, "batch classes"]:
         """Returns float32 logits for images in [-1, 1]."""
         norm = partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
+            negative_slope=0.0,
             momentum=self.batch_norm_momentum,
             epsilon=EPSILON,
             dtype=self.dtype,
@@ -97,7 +99,7 @@ class ResNet(nn.Module):
         )
         filters = 64 * self.width
         x = _convolution(filters, (7, 7), 2, padding=((3, 3), (3, 3)), dtype=self.dtype)(images)
-        x = nn.max_pool(nn.relu(norm()(x)), (3, 3), (2, 2), padding=_AROUND)
+        x = nn.max_pool(norm()(x), (3, 3), (2, 2), padding=_AROUND)
         for stage, blocks in enumerate(BLOCKS[self.depth]):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1

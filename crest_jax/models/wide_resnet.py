@@ -15,10 +15,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from crest_jax.models.convolution import Conv
+from crest_jax.models.norm import BatchNorm
 
 SLOPE = 0.1  # of the leaky ReLU
 EPSILON = 1e-3  # of batch normalisation
-_activation = partial(nn.leaky_relu, negative_slope=SLOPE)
 _convolution = partial(
     Conv,
     kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
@@ -35,25 +35,34 @@ class WideResNetBlock(nn.Module):
     filters: int
     stride: int
     begins_group: bool
-    norm: Callable[[], nn.Module]
+    norm: Callable[[], BatchNorm]
     dtype: DTypeLike
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch new_height new_width {self.filters}"]:
-        """Returns features, at a lower resolution if the stride is above 1."""
+        self,
+        x: Float[Array, "batch height width channels"],
+        y: Float[Array, "batch height width channels"] | None,
+    ) -> tuple[
+        Float[Array, "batch new_height new_width {self.filters}"],
+        Float[Array, "batch new_height new_width {self.filters}"],
+    ]:
+        """Takes x, or x + y if there is a y, and returns features as two arrays to be added.
+
+        The next norm adds them. They are at a lower resolution if the stride is above 1.
+        """
         conv = partial(_convolution, self.filters, dtype=self.dtype)
         # One pixel on each side, at stride 2 too, where "SAME" would pad an even side at its end.
         conv_3x3 = partial(conv, (3, 3), padding=((1, 1), (1, 1)))
-        y = _activation(self.norm()(x))
-        shortcut = y if self.begins_group else x
+        if self.begins_group:
+            y = shortcut = self.norm()(x, y)
+        else:
+            y, shortcut = self.norm()(x, y, with_sum=True)
         y = conv_3x3(self.stride)(y)
-        y = _activation(self.norm()(y))
-        y = conv_3x3()(y)
+        y = conv_3x3()(self.norm()(y))
         if shortcut.shape[-1] != self.filters:
             shortcut = conv((1, 1), self.stride, name="projection")(shortcut)
-        return shortcut + y
+        return shortcut, y
 
 
 class WideResNet(nn.Module):
@@ -79,19 +88,20 @@ class WideResNet(nn.Module):
     ) -> Float[Array, "batch classes"]:
         """Returns float32 logits for images in [-1, 1]."""
         norm = partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
+            negative_slope=SLOPE,
             momentum=self.batch_norm_momentum,
             epsilon=EPSILON,
             dtype=self.dtype,
             axis_name=self.axis_name,
         )
-        x = _convolution(16, (3, 3), dtype=self.dtype)(images)
+        x, y = _convolution(16, (3, 3), dtype=self.dtype)(images), None
         for group in range(3):
             for block in range((self.depth - 4) // 6):
                 stride = 2 if group > 0 and block == 0 else 1
                 filters = 16 * self.width * 2**group
-                x = WideResNetBlock(filters, stride, block == 0, norm, self.dtype)(x)
-        x = _activation(norm()(x)).mean(axis=(1, 2), dtype=jnp.float32)
+                x, y = WideResNetBlock(filters, stride, block == 0, norm, self.dtype)(x, y)
+        x = norm()(x, y).mean(axis=(1, 2), dtype=jnp.float32)
         logits = nn.Dense(self.classes, kernel_init=nn.initializers.glorot_uniform())(x)
         return logits.astype(jnp.float32)

@@ -1,6 +1,5 @@
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ import torchvision_reference
 from torchvision_reference import STAGES, sample, torch_name
 
 from crest_jax.models import ResNet
+from crest_jax.models.norm import BatchNorm
 from crest_jax.models.resnet import Bottleneck
 
 IMAGE = jnp.zeros((1, 32, 32, 3))
@@ -167,7 +167,9 @@ def test_residual_branches_start_at_zero_and_learn(small):
         assert [float(scale.mean()) for scale in scales] == [1, 1, 0, 1]
         assert not scales[2].any()
 
-    block = Bottleneck(8, 1, partial(nn.BatchNorm, use_running_average=False), jnp.float32)
+    block = Bottleneck(
+        8, 1, partial(BatchNorm, use_running_average=False, negative_slope=0.0), jnp.float32
+    )
     x = jax.random.uniform(jax.random.key(2), (2, 6, 6, 32))
     variables = jax.jit(block.init)(jax.random.key(3), x)
 

@@ -1,0 +1,207 @@
+"""Batch norm with what surrounds it in a network: an addition before or behind it, an activation.
+
+All of it is computed in as few passes over memory as there can be. In training that is two forward,
+one for the statistics and one for the rest, and two backward, which compute anew what the
+activation took: on a CPU by `crest_jax.cpu`, elsewhere by XLA. With running statistics, as in
+evaluation and in exported models, it is one of XLA's.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from crest_jax import cpu
+
+_Images = Float[Array, "*batch channels"]
+_OfChannels = Float[Array, " channels"]
+
+
+class BatchNorm(nn.Module):
+    """`flax.linen.BatchNorm` and leaky ReLU; parameters and statistics are named as there.
+
+    Where the devices' axis is named, the statistics are of all their images. They have no gradient
+    where they are moved, and do where they normalise.
+    """
+
+    use_running_average: bool
+    negative_slope: float = 1.0  # of the leaky ReLU: 0 is ReLU, 1 leaves all as it is
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32  # of the images; all that is of channels is float32
+    axis_name: str | None = None
+    scale_init: Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(
+        self,
+        x: _Images,
+        before: _Images | None = None,
+        *,
+        behind: _Images | None = None,
+        with_sum: bool = False,
+    ) -> _Images | tuple[_Images, _Images]:
+        """Return the activation of norm(x + before) + behind; can be differentiated in reverse.
+
+        Args:
+          x: the images.
+          before: what is added to them first, if anything.
+          behind: what is added between norm and activation, if anything.
+          with_sum: whether x + before is returned, too, for a shortcut around what follows.
+        """
+        channels = (x.shape[-1],)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", self.scale_init, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        x, before, behind = jax.tree.map(lambda a: a.astype(self.dtype), (x, before, behind))
+        if self.use_running_average or self.is_initializing():
+            x = x if before is None else x + before
+            factor = scale * lax.rsqrt(running_var.value + self.epsilon)
+            numbers = jnp.stack([factor, running_mean.value, bias])
+            y = _normalized(x, behind, numbers, slope=self.negative_slope)
+        else:
+            settings = _Settings(self.epsilon, self.negative_slope, self.axis_name, with_sum)
+            y, x, moved, var = _norm(
+                *_vary_alike(x, before, behind, scale, bias, running_mean.value), settings
+            )
+            running_mean.value += (1 - self.momentum) * moved
+            running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+        return (y, x) if with_sum else y
+
+
+class _Settings(NamedTuple):
+    epsilon: float
+    slope: float
+    axis_name: str | None
+    with_sum: bool
+
+    def mean(self, sums: Array, x: Array) -> Array:
+        """What sums over the pixels of x are a pixel, of all devices where these work together."""
+        mean = sums / (x.size // x.shape[-1])
+        return mean if self.axis_name is None else lax.pmean(mean, self.axis_name)
+
+
+def _vary_alike(*arrays: Array | None) -> tuple[Array | None, ...]:
+    """Arrays of which each is every device's own where one is; JAX sums their gradients."""
+    zero = sum(jnp.zeros_like(a, jnp.float32, shape=()) for a in jax.tree.leaves(arrays))
+    return jax.tree.map(lambda a: a + zero.astype(a.dtype), arrays)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _norm(
+    x: Array,
+    before: Array | None,
+    behind: Array | None,
+    scale: Array,
+    bias: Array,
+    about: Array,
+    settings: _Settings,
+) -> tuple[Array, Array | None, Array, Array]:
+    """What the module returns, and the mean's distance from `about`, and the variance.
+
+    Sums are of distances from `about`, the running mean. Nothing but rounding depends on it:
+    E[d^2] - E[d]^2 loses digits where the mean is large to the deviation, and that of distances
+    from what has been the mean is not.
+    """
+    return _forward(x, before, behind, scale, bias, about, settings)[0]
+
+
+def _forward(x, before, behind, scale, bias, about, settings):
+    total, sums = _compute(cpu.norm.sums, _sums, x, before, about)
+    x = x if before is None else total
+    moved, squares = settings.mean(sums, x)
+    var = jnp.maximum(squares - moved**2, 0)
+    over_deviation = lax.rsqrt(var + settings.epsilon)
+    numbers = jnp.stack([scale * over_deviation, about + moved, bias])
+    slope = {"slope": settings.slope}
+    y = _compute(cpu.norm.forward, _normalized, x, behind, numbers, **slope)
+    # What the activation took is computed anew from x, or has the signs of y.
+    kept = (x, None if behind is None else y, numbers, over_deviation)
+    had_before = None if before is None else ()
+    return (y, x if settings.with_sum else None, moved, var), (kept, had_before)
+
+
+def _backward(settings, kept, gradients):
+    (x, y, numbers, over_deviation), had_before = kept
+    dy, past, _, _ = gradients
+    slope = {"slope": settings.slope}
+    sums = _compute(cpu.norm.gradient_sums, _gradient_sums, x, y, dy, numbers, **slope)
+    dbias, times_distance = sums
+    of_mean, of_distance = settings.mean(sums, x)
+    # dx = factor * (g - mean(g) - d * mean(g * d) / variance); d is the distance from the mean.
+    factor = numbers[0]
+    rise, offset = -factor * over_deviation**2 * of_distance, -factor * of_mean
+    numbers = jnp.stack([*numbers, rise, offset])
+    dx, dbehind = _compute(
+        cpu.norm.input_gradient, _input_gradient, x, y, dy, past, numbers, **slope
+    )
+    dbefore = None if had_before is None else dx
+    return dx, dbefore, dbehind, times_distance * over_deviation, dbias, None
+
+
+_norm.defvjp(_forward, _backward)
+
+
+def _compute(
+    by_cpu: Callable[..., Any], by_xla: Callable[..., Any], x: Array, *arrays: Any, **settings: Any
+) -> Any:
+    by_cpu, by_xla = partial(by_cpu, **settings), partial(by_xla, **settings)
+    # An exported model takes any number of images.
+    exported = jax.export.is_symbolic_dim(x.shape[0])
+    if exported or x.size == 0 or not cpu.norm.takes(x):
+        return by_xla(x, *arrays)
+    return lax.platform_dependent(x, *arrays, cpu=by_cpu, default=by_xla)
+
+
+# By XLA, what `cpu.norm` has under these names.
+
+
+def _sums(x, y, about):
+    x = x if y is None else x + y
+    distance = x.astype(jnp.float32) - about
+    return (None if y is None else x), _two_sums(distance, distance**2)
+
+
+def _normalized(x, added, numbers, *, slope):
+    factor, mean, bias = numbers
+    z = (x.astype(jnp.float32) - mean) * factor + bias
+    z = z if added is None else z + added
+    return _activation(z, slope).astype(x.dtype)
+
+
+def _gradient_sums(x, y, dy, numbers, *, slope):
+    distance, g = _distance_and_gradient(x, y, dy, numbers, slope)
+    return _two_sums(g, g * distance)
+
+
+def _input_gradient(x, y, dy, past, numbers, *, slope):
+    factor, _, _, rise, offset = numbers
+    distance, g = _distance_and_gradient(x, y, dy, numbers[:3], slope)
+    dx = g * factor + (distance * rise + offset)
+    dx = dx if past is None else dx + past
+    return dx.astype(x.dtype), (None if y is None else g.astype(x.dtype))
+
+
+def _two_sums(a, b):
+    axes = tuple(range(a.ndim - 1))
+    return jnp.stack([a.sum(axes), b.sum(axes)])
+
+
+def _distance_and_gradient(x, y, dy, numbers, slope):
+    factor, mean, bias = numbers
+    distance = x.astype(jnp.float32) - mean
+    z = distance * factor + bias if y is None else y.astype(jnp.float32)
+    _, pullback = jax.vjp(partial(_activation, slope=slope), z)
+    return distance, *pullback(dy.astype(jnp.float32))
+
+
+def _activation(z, slope):
+    return nn.relu(z) if slope == 0 else nn.leaky_relu(z, slope)
