@@ -286,8 +286,9 @@ void input_gradient(const Threads& threads, const Shape& s, const T* dy, const T
   T* turned = memory.at_least(0);
   turn(threads, s, kernel, turned);
   // At a stride, gradients are as far apart, with zeros between: four times the products, at a
-  // stride of 2, and as fast.
-  if (s.stride_y != s.stride_x) return vectors::input_gradient(threads, s, dy, kernel, dx);
+  // stride of 2, and as fast. What is not finite in a kernel must not meet these zeros.
+  if (s.stride_y != s.stride_x || (s.stride_y > 1 && !all_finite(kernel, s.kernel_size())))
+    return vectors::input_gradient(threads, s, dy, kernel, dx);
   convolve(threads, s.of_input_gradient(), s.stride_y, dy, turned, dx, [&](int64_t image) {
     vectors::input_gradient({1, {}}, single(s), dy + image * s.output_size(), kernel,
                             dx + image * s.input_size());
