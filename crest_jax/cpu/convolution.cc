@@ -56,6 +56,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KernelGradient, kernel_gradient, binding());
 
 }  // namespace crest
 
-// Whether this process may use tiles; it has to ask the operating system.
+// Whether the processor has tiles, and whether this process may use them: it has to ask the operating
+// system.
+extern "C" bool has_tiles() { return crest::tiles::kHere; }
 extern "C" bool may_use_tiles() { return crest::tiles::permitted(); }
 extern "C" int lanes() { return crest::kLanes; }

@@ -28,6 +28,8 @@ _HANDLERS = (
 _FLAGS = (
     "-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-w",
 )  # fmt: skip
+# Of compilers, of what they make, and of CXX.
+_FAILURES = (AttributeError, OSError, RuntimeError, ValueError, subprocess.CalledProcessError)
 # By the float32 that a vector holds.
 _VECTORS = {16: "AVX-512", 8: "256-bit"}
 
@@ -37,6 +39,7 @@ class Kernels(NamedTuple):
 
     lanes: int  # float32 numbers of a vector
     tiles: bool  # whether there are tiles of bfloat16 (AMX)
+    refused: bool = False  # whether the processor has some, and the operating system refuses them
 
 
 def whose() -> str:
@@ -53,24 +56,34 @@ def kernels() -> Kernels | None:
     if jax.default_backend() != "cpu":
         return None
     try:
-        library = ctypes.CDLL(str(_library()))
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        found = register(ctypes.CDLL(str(_library())))
+    except _FAILURES as error:
         if os.environ.get("CXX") != "false":
             logging.warning(
                 "convolutions and norms are XLA's, which are several times slower: %s",
                 _reason(error),
             )
         return None
-    return register(library)
+    if found.refused:
+        logging.warning(
+            "the operating system refuses the processor's tiles (AMX), without which bfloat16 is "
+            "no faster than float32"
+        )
+    return found
 
 
 def register(library: ctypes.CDLL) -> Kernels:
-    """Make the handlers of a compiled library known to XLA, and return what they can do."""
+    """Make the handlers of a compiled library known to XLA, and return what they can do.
+
+    Raises:
+      AttributeError: it has no such handlers.
+    """
     for handler in _HANDLERS:
         capsule = jax.ffi.pycapsule(getattr(library, handler))
         jax.ffi.register_ffi_target(target(handler), capsule, platform="cpu")
-    library.may_use_tiles.restype = ctypes.c_bool
-    return Kernels(library.lanes(), library.may_use_tiles())
+    library.has_tiles.restype = library.may_use_tiles.restype = ctypes.c_bool
+    tiles = library.may_use_tiles()
+    return Kernels(library.lanes(), tiles, library.has_tiles() and not tiles)
 
 
 def call(
@@ -100,7 +113,7 @@ def compile_library(folder: Path, name: str, flags: Sequence[str] = _FLAGS) -> P
 
     Args:
       folder: that it appears in when it is whole, as others may be at it, too.
-      name: of the file.
+      name: that the file's begins with; a digest of its content follows.
       flags: of the compiler.
 
     Raises:
@@ -122,7 +135,7 @@ def compile_library(folder: Path, name: str, flags: Sequence[str] = _FLAGS) -> P
         _run([*_compiler(), *flags, "-shared", *objects, "-o", str(made)])
         with made.open("rb") as file:
             os.fsync(file.fileno())
-        return made.replace(folder / name)
+        return made.replace(folder / f"{name}_{_digest(made.read_bytes())}.so")
 
 
 def _library() -> Path:
@@ -131,11 +144,18 @@ def _library() -> Path:
     macros = _run([*_compiler(), *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull]).stdout
     sources = [path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]*"))]
     rest = repr((_compiler(), _FLAGS, jax.__version__)).encode()
-    identity = hashlib.sha256(b"".join([macros, *sources, rest]))
-    library = _cache_folder() / f"kernels_{identity.hexdigest()[:16]}.so"
-    if library.exists() and files.is_ours(library):
-        return library
-    return compile_library(library.parent, library.name)
+    name = f"kernels_{_digest(b''.join([macros, *sources, rest]))}"
+    folder = _cache_folder()
+    for library in sorted(folder.glob(f"{name}_*.so")):
+        # A damaged one could end the process.
+        whole = library.stem == f"{name}_{_digest(library.read_bytes())}"
+        if whole and files.is_ours(library):
+            return library
+    return compile_library(folder, name)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _compiler() -> list[str]:

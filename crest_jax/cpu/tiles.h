@@ -20,6 +20,8 @@ constexpr int kNumbers = kSide * kTerms;
 
 #if defined(AMX_TILES)
 
+constexpr bool kHere = true;
+
 // Asks the operating system for the tiles, as every process has to.
 inline bool permitted() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
@@ -63,16 +65,18 @@ inline void multiply() {
 
 #else
 
-inline bool permitted() {
 #ifdef PORTABLE_TILES
-  return true;
+constexpr bool kHere = true;
 #else
-  return false;
+constexpr bool kHere = false;
 #endif
-}
 
+inline bool permitted() { return kHere; }
+
+typedef float Row __attribute__((vector_size(64)));
+typedef uint32_t RowOfPairs __attribute__((vector_size(64)));
 struct Tile {
-  uint8_t bytes[kSide][64];
+  RowOfPairs rows[kSide];
 };
 inline thread_local Tile tile[8];
 inline thread_local int rows_of[8];
@@ -91,34 +95,26 @@ inline void zero() {
 template <int kTile>
 inline void load(const void* from, int64_t stride) {
   for (int m = 0; m < rows_of[kTile]; ++m)
-    std::memcpy(tile[kTile].bytes[m], static_cast<const uint8_t*>(from) + m * stride, 64);
+    std::memcpy(&tile[kTile].rows[m], static_cast<const uint8_t*>(from) + m * stride, 64);
 }
 
 template <int kTile>
 inline void store(float* to) {
-  for (int m = 0; m < rows_of[kTile]; ++m)
-    std::memcpy(to + m * kSide, tile[kTile].bytes[m], 64);
+  std::memcpy(to, tile[kTile].rows, rows_of[kTile] * 64);
 }
 
-inline float number(const Tile& of, int row, int column) {
-  uint16_t bits;
-  std::memcpy(&bits, of.bytes[row] + 2 * column, 2);
-  const uint32_t word = uint32_t{bits} << 16;
-  float value;
-  std::memcpy(&value, &word, 4);
-  return value;
-}
+// The first of every two terms, and the second.
+inline Row first(RowOfPairs pairs) { return reinterpret_cast<Row>(pairs << 16); }
+inline Row second(RowOfPairs pairs) { return reinterpret_cast<Row>(pairs & 0xffff0000); }
 
 template <int kSums, int kA, int kB>
 inline void multiply() {
   for (int m = 0; m < rows_of[kSums]; ++m) {
-    float sums[kSide];
-    std::memcpy(sums, tile[kSums].bytes[m], 64);
+    Row sums = reinterpret_cast<Row>(tile[kSums].rows[m]);
+    const Row a0 = first(tile[kA].rows[m]), a1 = second(tile[kA].rows[m]);
     for (int k = 0; k < kSide; ++k)
-      for (int n = 0; n < kSide; ++n)
-        sums[n] += number(tile[kA], m, 2 * k) * number(tile[kB], k, 2 * n) +
-                   number(tile[kA], m, 2 * k + 1) * number(tile[kB], k, 2 * n + 1);
-    std::memcpy(tile[kSums].bytes[m], sums, 64);
+      sums += a0[k] * first(tile[kB].rows[k]) + a1[k] * second(tile[kB].rows[k]);
+    tile[kSums].rows[m] = reinterpret_cast<RowOfPairs>(sums);
   }
 }
 
