@@ -116,20 +116,19 @@ def test_nothing_is_compiled_for_other_platforms(monkeypatch, found):
 
 # A library is made in a moment that has all handlers, and a processor with tiles or without; the
 # operating system refuses them.
-SMALL = """
+SYMBOLS = [
+    *(f'extern "C" void* {handler}(void*) {{ return 0; }}' for handler in library._HANDLERS),
+    'extern "C" bool has_tiles() { return TILES; }',
+    'extern "C" bool may_use_tiles() { return false; }',
+    'extern "C" int lanes() { return 8; }',
+]
+SMALL = f"""
 case $* in
   *-E*) echo version 1 ;;
-  *-shared*) echo '%s' | g++ -shared -fPIC -x c++ - -o $out; echo made >> made ;;
+  *-shared*) echo '{"".join(SYMBOLS)}' | g++ -shared -fPIC -x c++ - -o $out; echo made >> made ;;
   *) touch $out ;;
 esac
-""" % "".join(
-    [
-        *(f'extern "C" void* {handler}(void*) {{ return 0; }}' for handler in library._HANDLERS),
-        'extern "C" bool has_tiles() { return TILES; }',
-        'extern "C" bool may_use_tiles() { return false; }',
-        'extern "C" int lanes() { return 8; }',
-    ]
-)
+"""
 
 
 @pytest.fixture
