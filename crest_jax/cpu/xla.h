@@ -25,15 +25,19 @@ T* data(const Array& array) {
 // Calls f with a value of the array's type.
 template <typename F>
 ffi::Error typed(const Array& array, F f) {
-  switch (array.element_type()) {
-    case ffi::F32:
-      f(float{});
-      return ffi::Error::Success();
-    case ffi::BF16:
-      f(bf16{});
-      return ffi::Error::Success();
-    default:
-      return ffi::Error::InvalidArgument("the array is neither float32 nor bfloat16");
+  try {
+    switch (array.element_type()) {
+      case ffi::F32:
+        f(float{});
+        return ffi::Error::Success();
+      case ffi::BF16:
+        f(bf16{});
+        return ffi::Error::Success();
+      default:
+        return ffi::Error::InvalidArgument("the array is neither float32 nor bfloat16");
+    }
+  } catch (const std::bad_alloc&) {  // which would end the process in XLA
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "memory is short for a kernel");
   }
 }
 

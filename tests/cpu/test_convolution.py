@@ -245,3 +245,28 @@ print(*test_convolution.bits())
     here = bits()
     assert len(here) >= 18
     assert here == bits() == one_thread.stdout.split()
+
+
+@needs_compiler
+def test_where_memory_is_short_xla_says_so():
+    program = """
+import resource
+import jax, numpy as np
+from crest_jax.models.convolution import convolve
+features = 1 << 21
+x, dy = np.ones((16, 1, 1, 1), np.float32), np.ones((16, 1, 1, features), np.float32)
+def gradient(x, dy):
+    kernel = jax.numpy.zeros((1, 1, 1, features))
+    return jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](dy)[0]
+x, dy = jax.device_put((x, dy))
+compiled = jax.jit(gradient).lower(x, dy).compile()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20,) * 2)  # it needs as much as dy
+try:
+    compiled(x, dy).block_until_ready()
+except RuntimeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "memory is short for a kernel" in done.stdout
