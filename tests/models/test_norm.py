@@ -1,5 +1,6 @@
 import os
 import shutil
+import zlib
 from functools import partial
 
 import flax.linen as nn
@@ -370,26 +371,29 @@ def test_models_have_the_variables_and_gradients_that_flax_s_norm_gives_them(
 ):
     images = normal(8, 16, 16, 3)
 
-    def results(key):
-        variables = model.init(key, images, train=True)
+    def shapes():
+        return jax.eval_shape(partial(model.init, train=True), jax.random.key(0), images)
 
+    def value(path, leaf):
+        """By the name alone, whatever the order of layers; nowhere 0, which would hide a branch."""
+        drawn = normal(*leaf.shape, seed=zlib.crc32(jax.tree_util.keystr(path).encode()))
+        if leaf.ndim == 1:
+            return 1 + 0.3 * drawn
+        return drawn / np.sqrt(leaf.size / leaf.shape[-1])
+
+    def results(variables):
         def loss(params):
             logits, updates = model.apply(
                 {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
             )
             return (logits**2).mean(), updates
 
-        # No residual branch is left out, as they are at the start of a ResNet.
-        params = jax.tree.map(lambda a: jnp.where(a == 0, 0.1, a), variables["params"])
-        return variables, jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
-    key = jax.random.key(0)
-    variables, ((loss, statistics), gradients) = jax.jit(results)(key)
+    ours = shapes()
+    variables = jax.tree_util.tree_map_with_path(value, ours)
+    with_ours = jax.jit(results)(variables)
     monkeypatch.setattr(module, "BatchNorm", FlaxNorm.BatchNorm)
-    flax_variables, ((flax_loss, flax_statistics), flax_gradients) = jax.jit(
-        lambda key: results(key)
-    )(key)
-    jax.tree.map(np.testing.assert_array_equal, variables, flax_variables)
-    assert float(loss) == pytest.approx(float(flax_loss), rel=1e-5)
-    close(statistics, flax_statistics, tolerance=1e-4)
-    close(gradients, flax_gradients, tolerance=1e-3)
+    assert shapes() == ours
+    with_flax = jax.jit(lambda variables: results(variables))(variables)
+    close(with_ours, with_flax, tolerance=1e-3)
