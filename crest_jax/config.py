@@ -21,6 +21,11 @@ from crest_jax.rebalancing import PSEUDO_LABELS, REBALANCING, SELF_TRAINING, par
 # run of another format is of another program, whose weights and figures would be taken for ours.
 FORMAT = 2
 DTYPES = ("float32", "bfloat16")
+# How exact products of float32 are, in JAX's words (`jax.lax.Precision`). On a TPU: 1, 3 or 6
+# passes of bfloat16. On a GPU: TF32, but float32 by `highest`. On a CPU: float32, but `high` is
+# three products of bfloat16 where there are tiles for them (AMX). docs/speed.md has what each is to
+# a gradient.
+PRECISIONS = ("default", "high", "highest")
 # Whether the unlabeled set's classes shrink as the labeled set's do, or the other way round.
 ORDERS = ("same", "reversed")
 # Which images of a class are labeled: some drawn by fold, or the first of the data set.
@@ -143,6 +148,7 @@ def default_config(
             "steps_at_once": 8,
             "heartbeat_timeout": 60,
             "dtype": "float32",
+            "precision": "default",
             "sync_batch_norm": True,
             "ema_decay": 0.999,
             "ema_batch_norm": False,
@@ -310,6 +316,14 @@ def _check_training(checks: _Checks, devices: int) -> None:
     config = checks.config
     checks.one_of("model.name", tuple(MODELS))
     checks.one_of("dtype", DTYPES)
+    checks.one_of("precision", PRECISIONS)
+    if config.dtype == "bfloat16" and config.precision in PRECISIONS:
+        checks.require(
+            "precision",
+            config.precision == "default",
+            "default when dtype=bfloat16: it says how float32 is multiplied, so set dtype=float32 "
+            "with it",
+        )
     checks.within(
         1, math.inf, "steps", "eval_every", "checkpoint_every", "steps_at_once",
         "heartbeat_timeout", "data.lanes", "data.window", "darp.every", "darp.delta",

@@ -77,6 +77,7 @@ def describe(model: Trained, config: ConfigDict) -> dict[str, Any]:
     return {
         "architecture": {"name": config.model.name, **structure(model.model)},
         "dtype": config.dtype,
+        "precision": config.precision,
         "input": {
             "view": {**model.view._asdict(), "central_part": decode.CENTRAL_PART},
             "scale": 2 / 255,  # as in `augment.rescale`

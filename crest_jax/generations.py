@@ -211,6 +211,7 @@ def model_of(config: ConfigDict, classes: int, *, axis_name: str | None) -> nn.M
         width=config.model.width,
         batch_norm_momentum=config.model.batch_norm_momentum,
         dtype=jnp.dtype(config.dtype),
+        precision=jax.lax.Precision(config.precision),
         axis_name=axis_name,
     )
 

@@ -550,6 +550,7 @@ BAD_FIELDS = [
     ("darp.every", 0, "at least 1"),
     ("darp.delta", 0.5, "at least 1"),
     ("dtype", "float16", "float32, bfloat16"),
+    ("precision", "float32", "default, high, highest"),
     ("generations", 0, "between 1 and 1000"),
     ("steps", 0, "at least 1"),
     ("eval_every", 0, "at least 1"),
@@ -616,10 +617,19 @@ def test_a_bad_field_is_named_with_its_value_and_what_is_valid(field, value, val
         ("model.depth", 40),
         ("augment.operations", ("Invert",)),
         ("dtype", "bfloat16"),
+        ("precision", "high"),
+        ("precision", "highest"),
     ],
 )
 def test_the_limits_themselves_are_valid(field, value):
     validate(config_with(**{field.replace(".", "__"): value}))
+
+
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_bfloat16_has_no_precision_but_the_default(precision):
+    (line,) = problems_of(config_with(dtype="bfloat16", precision=precision))
+    assert line.startswith(f"precision={precision!r} must be default when dtype=bfloat16")
+    assert "set dtype=float32" in line
 
 
 def test_each_model_has_depths_of_its_own():
@@ -884,7 +894,8 @@ def test_an_argument_is_a_finite_number(value):
 
 def test_a_config_of_an_earlier_version_is_completed_and_a_later_ones_is_refused():
     plain = to_plain(default_config(parse_arguments("rebalance=crest")))
-    earlier = {name: value for name, value in plain.items() if name != "heartbeat_timeout"}
+    new = ("heartbeat_timeout", "precision")
+    earlier = {name: value for name, value in plain.items() if name not in new}
     assert to_plain(completed(earlier)) == plain
     for change, message in [
         ({"foresight": 1}, "foresight is no field"),

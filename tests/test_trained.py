@@ -349,7 +349,7 @@ def test_a_run_whose_config_has_fewer_fields_can_still_be_used(run, tmp_path):
     content = files.read_json(earlier / "config.json")
     for field in ("lanes", "image_size"):
         del content["config"]["data"][field]
-    del content["config"]["optimizer"]["warm_up"]
+    del content["config"]["optimizer"]["warm_up"], content["config"]["precision"]
     files.write_json(earlier / "config.json", content)
     trained.load(earlier)
     shutil.rmtree(earlier / "generation_01" / "checkpoints")

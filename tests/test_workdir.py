@@ -80,6 +80,25 @@ def test_a_changed_config_is_refused_with_every_difference(tmp_path, config):
     assert contents(tmp_path) == before
 
 
+def test_a_run_of_before_there_was_a_precision_has_the_default(tmp_path, config):
+    claim(tmp_path, config)
+    (tmp_path / "splits").mkdir()
+    path = tmp_path / "config.json"
+    owner = files.read_json(path)
+    del owner["config"]["precision"]
+    files.write_json(path, owner)
+    claim(tmp_path, config)
+    assert workdir.read_config(tmp_path).precision == "default"
+    config.precision = "high"
+    with pytest.raises(WorkdirError) as caught:
+        claim(tmp_path, config)
+    assert str(caught.value) == (
+        f"workdir {tmp_path} belongs to another config:\n"
+        "  precision: 'default' -> 'high'\n"
+        "change these back to continue it, or choose another with --workdir"
+    )
+
+
 def test_a_config_with_which_nothing_was_made_yet_can_be_mended(tmp_path, config):
     claim(tmp_path, config)
     config.long_tail.gamma = 7.0

@@ -1,6 +1,7 @@
 """A model as small as one with batch statistics can be, so that steps compile in a moment."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 
@@ -15,6 +16,7 @@ class TinyNet(nn.Module):
     width: int = 1
     batch_norm_momentum: float = 0.9
     dtype: jnp.dtype = jnp.float32
+    precision: jax.lax.Precision = jax.lax.Precision.DEFAULT
     axis_name: str | None = None
 
     @nn.compact

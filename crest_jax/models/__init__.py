@@ -2,8 +2,8 @@
 
 Each takes `train` (whether batch norm uses the batch's statistics) and is built with `classes`,
 `depth`, `width`, `batch_norm_momentum`, `dtype` (of the computation; parameters and statistics stay
-float32) and `axis_name` (the mesh axis over which batch norm is synchronised, or None). `DEPTHS`
-and `DEPTHS_IN_WORDS` say which depths there are.
+float32), `precision` (of products of float32) and `axis_name` (the mesh axis over which batch norm
+is synchronised, or None). `DEPTHS` and `DEPTHS_IN_WORDS` say which depths there are.
 
 Batch norms keep "BatchNorm" in their names: that is how the optimiser spares them weight decay.
 """

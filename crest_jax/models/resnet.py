@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -45,13 +46,14 @@ class Bottleneck(nn.Module):
     stride: int
     norm: Callable[..., BatchNorm]
     dtype: DTypeLike
+    precision: lax.Precision
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch new_height new_width 4*{self.filters}"]:
         """Returns features, at a lower resolution if the stride is above 1."""
-        conv = partial(_convolution, dtype=self.dtype)
+        conv = partial(_convolution, dtype=self.dtype, precision=self.precision)
         y = self.norm()(conv(self.filters, (1, 1))(x))
         y = self.norm()(conv(self.filters, (3, 3), self.stride, padding=_AROUND)(y))
         y = conv(4 * self.filters, (1, 1))(y)
@@ -81,6 +83,7 @@ class ResNet(nn.Module):
     width: int = 1
     batch_norm_momentum: float = 0.9
     dtype: DTypeLike = jnp.float32
+    precision: lax.Precision = lax.Precision.DEFAULT
     axis_name: str | None = None
 
     @nn.compact
@@ -98,12 +101,15 @@ class ResNet(nn.Module):
             axis_name=self.axis_name,
         )
         filters = 64 * self.width
-        x = _convolution(filters, (7, 7), 2, padding=((3, 3), (3, 3)), dtype=self.dtype)(images)
+        conv = partial(_convolution, dtype=self.dtype, precision=self.precision)
+        x = conv(filters, (7, 7), 2, padding=((3, 3), (3, 3)))(images)
         x = nn.max_pool(norm()(x), (3, 3), (2, 2), padding=_AROUND)
         for stage, blocks in enumerate(BLOCKS[self.depth]):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = Bottleneck(filters * 2**stage, stride, norm, self.dtype)(x)
+                x = Bottleneck(filters * 2**stage, stride, norm, self.dtype, self.precision)(x)
         x = x.mean(axis=(1, 2), dtype=jnp.float32)
-        logits = nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01))(x)
+        logits = nn.Dense(
+            self.classes, kernel_init=nn.initializers.normal(0.01), precision=self.precision
+        )(x)
         return logits.astype(jnp.float32)

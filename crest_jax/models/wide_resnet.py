@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -37,6 +38,7 @@ class WideResNetBlock(nn.Module):
     begins_group: bool
     norm: Callable[[], BatchNorm]
     dtype: DTypeLike
+    precision: lax.Precision
 
     @nn.compact
     def __call__(
@@ -51,7 +53,7 @@ class WideResNetBlock(nn.Module):
 
         The next norm adds them. They are at a lower resolution if the stride is above 1.
         """
-        conv = partial(_convolution, self.filters, dtype=self.dtype)
+        conv = partial(_convolution, self.filters, dtype=self.dtype, precision=self.precision)
         # One pixel on each side, at stride 2 too, where "SAME" would pad an even side at its end.
         conv_3x3 = partial(conv, (3, 3), padding=((1, 1), (1, 1)))
         if self.begins_group:
@@ -80,6 +82,7 @@ class WideResNet(nn.Module):
     # Of the running statistics; a run of fewer than some 5000 steps needs them to forget faster.
     batch_norm_momentum: float = 0.999
     dtype: DTypeLike = jnp.float32
+    precision: lax.Precision = lax.Precision.DEFAULT
     axis_name: str | None = None
 
     @nn.compact
@@ -96,12 +99,18 @@ class WideResNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.axis_name,
         )
-        x, y = _convolution(16, (3, 3), dtype=self.dtype)(images), None
+        first = _convolution(16, (3, 3), dtype=self.dtype, precision=self.precision)
+        x, y = first(images), None
         for group in range(3):
             for block in range((self.depth - 4) // 6):
                 stride = 2 if group > 0 and block == 0 else 1
                 filters = 16 * self.width * 2**group
-                x, y = WideResNetBlock(filters, stride, block == 0, norm, self.dtype)(x, y)
+                layer = WideResNetBlock(
+                    filters, stride, block == 0, norm, self.dtype, self.precision
+                )
+                x, y = layer(x, y)
         x = norm()(x, y).mean(axis=(1, 2), dtype=jnp.float32)
-        logits = nn.Dense(self.classes, kernel_init=nn.initializers.glorot_uniform())(x)
+        logits = nn.Dense(
+            self.classes, kernel_init=nn.initializers.glorot_uniform(), precision=self.precision
+        )(x)
         return logits.astype(jnp.float32)
