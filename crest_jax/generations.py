@@ -96,6 +96,8 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
     sizes = sizes_of(config, splits)
     data = distributed.first_says(lambda: results.data_of(workdir.read_config(folder)))
     distributed.say(text.splits_line(sizes, splits.class_names))
+    if computing := who_computes(config):
+        distributed.say(computing)
     program = build(config, splits)
     finished = distributed.first_says(
         lambda: [
@@ -588,6 +590,16 @@ def steps_at_once(config: ConfigDict, image_shape: tuple[int, ...], *, devices: 
     fitting = max(_MOST_BYTES_AT_ONCE // (images * math.prod(image_shape)), 1)
     most = min(between, config.steps_at_once, fitting)
     return next(steps for steps in range(most, 0, -1) if between % steps == 0)
+
+
+def who_computes(config: ConfigDict) -> str | None:
+    """Say who computes convolutions and norms on a CPU, and what would be faster there."""
+    if jax.default_backend() != "cpu":
+        return None
+    kernels, said = library.kernels(), library.whose()
+    if kernels and kernels.tiles and (config.dtype, config.precision) == ("float32", "default"):
+        said += "; --config.dtype=bfloat16 would be faster here"
+    return said
 
 
 def temperature_of(config: ConfigDict, generation: int) -> float | None:

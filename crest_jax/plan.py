@@ -226,9 +226,12 @@ def _training(config: ConfigDict, state: TrainState) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     evaluations = train.evaluations_until(config.steps, generations.schedule_of(config))
     unlabeled = config.batch_size * config.unlabeled_ratio
+    computing = generations.who_computes(config)
+    by_whom = f"           {computing}\n" if computing else ""
     return (
         f"model      {config.model.name} of depth {config.model.depth}, width "
         f"{config.model.width}: {parameters:,} parameters in {config.dtype}\n"
+        f"{by_whom}"
         f"training   {config.generations} x {config.steps:,} steps of {config.batch_size} labeled "
         f"and {unlabeled} unlabeled images, {evaluations} evaluations in each generation"
     )

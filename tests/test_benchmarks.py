@@ -69,6 +69,14 @@ def test_augmentation_is_timed_beside_pillow(run):
     assert [row["view"] for row in rows] == ["weak", "strong"]
 
 
+def test_gradients_are_held_against_float64(run):
+    """A wrong reference would be as far away as a gradient is large."""
+    options = ("--size=16-1", "--images=4", "--side=8", "--ways", "float32 of XLA")
+    (row,) = cells_of(run("gradient", *options))
+    assert float(row["error of the whole"]) < 0.01
+    assert float(row["median leaf"]) < 0.01
+
+
 @pytest.mark.parametrize("name", ["pipeline", "end_to_end"])
 def test_the_loop_is_timed(run, tiny, name):
     (row,) = cells_of(run(name, *TINY, "--steps=4"))

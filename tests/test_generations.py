@@ -457,6 +457,33 @@ def test_xlas_convolutions_are_not_looped_over_on_a_cpu(monkeypatch):
     assert generations.steps_at_once(config, (32, 32, 3), devices=1) == 8
 
 
+AVX2 = library.Kernels(lanes=8, tiles=False)
+AVX512 = library.Kernels(lanes=16, tiles=False)
+AMX = library.Kernels(lanes=16, tiles=True)
+FASTER = "; --config.dtype=bfloat16 would be faster here"
+
+
+@pytest.mark.parametrize(
+    ("kernels", "fields", "said"),
+    [
+        (None, {}, "float32 and bfloat16: XLA"),
+        (AVX2, {}, "float32 and bfloat16: 256-bit kernels"),
+        (AVX512, {}, "float32 and bfloat16: AVX-512 kernels"),
+        (AMX, {}, f"float32: AVX-512 kernels; bfloat16 and precision=high: AMX{FASTER}"),
+        *(
+            (AMX, fields, "float32: AVX-512 kernels; bfloat16 and precision=high: AMX")
+            for fields in ({"dtype": "bfloat16"}, {"precision": "high"}, {"precision": "highest"})
+        ),
+    ],
+)
+def test_a_run_says_who_computes_on_a_cpu(monkeypatch, kernels, fields, said):
+    monkeypatch.setattr(library, "kernels", lambda: kernels)
+    config = load_experiment("cifar10_lt", **fields)
+    assert generations.who_computes(config) == said
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert generations.who_computes(config) is None
+
+
 def test_a_run_that_stopped_between_comes_back_to_where_it_evaluates(
     tiny_config, tmp_path, monkeypatch
 ):

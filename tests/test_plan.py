@@ -95,6 +95,13 @@ def test_examples_by_class_are_those_of_the_run(ran):
     assert f"{counted}; images of 8 x 8 x 1" in ran.printed
 
 
+def test_who_computes_is_said_as_by_the_run(ran):
+    """Below the model."""
+    lines = ran.printed.splitlines()
+    (model,) = (number for number, line in enumerate(lines) if line.startswith("model "))
+    assert lines[model + 1].strip() == generations.who_computes(ran.config)
+
+
 def test_what_is_written_is_about_as_much_as_planned(ran):
     data = splits.load(ran.config.data, ran.folder / "splits")
     sizes = splits.written_sizes(ran.config.data, ran.folder / "splits")

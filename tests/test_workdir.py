@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from crest_jax import files, workdir
 from crest_jax.config import default_config, parse_arguments
+from crest_jax.cpu import library
 from crest_jax.errors import ConfigError, WorkdirError
 
 
@@ -210,6 +211,20 @@ def test_another_environment_is_a_warning_and_no_error(tmp_path, config, caplog)
     (record,) = caplog.records
     assert f"cpus: {cpus + 1} -> {cpus}" in record.getMessage()
     assert "python" not in record.getMessage(), "what is the same is not listed"
+
+
+def test_a_processor_with_other_kernels_is_a_warning(tmp_path, config, caplog, monkeypatch):
+    monkeypatch.setattr(library, "kernels", lambda: library.Kernels(lanes=8, tiles=False))
+    claim(tmp_path, config)
+    monkeypatch.setattr(library, "kernels", lambda: library.Kernels(lanes=16, tiles=True))
+    with caplog.at_level(logging.WARNING, "absl"):
+        claim(tmp_path, config)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "this run began elsewhere, and its last digits may now differ:\n"
+        "  kernels: 'float32 and bfloat16: 256-bit kernels' -> "
+        "'float32: AVX-512 kernels; bfloat16 and precision=high: AMX'"
+    )
 
 
 def test_a_second_process_is_told_who_is_at_work(tmp_path, config):

@@ -46,8 +46,11 @@ def whose() -> str:
     """Return who computes convolutions and norms here. The last digits of results differ."""
     found = kernels()
     if found is None:
-        return "XLA"
-    return f"crest_jax, {_VECTORS[found.lanes]}{' and AMX' if found.tiles else ''}"
+        return "float32 and bfloat16: XLA"
+    vectors = f"{_VECTORS[found.lanes]} kernels"
+    if not found.tiles:
+        return f"float32 and bfloat16: {vectors}"
+    return f"float32: {vectors}; bfloat16 and precision=high: AMX"
 
 
 @cache
