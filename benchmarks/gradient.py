@@ -1,13 +1,15 @@
 """What `dtype` and `precision` do to a gradient, against one in float64, on this CPU.
 
-python benchmarks/gradient.py [--size 28-2] [--images 16] [--side 32] [--ways float32 high]
+python benchmarks/gradient.py [--size 28-2] [--images 64] [--slope 0.1] [--ways float32 high]
 
 The gradient is of a Wide ResNet's cross-entropy for images of noise, in training mode, with fresh
 weights. Each way has a process of its own. float64 is XLA's, by a description of the network that
 shares no line with `crest_jax.models`.
 
 The error of the whole is |g - g64| / |g64|, over all weights at once; that of a leaf, which is a
-layer's kernel, scale or bias, is the same over it alone.
+layer's kernel, scale or bias, is the same over it alone. Most of it is of
+activations so close to 0 that rounding changes their sign, and so their derivative: --slope 1 makes
+them linear, and shows what is left.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +45,7 @@ WAYS = {
 REFERENCE = "float64"
 
 
-def reference_logits(params: Mapping, images, blocks: int):
+def reference_logits(params: Mapping, images, blocks: int, slope: float):
     """Logits of a Wide ResNet in training mode, in the type of its arguments."""
     import jax.numpy as jnp
     from jax import lax
@@ -56,7 +58,7 @@ def reference_logits(params: Mapping, images, blocks: int):
     def activated(x, norm):
         y = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-3)
         y = y * norm["scale"] + norm["bias"]
-        return jnp.where(y > 0, y, 0.1 * y)
+        return jnp.where(y > 0, y, slope * y)
 
     x = conv(images, params["Conv_0"]["kernel"])
     for block in range(3 * blocks):
@@ -101,19 +103,22 @@ def begin(folder: Path, size: str, images: int, side: int) -> None:
     np.savez(folder / "batch.npz", images=pictures, labels=rng.integers(0, CLASSES, images))
 
 
-def compute(folder: Path, size: str, name: str) -> None:
+def compute(folder: Path, size: str, slope: float, name: str) -> None:
     """Writes the gradient that a way has, in a process that was started for it."""
     import jax
     import jax.numpy as jnp
     import optax
     from flax.traverse_util import flatten_dict, unflatten_dict
 
+    from crest_jax.models import wide_resnet
+
+    wide_resnet.SLOPE = slope
     depth = int(size.partition("-")[0])
     if name == REFERENCE:
         dtype, blocks = jnp.float64, (depth - 4) // 6
 
         def logits_of(params, images):
-            return reference_logits(params, images, blocks)
+            return reference_logits(params, images, blocks, slope)
     else:
         dtype, model = jnp.float32, model_of(size, WAYS[name])
 
@@ -135,12 +140,12 @@ def compute(folder: Path, size: str, name: str) -> None:
     np.savez(folder / f"{name}.npz", **flatten_dict(gradient, sep="/"))
 
 
-def started(folder: Path, size: str, name: str) -> dict[str, np.ndarray]:
+def started(folder: Path, options: Sequence[str], name: str) -> dict[str, np.ndarray]:
     """The gradient that a process has computed, in float64."""
     by_xla = name == REFERENCE or WAYS[name].by_xla
     settings = {"CXX": "false"} if by_xla else {}
     settings["JAX_ENABLE_X64"] = str(name == REFERENCE)
-    command = [sys.executable, __file__, f"--size={size}", f"--serve={name}", f"--folder={folder}"]
+    command = [sys.executable, __file__, *options, f"--serve={name}", f"--folder={folder}"]
     subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cpu", **settings}, check=True)
     with np.load(folder / f"{name}.npz") as found:
         return {leaf: value.astype(np.float64) for leaf, value in found.items()}
@@ -160,24 +165,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", default="28-2", help="depth-width")
-    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
+    parser.add_argument("--slope", type=float, default=0.1, help="of the leaky ReLU below 0")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
     parser.add_argument("--serve", choices=[REFERENCE, *WAYS], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        compute(arguments.folder, arguments.size, arguments.serve)
+        compute(arguments.folder, arguments.size, arguments.slope, arguments.serve)
         return
     from crest_jax.cpu import library
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         begin(folder, arguments.size, arguments.images, arguments.side)
-        exact = started(folder, arguments.size, REFERENCE)
+        options = [f"--size={arguments.size}", f"--slope={arguments.slope}"]
+        exact = started(folder, options, REFERENCE)
         measure.print_heading(f"gradient ({library.whose()})", "error of the whole", "median leaf")
         for name in arguments.ways:
-            whole, median = errors(started(folder, arguments.size, name), exact)
+            whole, median = errors(started(folder, options, name), exact)
             measure.print_row(name, f"{whole:.1e}", f"{median:.1e}")
 
 
