@@ -168,7 +168,11 @@ def test_residual_branches_start_at_zero_and_learn(small):
         assert not scales[2].any()
 
     block = Bottleneck(
-        8, 1, partial(BatchNorm, use_running_average=False, negative_slope=0.0), jnp.float32
+        8,
+        1,
+        partial(BatchNorm, use_running_average=False, negative_slope=0.0),
+        jnp.float32,
+        jax.lax.Precision.DEFAULT,
     )
     x = jax.random.uniform(jax.random.key(2), (2, 6, 6, 32))
     variables = jax.jit(block.init)(jax.random.key(3), x)
