@@ -5,10 +5,15 @@ JAX is imported where it is used, so that a process which has PyTorch alone can 
 
 import argparse
 import itertools
+import json
 import math
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 # A sample shorter than this, in seconds, says more of the clock than of what it times.
@@ -21,12 +26,14 @@ class Setting(NamedTuple):
     network: str
     size: str  # depth-width
     dtype: str
+    precision: str
     batch: int
     ratio: int
     weak_forward: str
     side: int
     classes: int
     at_once: int  # steps that the devices are sent together
+    channels: int = 3
 
     @property
     def depth_and_width(self) -> tuple[int, int]:
@@ -50,7 +57,9 @@ class Setting(NamedTuple):
         unlabeled = self.batch * self.ratio
         batch = f"{self.batch} + {unlabeled} + {unlabeled}"
         separate = " (separate)" if self.weak_forward == "separate" else ""
-        return f"{self.network}-{self.size} | {self.side} | {self.dtype} | {batch}{separate}"
+        precision = "" if self.precision == "default" else f" ({self.precision})"
+        model = f"{self.network}-{self.size}"
+        return f"{model} | {self.side} | {self.dtype}{precision} | {batch}{separate}"
 
 
 # The table's columns that a setting fills.
@@ -67,6 +76,7 @@ def add_settings(parser: argparse.ArgumentParser, *, sizes: Sequence[str]) -> No
     parser.add_argument("--network", default="wide_resnet", help="of crest_jax.models")
     parser.add_argument("--size", nargs="+", default=sizes, help="depth-width")
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16")
+    parser.add_argument("--precision", nargs="+", default=["default"], help="and high, highest")
     parser.add_argument("--batch", type=int, nargs="+", default=[16], help="labeled images")
     parser.add_argument("--ratio", type=int, nargs="+", default=[7], help="unlabeled per labeled")
     parser.add_argument("--weak-forward", nargs="+", default=["joint"], help="joint, separate")
@@ -88,6 +98,7 @@ def settings_of(arguments: argparse.Namespace) -> list[Setting]:
         for several in itertools.product(
             arguments.size,
             arguments.dtype,
+            arguments.precision,
             arguments.batch,
             arguments.ratio,
             arguments.weak_forward,
@@ -120,6 +131,66 @@ def interleaved(ways: Mapping[str, Callable[[int], None]], samples: int) -> dict
     return seconds
 
 
+class Way(NamedTuple):
+    """What can be done over and over."""
+
+    run: Callable[[int], Any]  # so many times
+    about: Any = None  # in JSON's terms
+
+
+def serve(make: Callable[..., Way]) -> None:
+    """Does as a process is asked that `process` has started.
+
+    Args:
+      make: makes ways of what is asked for.
+    """
+    way = None
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if isinstance(asked, int):
+            way.run(asked)
+            answer = None
+        else:
+            way = None  # two may not fit into memory
+            way = make(*asked)
+            answer = way.about
+        print(json.dumps(answer), flush=True)
+
+
+@contextmanager
+def process(
+    python: str, options: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[Callable[..., Way]]:
+    """Starts a process that serves, and ends it. It does nothing but what it is asked.
+
+    Args:
+      python: with which.
+      options: the script's path, and its options.
+      environment: what it needs beside this one's.
+
+    Returns:
+      What makes a way there of what it is asked for, instead of the one before.
+    """
+    started = subprocess.Popen(
+        [python, *options],
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def ask(asked: Any) -> Any:
+        print(json.dumps(asked), file=started.stdin, flush=True)
+        line = started.stdout.readline()
+        if not line:
+            raise SystemExit(f"{python} {' '.join(options)} has failed at {asked}")
+        return json.loads(line)
+
+    with started:
+        yield lambda *asked: Way(ask, ask(asked))
+        started.stdin.close()
+
+
 def per_step(seconds: Sequence[float], setting: Setting) -> list[float]:
     """Seconds of a step, from those of the steps that are sent together."""
     return [each / setting.at_once for each in seconds]
@@ -132,7 +203,9 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
 
 def spread(seconds: Sequence[float]) -> str:
     """Milliseconds: the median, and the smallest, which other load has touched least."""
-    return f"{1000 * statistics.median(seconds):.1f} ({1000 * min(seconds):.1f})"
+    median, least = 1000 * statistics.median(seconds), 1000 * min(seconds)
+    digits = 1 if median >= 10 else 2
+    return f"{median:.{digits}f} ({least:.{digits}f})"
 
 
 def print_heading(*columns: str) -> None:
@@ -212,6 +285,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
         width=width,
         batch_norm_momentum=config.model.batch_norm_momentum,
         dtype=jnp.dtype(setting.dtype),
+        precision=jax.lax.Precision(setting.precision),
         axis_name=distributed.AXIS,
     )
     optimizer = train_state.make_optimizer(
@@ -246,7 +320,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
         ema_batch_norm=config.ema_batch_norm,
         augmentation=augment.Augmentation(**config.augment),
     )
-    shape = (setting.side, setting.side, 3)
+    shape = (setting.side, setting.side, setting.channels)
     create = jax.jit(
         partial(
             train_state.create,

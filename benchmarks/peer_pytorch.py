@@ -14,37 +14,32 @@ the other waits. Times are the median of the samples, and in brackets the least.
 
 import argparse
 import itertools
-import json
 import math
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from contextlib import ExitStack
 
 import measure
 
-
-class Way(NamedTuple):
-    """Steps, as many as the setting sends together, that can be repeated."""
-
-    run: Callable[[int], None]
-    weights: int  # of the model
-    what: str
+# Two processes may have to share a device's memory.
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
-def crest_jax_way(setting: measure.Setting) -> Way:
-    """crest_jax's step, on one device."""
+def crest_jax_way(setting: measure.Setting) -> measure.Way:
+    """crest_jax's steps, as many as the setting sends together, on one device.
+
+    The weights of the model are counted, and who computes is named.
+    """
     import jax
 
     steps = measure.compile_steps(setting, devices=1, augmented=False)
     weights = sum(leaf.size for leaf in jax.tree.leaves(steps.new_state().params))
-    return Way(steps.repeated(), weights, f"JAX {jax.__version__}, {jax.devices()[0].device_kind}")
+    what = f"JAX {jax.__version__}, {jax.devices()[0].device_kind}"
+    return measure.Way(steps.repeated(), [weights, what])
 
 
-def pytorch_way(setting: measure.Setting, compiler: str) -> Way:
-    """PyTorch's step."""
+def pytorch_way(setting: measure.Setting, compiler: str) -> measure.Way:
+    """The same of PyTorch."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -75,7 +70,7 @@ def pytorch_way(setting: measure.Setting, compiler: str) -> Way:
     if setting.network != "wide_resnet":
         raise SystemExit("--network: PyTorch's step has a wide_resnet alone")
     depth, width = setting.depth_and_width
-    layers, channels = [conv(3, 16)], 16
+    layers, channels = [conv(setting.channels, 16)], 16
     for group in range(3):
         for block in range((depth - 4) // 6):
             after = 16 * width * 2**group
@@ -87,7 +82,8 @@ def pytorch_way(setting: measure.Setting, compiler: str) -> Way:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True
     # As JAX multiplies float32 on GPUs.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    fast = setting.precision != "highest"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = nn.Sequential(*layers).to(device, memory_format=torch.channels_last)
     weights = list(model.parameters())
@@ -105,7 +101,7 @@ def pytorch_way(setting: measure.Setting, compiler: str) -> Way:
     averages = [weight.detach().clone() for weight in weights]
 
     def pictures(count: int):
-        shape = (count, 3, setting.side, setting.side)
+        shape = (count, setting.channels, setting.side, setting.side)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         return images.contiguous(memory_format=torch.channels_last)
 
@@ -151,46 +147,13 @@ def pytorch_way(setting: measure.Setting, compiler: str) -> Way:
 
     kind = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     what = f"PyTorch {torch.__version__}, {kind}"
-    return Way(run, sum(weight.numel() for weight in weights), what)
+    return measure.Way(run, [sum(weight.numel() for weight in weights), what])
 
 
-def serve(arguments: argparse.Namespace) -> None:
-    """One of the two processes: does as many steps as it is told, and says when they are done."""
-    (setting,) = measure.settings_of(arguments)
-    if arguments.serve == "crest_jax":
-        way = crest_jax_way(setting)
-    else:
-        way = pytorch_way(setting, *arguments.compile)
-    print(json.dumps([way.weights, way.what]), flush=True)
-    for line in sys.stdin:
-        way.run(int(line))
-        print(flush=True)
-
-
-@contextmanager
-def process(python: str, options: list[str]) -> Iterator[Way]:
-    """Starts one, and ends it."""
-    started = subprocess.Popen(
-        [python, __file__, *options],
-        # Two processes may have to share a device's memory.
-        env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with started:
-
-        def ask(calls: int) -> None:
-            print(calls, file=started.stdin, flush=True)
-            if not started.stdout.readline():
-                raise SystemExit(f"{python} has ended in the middle of its samples")
-
-        line = started.stdout.readline()
-        if not line:
-            raise SystemExit(f"{python} {' '.join(options)} has failed")
-        weights, what = json.loads(line)
-        yield Way(ask, weights, what)
-        started.stdin.close()
+def make(name: str, setting: list, compiler: str) -> measure.Way:
+    """One of the two, by its name."""
+    setting = measure.Setting(*setting)
+    return crest_jax_way(setting) if name == "crest_jax" else pytorch_way(setting, compiler)
 
 
 def main() -> None:
@@ -201,10 +164,10 @@ def main() -> None:
     parser.add_argument(
         "--compile", nargs="+", default=["none"], help="modes of torch.compile, or none"
     )
-    parser.add_argument("--serve", choices=["crest_jax", "pytorch"], help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments)
+        measure.serve(make)
         return
     pythons = {"crest_jax": sys.executable, "pytorch": arguments.python}
     measure.print_heading(
@@ -212,18 +175,16 @@ def main() -> None:
         "PyTorch : crest_jax", "versions",
     )  # fmt: skip
     for setting, compiler in itertools.product(measure.settings_of(arguments), arguments.compile):
-        options = [
-            f"--{name.replace('_', '-')}={value}" for name, value in setting._asdict().items()
-        ]
-        options.append(f"--compile={compiler}")
         with ExitStack() as stack:
             ways = {
-                name: stack.enter_context(process(python, [*options, f"--serve={name}"]))
+                name: stack.enter_context(
+                    measure.process(python, [__file__, "--serve"], ENVIRONMENT)
+                )(name, setting, compiler)
                 for name, python in pythons.items()
             }
-            ours, theirs = ways.values()
-            if ours.weights != theirs.weights:
-                raise SystemExit(f"the models have {ours.weights} and {theirs.weights} weights")
+            (weights, ours), (of_theirs, theirs) = (way.about for way in ways.values())
+            if weights != of_theirs:
+                raise SystemExit(f"the models have {weights} and {of_theirs} weights")
             taken = measure.interleaved(
                 {name: way.run for name, way in ways.items()}, arguments.samples
             )
@@ -234,7 +195,7 @@ def main() -> None:
             measure.spread(seconds["crest_jax"]),
             measure.spread(seconds["pytorch"]),
             f"{measure.ratio(seconds['pytorch'], seconds['crest_jax']):.2f}",
-            f"{ours.what}; {theirs.what}",
+            f"{ours}; {theirs}",
         )
 
 

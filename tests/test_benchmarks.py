@@ -77,6 +77,33 @@ def test_gradients_are_held_against_float64(run):
     assert float(row["median leaf"]) < 0.01
 
 
+def test_layers_are_timed_beside_those_of_others(run, monkeypatch):
+    cpu = importlib.import_module("cpu")
+    monkeypatch.setattr(cpu, "LAYERS", [cpu.Layer(2, 7, 3, 16, 3, 2)])
+    monkeypatch.setattr(cpu.measure, "SHORTEST", 0.001)
+    said, _, table = run("cpu", "--only=layers", "--samples=1").partition("\n\n")
+    assert said.startswith("Cores: ")
+    rows = cells_of(table)
+    assert {(row["direction"], row["dtype"], row["precision"]) for row in rows} == {
+        (direction, *arithmetic) for direction in cpu.DIRECTIONS for arithmetic in cpu.ARITHMETIC
+    }
+    for row in rows:
+        assert "-" not in {row["ours"], row["XLA"], row["TensorFlow"]}
+
+
+def test_the_last_column_is_of_the_faster_peer(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    cpu = importlib.import_module("cpu")
+    seconds = {"ours": [0.02, 0.03], "XLA": [0.01, 0.01], "TensorFlow": [0.04, 0.06]}
+    cpu.print_row(["layer"], seconds)
+    cpu.print_row(["layer"], seconds | {"PyTorch": [0.002, 0.03]})
+    assert capsys.readouterr().out.splitlines() == [
+        "| layer | 25.0 (20.0) | 10.0 (10.0) | 50.0 (40.0) | - | 0.50 |",
+        # Of each turn 10 and 1.
+        "| layer | 25.0 (20.0) | 10.0 (10.0) | 50.0 (40.0) | 16.0 (2.0) | 5.50 |",
+    ]
+
+
 @pytest.mark.parametrize("name", ["pipeline", "end_to_end"])
 def test_the_loop_is_timed(run, tiny, name):
     (row,) = cells_of(run(name, *TINY, "--steps=4"))
