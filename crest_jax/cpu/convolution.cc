@@ -19,7 +19,7 @@ ffi::Error forward(ffi::ThreadPool pool, Pair strides, Pair before, bool tiles, 
   return typed(x, [&](auto number) {
     using T = decltype(number);
     auto by = tiles ? tiles::forward<T> : vectors::forward<T>;
-    by(threads_of(pool), s, data<T>(x), data<T>(kernel), data<T>(*y));
+    by(threads_of(pool), s, data<T>(x), data<T>(kernel), written<T>(*y));
   });
 }
 
@@ -29,7 +29,7 @@ ffi::Error input_gradient(ffi::ThreadPool pool, Pair strides, Pair before, bool 
   return typed(dy, [&](auto number) {
     using T = decltype(number);
     auto by = tiles ? tiles::input_gradient<T> : vectors::input_gradient<T>;
-    by(threads_of(pool), s, data<T>(dy), data<T>(kernel), data<T>(*dx));
+    by(threads_of(pool), s, data<T>(dy), data<T>(kernel), written<T>(*dx));
   });
 }
 
@@ -39,7 +39,7 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, Pair strides, Pair before, bool
   return typed(x, [&](auto number) {
     using T = decltype(number);
     auto by = tiles ? tiles::kernel_gradient<T> : vectors::kernel_gradient<T>;
-    by(threads_of(pool), s, data<T>(x), data<T>(dy), data<T>(*dkernel));
+    by(threads_of(pool), s, data<T>(x), data<T>(dy), written<T>(*dkernel));
   });
 }
 

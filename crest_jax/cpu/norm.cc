@@ -25,7 +25,7 @@ ffi::Error sums(ffi::ThreadPool pool, Array x, Array y, Numbers about, ffi::Resu
   return typed(x, [&](auto number) {
     using T = decltype(number);
     norm::sums(threads_of(pool), images_of(x), data<T>(x), data_if_any<T>(y), about.typed_data(),
-               data<T>(*x_plus_y), sums->typed_data());
+               written<T>(*x_plus_y), sums->typed_data());
   });
 }
 
@@ -34,7 +34,7 @@ ffi::Error forward(ffi::ThreadPool pool, float slope, Array x, Array added, Numb
   return typed(x, [&](auto number) {
     using T = decltype(number);
     norm::forward(threads_of(pool), images_of(x), {slope}, data<T>(x), data_if_any<T>(added),
-                  numbers.typed_data(), data<T>(*y));
+                  numbers.typed_data(), written<T>(*y));
   });
 }
 
@@ -52,7 +52,7 @@ ffi::Error input_gradient(ffi::ThreadPool pool, float slope, Array x, Array y, A
   return typed(x, [&](auto number) {
     using T = decltype(number);
     norm::input_gradient(threads_of(pool), images_of(x), {slope}, data<T>(x), data_if_any<T>(y),
-                         data<T>(dy), data_if_any<T>(past), numbers.typed_data(), data<T>(*dx),
+                         data<T>(dy), data_if_any<T>(past), numbers.typed_data(), written<T>(*dx),
                          data_if_any<T>(*dadded));
   });
 }

@@ -5,6 +5,10 @@
 #include "base.h"
 #include "xla/ffi/api/ffi.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace crest {
 
 namespace ffi = xla::ffi;
@@ -20,6 +24,20 @@ inline Threads threads_of(ffi::ThreadPool& pool) {
 template <typename T>
 T* data(const Array& array) {
   return static_cast<T*>(array.untyped_data());
+}
+
+// Data of a result. XLA takes the memory of a call anew, which the operating system clears page by
+// page when it is first written: of large arrays in pages of 2 MiB, if it has some for those who ask.
+template <typename T>
+T* written(const Array& array) {
+#ifdef __linux__
+  constexpr uintptr_t kPage = 2 << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(array.untyped_data());
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (begin + array.size_bytes()) / kPage * kPage;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+  return data<T>(array);
 }
 
 // Calls f with a value of the array's type.
