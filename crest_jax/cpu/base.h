@@ -51,12 +51,12 @@ inline void parallel(const Threads& threads, int64_t count, const std::function<
   if (progress->failed) throw std::bad_alloc();
 }
 
-// Memory on a cache line's boundary. What was in it is lost when it grows.
+// Memory on a cache line's boundary, which a thread keeps for the next call (`thread_local`): the
+// operating system would clear it anew. What was in it is lost when it grows.
 template <typename T>
 class Memory {
  public:
   Memory() = default;
-  explicit Memory(int64_t size) { at_least(size); }
   Memory(const Memory&) = delete;
   ~Memory() { std::free(data_); }
 

@@ -22,8 +22,8 @@ void pad(const Shape& s, const T* image, float* padded) {
 template <typename T>
 void forward(const Threads& threads, const Shape& s, const T* x, const T* kernel, T* y) {
   const int64_t terms = s.kernel_height * s.kernel_width * s.in;
-  Memory<float> weights(packed_size(terms, s.out));
-  float* packed = weights.at_least(0);
+  thread_local Memory<float> weights;
+  float* packed = weights.at_least(packed_size(terms, s.out));
   pack(kernel, s.out, terms, s.out, 0, terms, packed);
   const Loop over_rows{s.kernel_height, s.padded_row(), s.kernel_width * s.in};
   const Product p{.i = over_rows, .j = {1, 0, 0}, .k = {s.kernel_width * s.in, 1, 1},
@@ -44,8 +44,8 @@ void forward(const Threads& threads, const Shape& s, const T* x, const T* kernel
 template <typename T>
 void input_gradient(const Threads& threads, const Shape& s, const T* dy, const T* kernel, T* dx) {
   const int64_t taps = s.kernel_height * s.kernel_width, tap = packed_size(s.out, s.in);
-  Memory<float> weights(taps * tap);
-  float* packed = weights.at_least(0);
+  thread_local Memory<float> weights;
+  float* packed = weights.at_least(taps * tap);
   for (int64_t i = 0; i < taps; ++i)
     pack(kernel + i * s.out * s.in, s.in, s.out, s.in, 0, s.out, packed + i * tap);
   const Product p{.i = {1, 0, 0}, .j = {1, 0, 0}, .k = {s.out, 1, 1}, .a_row = s.out,
@@ -83,8 +83,8 @@ void kernel_gradient(const Threads& threads, const Shape& s, const T* x, const T
   // summed at once should fit into the first-level cache.
   const int64_t parts = std::min<int64_t>(s.batch, 16);
   const int64_t at_once = std::max<int64_t>(1, 128 / s.out_width);
-  Memory<float> all(parts * size);
-  float* sums = all.at_least(0);
+  thread_local Memory<float> all;
+  float* sums = all.at_least(parts * size);
   parallel(threads, parts, [&](int64_t part) {
     thread_local Memory<float> memory, packed_memory;
     float* padded = memory.at_least(s.padded_size());

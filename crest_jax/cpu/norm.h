@@ -120,8 +120,8 @@ inline Vector rounded(Vector values) {
 template <typename F>
 void two_sums(const Threads& threads, const Images& images, float* sums, F f) {
   const int64_t width = images.row(), parts = images.parts(), channels = images.channels;
-  Memory<float> memory(parts * 2 * width);
-  float* partial = memory.at_least(0);
+  thread_local Memory<float> memory;
+  float* partial = memory.at_least(parts * 2 * width);
   parallel(threads, parts, [&](int64_t part) {
     for (int64_t column = 0; column < width; column += kBlock) {
       Vector first[kVectors] = {}, second[kVectors] = {};

@@ -202,8 +202,8 @@ void convolve(const Threads& threads, const Shape& s, int64_t spread, const T* x
   const int64_t chunks = layout.chunks(), run = layout.run, all_chunks = layout.segments * chunks;
   const int64_t blocks = (s.out + kSide - 1) / kSide, block = all_chunks * kNumbers;
   const int64_t low = blocks * block;
-  Memory<bf16> weights(kPlanes<T> * low);
-  bf16* packed = weights.at_least(0);
+  thread_local Memory<bf16> weights;
+  bf16* packed = weights.at_least(kPlanes<T> * low);
   parallel(threads, low < 1 << 16 ? 1 : blocks, [&](int64_t part) {
     for (int64_t n = part; n < (low < 1 << 16 ? blocks : part + 1); ++n)
       for (int64_t i = 0; i < layout.segments; ++i)
@@ -282,8 +282,8 @@ void forward(const Threads& threads, const Shape& s, const T* x, const T* kernel
 
 template <typename T>
 void input_gradient(const Threads& threads, const Shape& s, const T* dy, const T* kernel, T* dx) {
-  Memory<T> memory(s.kernel_size());
-  T* turned = memory.at_least(0);
+  thread_local Memory<T> memory;
+  T* turned = memory.at_least(s.kernel_size());
   turn(threads, s, kernel, turned);
   // At a stride, gradients are as far apart, with zeros between: four times the products, at a
   // stride of 2, and as fast. What is not finite in a kernel must not meet these zeros.
@@ -435,8 +435,8 @@ void kernel_gradient(const Threads& threads, const Shape& s, const T* x, const T
   const int64_t plane = outs * kSide * terms.feature;
   // Images are summed in parts, whatever the number of threads.
   const int64_t parts = std::min<int64_t>(s.batch, size > 30000 ? 8 : 16);
-  Memory<float> all(parts * size);
-  float* sums = all.at_least(0);
+  thread_local Memory<float> all;
+  float* sums = all.at_least(parts * size);
   parallel(threads, parts, [&](int64_t part) {
     thread_local Memory<bf16> a_memory, b_memory;
     bf16* a = a_memory.at_least(kPlanes<T> * plane);

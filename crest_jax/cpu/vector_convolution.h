@@ -15,8 +15,8 @@ void forward(const Threads& threads, const Shape& s, const T* x, const T* kernel
 
 template <typename T>
 void input_gradient(const Threads& threads, const Shape& s, const T* dy, const T* kernel, T* dx) {
-  Memory<T> memory(s.kernel_size());
-  T* turned = memory.at_least(0);
+  thread_local Memory<T> memory;
+  T* turned = memory.at_least(s.kernel_size());
   turn(threads, s, kernel, turned);
   if (s.stride_y == 1 && s.stride_x == 1)  // a convolution, which is faster
     forward(threads, s.of_input_gradient(), dy, turned, dx);

@@ -192,8 +192,8 @@ void forward(const Threads& threads, const Shape& s, const T* x, const T* kernel
   const int64_t kernel_term = packed_size(s.in, s.out);
   const int64_t from = term_size(patches.at_once, channels);
   const int64_t to = term_size(patches.at_once, features);
-  Memory<float> weights(kTerms * kernel_term);
-  float* transformed = weights.at_least(0);
+  thread_local Memory<float> weights;
+  float* transformed = weights.at_least(kTerms * kernel_term);
   taps(threads, s, kernel, transformed);
   const Product p{.i = {1, 0, 0}, .j = {1, 0, 0}, .k = {s.in, 1, 1}, .a_row = channels,
                   .c_row = features, .b_rows = s.in, .add = false};
@@ -267,8 +267,8 @@ bool kernel_gradient(const Threads& threads, const Shape& s, const T* x, const T
   const int64_t gradient = packed_size(patches.at_once, s.out) + 16;
   // Blocks are summed in parts, whatever the number of threads.
   const int64_t parts = std::min<int64_t>(patches.blocks(), kTerms * size > 1 << 17 ? 4 : 8);
-  Memory<float> all(parts * kTerms * size);
-  float* sums = all.at_least(0);
+  thread_local Memory<float> all;
+  float* sums = all.at_least(parts * kTerms * size);
   parallel(threads, parts, [&](int64_t part) {
     thread_local Memory<float> memory;
     float* a = memory.at_least(kTerms * (from + gradient));
