@@ -107,10 +107,13 @@ inline void multiply_add(const bf16* a0, const bf16* a1, int64_t a_row, int64_t 
     products();
     load_b(b_plane);
     products();
-  } else {
-    load_a(0);
-    load_b(0);
-    products();
+  } else {  // as soon as their factors are there
+    load<4>(a0, a_row);
+    load<6>(b0, 64);
+    multiply<0, 4, 6>();
+    if constexpr (kTwoB) load<7>(b1, 64), multiply<1, 4, 7>();
+    if constexpr (kTwoA) load<5>(a1, a_row), multiply<2, 5, 6>();
+    if constexpr (kTwoA && kTwoB) multiply<3, 5, 7>();
   }
 }
 
