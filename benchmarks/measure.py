@@ -109,9 +109,13 @@ def settings_of(arguments: argparse.Namespace) -> list[Setting]:
 def interleaved(ways: Mapping[str, Callable[[int], None]], samples: int) -> dict[str, list[float]]:
     """Seconds that each way takes, measured in turns, so that other load falls on all alike.
 
+    Each turn begins with work that does not count, as a loop that goes on and on would have done:
+    while the others had their turns, caches were filled anew, and the host of a virtual machine
+    took back what memory was free.
+
     Args:
       ways: each does its work so many times over, and returns when all of it is done.
-      samples: how many to take of each, after one that warms up.
+      samples: how many to take of each.
 
     Returns:
       The samples of each way, in seconds for doing its work once.
@@ -125,6 +129,7 @@ def interleaved(ways: Mapping[str, Callable[[int], None]], samples: int) -> dict
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(samples):
         for name, way in ways.items():
+            way(1)
             began = time.perf_counter()
             way(calls[name])
             seconds[name].append((time.perf_counter() - began) / calls[name])
