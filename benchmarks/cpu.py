@@ -1,6 +1,7 @@
 """Layers and whole training steps on this CPU: ours against XLA's, TensorFlow's and PyTorch's.
 
 python benchmarks/cpu.py [--only layers|steps] [--samples 7] [--python PYTORCHS_PYTHON]
+                         [--compile default]
 
 Each has a process of its own with the same cores (`taskset` before the command chooses them), and
 does its samples while the others wait. Times are in ms, medians and in brackets the least. The last

@@ -23,8 +23,8 @@ FORMAT = 2
 DTYPES = ("float32", "bfloat16")
 # How exact products of float32 are, in JAX's words (`jax.lax.Precision`). On a TPU: 1, 3 or 6
 # passes of bfloat16. On a GPU: TF32, but float32 by `highest`. On a CPU: float32, but `high` is
-# three products of bfloat16 where there are tiles for them (AMX). docs/speed.md has what each is to
-# a gradient.
+# three products of bfloat16 where there are tiles for them (AMX) and they are faster. docs/speed.md
+# has what each is to a gradient.
 PRECISIONS = ("default", "high", "highest")
 # Whether the unlabeled set's classes shrink as the labeled set's do, or the other way round.
 ORDERS = ("same", "reversed")

@@ -1,6 +1,8 @@
 """What all tests share."""
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 REPOSITORY = Path(__file__).parent.parent
+
+# Of C++, with its arguments; `false` is none.
+COMPILER = shlex.split(os.environ.get("CXX", "g++"))
+needs_compiler = pytest.mark.skipif(
+    COMPILER == ["false"] or shutil.which(COMPILER[0]) is None, reason="there is no C++ compiler"
+)
 
 # The digits experiment, small enough to run within a test.
 TINY = {

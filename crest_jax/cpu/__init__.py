@@ -1,4 +1,4 @@
-"""Kernels of our own on a CPU, where XLA's are several times slower: convolutions and norms.
+"""Kernels of our own on a CPU: convolutions, of which XLA's are several times slower, and norms.
 
 `crest_jax.models` asks for a convolution and a norm, and takes XLA's wherever these cannot be had:
 on other platforms, without a C++ compiler, for arrays that are neither float32 nor bfloat16. The

@@ -44,15 +44,19 @@ inline void parallel(const Threads& threads, int64_t count, const std::function<
       if (++progress->done == count) progress->done.notify_all();
     }
   };
-  for (int64_t helper = 1; helper < std::min(threads.count, count); ++helper)
-    threads.schedule(work);
+  try {
+    for (int64_t helper = 1; helper < std::min(threads.count, count); ++helper)
+      threads.schedule(work);
+  } catch (const std::bad_alloc&) {  // then there are fewer
+  }
   work();
   for (int64_t done; (done = progress->done) < count;) progress->done.wait(done);
   if (progress->failed) throw std::bad_alloc();
 }
 
 // Memory on a cache line's boundary, which a thread keeps for the next call (`thread_local`): the
-// operating system would clear it anew. What was in it is lost when it grows.
+// operating system would clear it anew. So each thread has what the largest of its calls took until
+// it ends. What was in it is lost when it grows.
 template <typename T>
 class Memory {
  public:

@@ -18,7 +18,7 @@ ffi::Error forward(ffi::ThreadPool pool, Pair strides, Pair before, bool tiles, 
   const Shape s = shape_of(x, kernel, *y, strides, before);
   return typed(x, [&](auto number) {
     using T = decltype(number);
-    auto by = tiles ? tiles::forward<T> : vectors::forward<T>;
+    auto by = tiles && tiles::forward_pays<T>(s) ? tiles::forward<T> : vectors::forward<T>;
     by(threads_of(pool), s, data<T>(x), data<T>(kernel), written<T>(*y));
   });
 }
@@ -28,7 +28,8 @@ ffi::Error input_gradient(ffi::ThreadPool pool, Pair strides, Pair before, bool 
   const Shape s = shape_of(*dx, kernel, dy, strides, before);
   return typed(dy, [&](auto number) {
     using T = decltype(number);
-    auto by = tiles ? tiles::input_gradient<T> : vectors::input_gradient<T>;
+    auto by = tiles && tiles::input_gradient_pays<T>(s) ? tiles::input_gradient<T>
+                                                        : vectors::input_gradient<T>;
     by(threads_of(pool), s, data<T>(dy), data<T>(kernel), written<T>(*dx));
   });
 }
@@ -38,7 +39,8 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, Pair strides, Pair before, bool
   const Shape s = shape_of(x, *dkernel, dy, strides, before);
   return typed(x, [&](auto number) {
     using T = decltype(number);
-    auto by = tiles ? tiles::kernel_gradient<T> : vectors::kernel_gradient<T>;
+    auto by = tiles && tiles::kernel_gradient_pays<T>(s) ? tiles::kernel_gradient<T>
+                                                         : vectors::kernel_gradient<T>;
     by(threads_of(pool), s, data<T>(x), data<T>(dy), written<T>(*dkernel));
   });
 }
@@ -56,8 +58,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KernelGradient, kernel_gradient, binding());
 
 }  // namespace crest
 
-// Whether the processor has tiles, and whether this process may use them: it has to ask the operating
-// system.
-extern "C" bool has_tiles() { return crest::tiles::kHere; }
+// Whether the compiler has made tiles, and whether this process may use them: it has to ask the
+// operating system.
+extern "C" bool made_with_tiles() { return crest::tiles::kHere; }
 extern "C" bool may_use_tiles() { return crest::tiles::permitted(); }
 extern "C" int lanes() { return crest::kLanes; }

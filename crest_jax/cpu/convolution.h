@@ -28,7 +28,7 @@ struct Shape {
             1, 1, kernel_height - 1 - before_y, kernel_width - 1 - before_x};
   }
 
-  // Calls f(pixels of the image, the same in the padded image, floats) for each row of both.
+  // Calls f(pixels of the image, the same in the padded image, numbers) for each row of both.
   template <typename F>
   void rows(F f) const {
     int64_t shared = std::min(width, padded_width() - before_x) * in;
@@ -49,7 +49,7 @@ void copy(const From* from, int64_t size, To* to) {
   if (i < size) store_some(to + i, load_some(from + i, size - i), size - i);
 }
 
-// Copies up to 32 numbers.
+// Copies the first `count` of 32 numbers.
 inline void copy_some(const bf16* from, int64_t count, bf16* to) {
 #ifdef __AVX512BW__
   const uint32_t mask = count >= 32 ? ~0u : (1u << count) - 1;

@@ -2,6 +2,7 @@
 
 float32 and bfloat16 are computed in float32 by vectors, or as products of tiles of bfloat16: those
 of bfloat16 where there are tiles, and those of float32, as three products, where that is asked for.
+Where tiles would be mostly filled up with zeros, vectors are faster, and take their place.
 """
 
 from collections.abc import Sequence

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jaxlib
 from absl import logging
 from jax.typing import ArrayLike
 
@@ -39,7 +40,7 @@ class Kernels(NamedTuple):
 
     lanes: int  # float32 numbers of a vector
     tiles: bool  # whether there are tiles of bfloat16 (AMX)
-    refused: bool = False  # whether the processor has some, and the operating system refuses them
+    made_with_tiles: bool = True  # whether the compiler knows them, for this processor
 
 
 def whose() -> str:
@@ -63,14 +64,16 @@ def kernels() -> Kernels | None:
     except _FAILURES as error:
         if os.environ.get("CXX") != "false":
             logging.warning(
-                "convolutions and norms are XLA's, which are several times slower: %s",
+                "convolutions and norms are XLA's, and steps take several times as long: %s",
                 _reason(error),
             )
         return None
-    if found.refused:
+    if not found.tiles and _processor_has_tiles():
         logging.warning(
-            "the operating system refuses the processor's tiles (AMX), without which bfloat16 is "
-            "no faster than float32"
+            "bfloat16 is no faster than float32: %s the processor's tiles (AMX)",
+            "the operating system refuses"
+            if found.made_with_tiles
+            else f"{shlex.join(_compiler())} does not know",
         )
     return found
 
@@ -84,9 +87,8 @@ def register(library: ctypes.CDLL) -> Kernels:
     for handler in _HANDLERS:
         capsule = jax.ffi.pycapsule(getattr(library, handler))
         jax.ffi.register_ffi_target(target(handler), capsule, platform="cpu")
-    library.has_tiles.restype = library.may_use_tiles.restype = ctypes.c_bool
-    tiles = library.may_use_tiles()
-    return Kernels(library.lanes(), tiles, library.has_tiles() and not tiles)
+    library.made_with_tiles.restype = library.may_use_tiles.restype = ctypes.c_bool
+    return Kernels(library.lanes(), library.may_use_tiles(), library.made_with_tiles())
 
 
 def call(
@@ -141,12 +143,20 @@ def compile_library(folder: Path, name: str, flags: Sequence[str] = _FLAGS) -> P
         return made.replace(folder / f"{name}_{_digest(made.read_bytes())}.so")
 
 
+def _processor_has_tiles() -> bool:
+    """As far as the operating system says."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(errors="replace").split()
+    except OSError:
+        return False
+
+
 def _library() -> Path:
     """The compiled kernels; made unless they have been, for this processor and this JAX."""
     # The compiler's version, and all that -march=native stands for.
     macros = _run([*_compiler(), *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull]).stdout
     sources = [path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]*"))]
-    rest = repr((_compiler(), _FLAGS, jax.__version__)).encode()
+    rest = repr((_compiler(), _FLAGS, jaxlib.__version__)).encode()
     name = f"kernels_{_digest(b''.join([macros, *sources, rest]))}"
     folder = _cache_folder()
     for library in sorted(folder.glob(f"{name}_*.so")):

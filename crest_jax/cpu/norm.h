@@ -25,8 +25,8 @@ struct Images {
   int64_t row() const { return std::lcm(channels, kBlock); }
   // Few numbers, so that float32 is enough for their sums, but many to the sums that are kept.
   int64_t part() const {
-    constexpr int64_t kNumbers = 1 << 14, kPixels = 32;
-    return std::max<int64_t>(1, std::max(kNumbers, kPixels * channels) / row()) * row();
+    constexpr int64_t kNumbers = 1 << 14, kPixels = 32, kRows = 16;
+    return std::max({kNumbers, kPixels * channels, kRows * row()}) / row() * row();
   }
   int64_t parts() const { return (size + part() - 1) / part(); }
 

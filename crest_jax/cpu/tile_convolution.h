@@ -275,6 +275,25 @@ inline Shape single(Shape s) {
   return s;
 }
 
+// Whether tiles are faster than vectors. They are, as measured, unless they are mostly filled up
+// with zeros: with less than 8 times the products that there are, or 3 times in two planes.
+template <typename T>
+bool pay(int64_t products_of_tiles, int64_t products) {
+  return products_of_tiles < (kPlanes<T> == 1 ? 8 : 3) * products;
+}
+
+template <typename T>
+bool forward_pays(const Shape& s) {
+  const Layout layout(s);
+  return pay<T>(up(layout.pixels, kSide) * layout.lines * layout.segments * layout.chunks() * kTerms,
+                s.out_height * s.out_width * s.kernel_height * s.kernel_width * s.in);
+}
+
+template <typename T>
+bool input_gradient_pays(const Shape& s) {
+  return forward_pays<T>(s.of_input_gradient());
+}
+
 template <typename T>
 void forward(const Threads& threads, const Shape& s, const T* x, const T* kernel, T* y) {
   convolve(threads, s, 1, x, kernel, y, [&](int64_t image) {
@@ -343,15 +362,16 @@ struct Terms {
   int64_t versions, image;        // of an image, and how long each is
   int64_t phase, sixteen, plane;  // from one to the next, of phases, channels and planes
 
+  // For no more images at once than are summed together.
   template <typename T>
-  Terms(const Shape& s, T) {
+  Terms(const Shape& s, int64_t summed, T) {
     columns = up((s.padded_width() + s.stride_x - 1) / s.stride_x, 2);
     each = up(columns * s.out_height, tiles::kTerms);
     versions = s.kernel_width > s.stride_x ? 2 : 1;
     image = up(each + move(s, s.kernel_height - 1, s.kernel_width - 1) + 2, tiles::kTerms);
     // As many as should fit into the second-level cache.
     const int64_t most = (1 << 18) / (kPlanes<T> * image * (versions * s.in + s.out));
-    images = std::clamp<int64_t>(most, 1, s.batch);
+    images = std::clamp<int64_t>(most, 1, summed);
     // An odd number of cache lines, which the cache keeps best.
     feature = (each * images / tiles::kTerms | 1) * tiles::kTerms;
     phase = versions * images * image * kSide;
@@ -430,14 +450,19 @@ void lay_out_gradients(const Shape& s, const Terms& terms, const T* dy, bf16* to
 }
 
 template <typename T>
+bool kernel_gradient_pays(const Shape& s) {
+  return pay<T>(Terms(s, 1, T{}).each * up(s.in, kSide), s.out_height * s.out_width * s.in);
+}
+
+template <typename T>
 void kernel_gradient(const Threads& threads, const Shape& s, const T* x, const T* dy, T* dkernel) {
-  const Terms terms(s, T{});
   const int64_t ins = (s.in + kSide - 1) / kSide, outs = (s.out + kSide - 1) / kSide;
   const int64_t taps = s.kernel_height * s.kernel_width, square = kSide * kSide;
   const int64_t tap = outs * ins * square, size = taps * tap;
-  const int64_t plane = outs * kSide * terms.feature;
   // Images are summed in parts, whatever the number of threads.
   const int64_t parts = std::min<int64_t>(s.batch, size > 30000 ? 8 : 16);
+  const Terms terms(s, (s.batch + parts - 1) / parts, T{});
+  const int64_t plane = outs * kSide * terms.feature;
   thread_local Memory<float> all;
   float* sums = all.at_least(parts * size);
   parallel(threads, parts, [&](int64_t part) {

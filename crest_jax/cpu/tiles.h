@@ -120,7 +120,7 @@ inline void multiply() {
 
 #endif
 
-// Has tiles as long as it lives. What is in memory by then is what they load.
+// Has tiles as long as it lives.
 struct Configured {
   explicit Configured(int64_t rows) { configure(static_cast<int>(rows)); }
   Configured(const Configured&) = delete;

@@ -7,7 +7,8 @@
 // and so in either dimension. Each of the 16 products of a 4 x 4 patch of inputs is a product of
 // matrices, [patches, channels] times [channels, features]. The gradient of the kernel is the same
 // formula gone back through. An input that is not finite reaches those outputs whose windows it is
-// in, and no others; for the gradient of the kernel see `kernel_gradient`.
+// in, and no others; for the gradient of the kernel see `kernel_gradient`. Sums of inputs and of
+// weights are taken first, and so are out of range a little before a convolution's own.
 //
 // The order of every sum depends on the shapes and the vectors' width alone, not on threads.
 

@@ -1,21 +1,18 @@
 import ctypes
 import logging
-import os
 import shutil
 import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
+from conftest import needs_compiler
 
 from crest_jax.cpu import library
-
-needs_compiler = pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler"
-)
 
 
 @pytest.fixture
@@ -83,7 +80,9 @@ def test_with_a_useless_compiler_kernels_are_xla_s_and_one_line_says_why(
         kernels, said = found()
         assert kernels is None
         (line,) = said
-        assert line.startswith("convolutions and norms are XLA's, which are several times slower: ")
+        assert line.startswith(
+            "convolutions and norms are XLA's, and steps take several times as long: "
+        )
         assert reason in line
         assert "\n" not in line
 
@@ -114,11 +113,11 @@ def test_nothing_is_compiled_for_other_platforms(monkeypatch, found):
     assert found() == (None, [])
 
 
-# A library is made in a moment that has all handlers, and a processor with tiles or without; the
+# A library is made in a moment that has all handlers. The compiler makes tiles or it does not; the
 # operating system refuses them.
 SYMBOLS = [
     *(f'extern "C" void* {handler}(void*) {{ return 0; }}' for handler in library._HANDLERS),
-    'extern "C" bool has_tiles() { return TILES; }',
+    'extern "C" bool made_with_tiles() { return TILES; }',
     'extern "C" bool may_use_tiles() { return false; }',
     'extern "C" int lanes() { return 8; }',
 ]
@@ -149,16 +148,29 @@ needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no 
 
 
 @needs_gcc
-@pytest.mark.parametrize("tiles", [False, True])
-def test_tiles_that_are_refused_are_said_and_those_that_are_not_there_are_not(small, found, tiles):
-    small(tiles)
-    kernels, said = found()
-    assert kernels == library.Kernels(lanes=8, tiles=False, refused=tiles)
-    if tiles:
-        (line,) = said
-        assert "the operating system refuses the processor's tiles (AMX)" in line
-    else:
-        assert not said
+@pytest.mark.parametrize(
+    ("made", "reason"), [(True, "the operating system refuses"), (False, "compiler does not know")]
+)
+def test_tiles_that_cannot_be_used_are_said_where_there_are_some(
+    small, found, monkeypatch, made, reason
+):
+    small(tiles=made)
+    monkeypatch.setattr(library, "_processor_has_tiles", lambda: True)
+    kernels, (line,) = found()
+    assert kernels == library.Kernels(lanes=8, tiles=False, made_with_tiles=made)
+    assert "bfloat16 is no faster than float32" in line
+    assert f"{reason} the processor's tiles (AMX)" in line
+    monkeypatch.setattr(library, "_processor_has_tiles", lambda: False)
+    assert found() == (kernels, [])
+
+
+def test_a_processor_has_tiles_if_the_operating_system_says_so(monkeypatch):
+    flags = "flags\t\t: fpu avx512f amx_bf16 avx512_fp16\n"
+    for text, has in ((flags, True), (flags.replace("amx_bf16", "amx_bf16x"), False)):
+        monkeypatch.setattr(Path, "read_text", lambda *_, text=text, **__: text)
+        assert library._processor_has_tiles() == has
+    monkeypatch.setattr(Path, "read_text", mock.Mock(side_effect=FileNotFoundError))
+    assert not library._processor_has_tiles()
 
 
 @needs_gcc
@@ -223,5 +235,5 @@ def test_a_library_says_what_the_flags_allow(tmp_path):
         pytest.skip("the compiler is of another processor")
     compiled = ctypes.CDLL(str(compiled))
     assert compiled.lanes() == 8
-    assert not compiled.has_tiles() & 0xFF
+    assert not compiled.made_with_tiles() & 0xFF
     assert not compiled.may_use_tiles() & 0xFF

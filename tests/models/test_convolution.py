@@ -1,6 +1,3 @@
-import os
-import shlex
-import shutil
 from functools import partial
 
 import flax.linen as nn
@@ -8,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import needs_compiler
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
@@ -16,10 +14,6 @@ from crest_jax.distributed import AXIS, over_devices
 from crest_jax.models.convolution import Conv, convolve
 from crest_jax.models.wide_resnet import WideResNet
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0]) is None,
-    reason="there is no C++ compiler",
-)
 COMPILED = "crest_jax."  # in what calls the compiled kernels
 
 

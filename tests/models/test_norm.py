@@ -1,5 +1,3 @@
-import os
-import shutil
 import zlib
 from functools import partial
 
@@ -8,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import needs_compiler
 from jax.sharding import AxisType, PartitionSpec
 
 from crest_jax import cpu
@@ -15,9 +14,6 @@ from crest_jax.distributed import AXIS, over_devices
 from crest_jax.models import ResNet, WideResNet, resnet, wide_resnet
 from crest_jax.models.norm import BatchNorm
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler"
-)
 COMPILED = "crest_jax."  # in what calls the compiled kernels
 SLOPES = [0.0, 0.1, 1.0]
 
