@@ -165,32 +165,33 @@ struct Layout {
   }
 };
 
-// Lays an image out. Its pixels may be `spread` apart, with zeros between: the memory has these.
+// Lays an image out. Its pixels may be `spread` apart, with zeros between, which the memory has;
+// windows are not apart then.
 template <typename T>
 void lay_out(const Shape& s, const Layout& layout, int64_t spread, const T* image, bf16* to) {
   const int64_t plane = layout.size();
   const int64_t columns = layout.by_column ? s.kernel_width : 1;
   const int64_t width = layout.by_column ? s.out_width : s.padded_width();
   const int64_t step = layout.by_column ? s.stride_x : 1;
-  for (int64_t y = 0; y < s.height; ++y) {
-    const int64_t at = y * spread + s.before_y;
-    if (at >= s.padded_height()) break;
-    const T* from = image + y * s.width * s.in;
-    for (int64_t kx = 0; kx < columns; ++kx) {
+  for (int64_t kx = 0; kx < columns; ++kx) {
+    // The first pixel that has a place, which the others follow.
+    const int64_t moved = s.before_x - kx;
+    int64_t first = 0;
+    while (first * spread + moved < 0 || (first + moved) % step) ++first;
+    const int64_t place = (first * spread + moved) / step;
+    for (int64_t y = 0; y < s.height; ++y) {
+      const int64_t at = y * spread + s.before_y;
+      if (at >= s.padded_height()) break;
+      const T* from = image + y * s.width * s.in;
       bf16* row = to + at * layout.row;
       if (layout.by_column)
         row = to + ((kx * s.stride_y + at % s.stride_y) * layout.height + at / s.stride_y) * layout.row;
       if (spread == 1 && step == 1) {
-        const int64_t first = std::max<int64_t>(0, kx - s.before_x);
-        const int64_t place = first + s.before_x - kx;
         const int64_t count = std::min(s.width - first, width - place);
         if (count > 0) copy_planes(from + first * s.in, count * s.in, row + place * s.in, plane);
-        continue;
-      }
-      for (int64_t x = 0; x < s.width; ++x) {
-        const int64_t place = x * spread + s.before_x - kx;
-        if (place >= 0 && place % step == 0 && place / step < width)
-          copy_planes(from + x * s.in, s.in, row + place / step * s.in, plane);
+      } else {
+        for (int64_t x = first, p = place; x < s.width && p < width; x += step, p += spread)
+          copy_planes(from + x * s.in, s.in, row + p * s.in, plane);
       }
     }
   }
