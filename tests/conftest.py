@@ -15,7 +15,12 @@ from whole_run import finish
 
 # Before JAX starts. Eight CPU devices, so that the mapped step can be tested on 1, 4 and 8; and
 # one compilation cache for all processes of this test session, which its first makes.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8"
+    # Compiles faster what runs for a moment. Most runs in processes of their own, as a user starts
+    # them, are without.
+    " --xla_backend_optimization_level=0"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # One step at a time: eight devices on two cores share few threads, and those of one step could wait
 # for those of the next, until XLA ends the process.

@@ -29,8 +29,7 @@ SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 BUILDS = {
     "as here": ((), 600),
     "AVX2 and portable tiles": (("-march=x86-64-v3", "-DPORTABLE_TILES"), 200),
-    "sanitized, as here": (("-DPORTABLE_TILES", *SANITIZED), 40),
-    "sanitized, AVX2": (("-march=x86-64-v3", "-DPORTABLE_TILES", *SANITIZED), 30),
+    "sanitized": (("-DPORTABLE_TILES", *SANITIZED), 40),
 }
 
 

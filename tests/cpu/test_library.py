@@ -136,6 +136,7 @@ def small(cache_folder, compiler, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     # XLA keeps the handlers that it has.
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: None)
+    monkeypatch.setattr(library, "_processor_has_tiles", lambda: False)
 
     def become(tiles: bool):
         compiler(SMALL.replace("TILES", str(tiles).lower()))
