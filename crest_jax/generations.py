@@ -80,12 +80,13 @@ class Program(NamedTuple):
     predict: evaluate.Predict
 
 
-def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
+def run(config: ConfigDict, folder: Path, *, pictures: bool = True) -> dict[str, Any]:
     """Runs or continues an experiment, all its generations.
 
     Args:
       config: validated.
       folder: the run's folder, already claimed for this config.
+      pictures: whether its page shows some of the images.
 
     Returns:
       What results.json holds.
@@ -119,10 +120,13 @@ def run(config: ConfigDict, folder: Path) -> dict[str, Any]:
         # Where the next one was finished before, they are written with that.
         if not any(finished[generation + 1 : generation + 2]):
             summary = results.of_run(config, data, splits.class_names, sizes, found)
-            distributed.together(partial(_write_results, folder, summary), first_only=True)
+            distributed.together(
+                partial(_write_results, folder, summary, pictures), first_only=True
+            )
         distributed.say(text.generation_table(found[-1], splits.class_names))
     if config.generations > 1:
         distributed.say(text.results_table(found, splits.class_names))
+        distributed.say(text.self_training_lines(found, splits.class_names))
     return summary
 
 
@@ -143,11 +147,11 @@ def sizes_of(config: ConfigDict, splits: Splits) -> dict[str, Any]:
     return sizes
 
 
-def _write_results(folder: Path, summary: Mapping[str, Any]) -> None:
+def _write_results(folder: Path, summary: Mapping[str, Any], pictures: bool) -> None:
     """A page that cannot be written is no reason to stop training."""
     files.write_json(folder / results.RESULTS, summary)
     try:
-        report.write(folder / report.REPORT, [folder])
+        report.write(folder / report.REPORT, [folder], pictures=pictures)
     except Preempted:
         raise
     except WorkdirError as error:
@@ -271,7 +275,11 @@ def run_generation(
     state = train_generation(config, here, generation, splits, program)
     if not distributed.first_says(partial(_is_whole, here / "pseudo_labels", pseudo_labels.check)):
         scored = score_unlabeled(config, generation, state, splits, program)
-        write_pseudo_labels(here / "pseudo_labels", scored)
+        write_predictions(here / "pseudo_labels", scored)
+    if not distributed.first_says(
+        partial(_is_whole, here / "test_predictions", pseudo_labels.check)
+    ):
+        write_predictions(here / "test_predictions", predict_test(state, splits, program))
 
     history = distributed.first_says(partial(keep_metrics, here / METRICS, up_to=config.steps))
     for line in history:
@@ -304,7 +312,7 @@ def run_generation(
     return result
 
 
-def write_pseudo_labels(folder: Path, scored: PseudoLabels) -> None:
+def write_predictions(folder: Path, scored: PseudoLabels) -> None:
     """Writes what this host has scored, and waits for the others."""
     host, hosts = jax.process_index(), jax.process_count()
     distributed.together(partial(files.begin_folder, folder), first_only=True)
@@ -550,6 +558,13 @@ def score_unlabeled(
             host=jax.process_index(),
         )
     return PseudoLabels(ids, labels, confidence, selected, truth)
+
+
+def predict_test(state: TrainState, splits: Splits, program: Program) -> PseudoLabels:
+    """Scores this host's part of the test split with the EMA model, for reports to look at."""
+    ids, truth, predictions = _over_share(splits.test, {"ema": _ema(state, splits, program)})
+    labels, confidence, _ = predictions["ema"]
+    return PseudoLabels(ids, labels, confidence, np.zeros(len(labels), bool), truth)
 
 
 def sampling_rates(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:

@@ -41,6 +41,9 @@ _JOIN_TIMEOUT = flags.DEFINE_integer(
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "Check everything, print what the run would do and take, and do none of it."
 )
+_PICTURES = flags.DEFINE_boolean(
+    "pictures", True, "Show some of the images on the run's page, unless they are streamed."
+)
 # Arguments which the name of a folder has so that they could be read from it again.
 _NAMEABLE = re.compile(r"\w+=[\w.+-]*(,\w+=[\w.+-]*)*", re.ASCII)
 _LONGEST_NAME = 255  # bytes
@@ -72,7 +75,7 @@ def main(argv: list[str]) -> None:
     given = _WORKDIR.value
     workdir = files.given(given, "--workdir") if given else default_workdir(_config_argument())
     join(_CONFIG.value)
-    run(_CONFIG.value, workdir, dry=_DRY_RUN.value)
+    run(_CONFIG.value, workdir, dry=_DRY_RUN.value, pictures=_PICTURES.value)
 
 
 def join(config: ConfigDict) -> None:
@@ -93,19 +96,26 @@ def join(config: ConfigDict) -> None:
     backend.check_devices()
 
 
-def run(config: ConfigDict, workdir: Path, *, dry: bool = False) -> None:
-    """Runs or continues `config` in `workdir`, or says what that would do and take."""
+def run(config: ConfigDict, workdir: Path, *, dry: bool = False, pictures: bool = True) -> None:
+    """Runs or continues `config` in `workdir`, or says what that would do and take.
+
+    Args:
+      config: of the experiment.
+      workdir: the run's folder.
+      dry: whether to do nothing but to say so.
+      pictures: whether the run's page shows some of the images.
+    """
     from crest_jax import preemption
 
     with preemption.raised_on_sigterm():
-        _run(config, workdir, dry)
+        _run(config, workdir, dry, pictures)
 
 
-def _run(config: ConfigDict, workdir: Path, dry: bool) -> None:
+def _run(config: ConfigDict, workdir: Path, dry: bool, pictures: bool) -> None:
     # Imported only now, so that a wrong flag is reported without waiting for TensorFlow.
     import jax
 
-    from crest_jax import backend, distributed, generations, plan, results
+    from crest_jax import backend, distributed, generations, plan, report, results
     from crest_jax import workdir as workdir_lib
     from crest_jax.cpu import library
 
@@ -125,8 +135,8 @@ def _run(config: ConfigDict, workdir: Path, dry: bool) -> None:
             f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
             f"fold {config.fold}"
         )
-        generations.run(config, workdir)
-    distributed.say(f"results: {workdir / results.RESULTS}")
+        generations.run(config, workdir, pictures=pictures)
+    distributed.say(f"results: {workdir / results.RESULTS}\npage: {workdir / report.REPORT}")
 
 
 @command.entry

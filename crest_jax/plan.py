@@ -264,7 +264,7 @@ def disk_of(config: ConfigDict, splits: Splits, sizes: Sizes, state: TrainState)
     each = (
         train.evaluations_until(config.steps, schedule) * evaluation
         + result
-        + unlabeled * _PSEUDO_LABEL
+        + (unlabeled + sizes.examples["test"]) * _PSEUDO_LABEL
     )
     return Disk(
         splits=sum(sizes.bytes.values()),
@@ -444,7 +444,7 @@ def predicted_batches(config: ConfigDict, sizes: Sizes) -> tuple[int, int]:
     if config.unlabeled_distribution.source == "predicted":
         evaluation += batches("unlabeled", known)
     times = train.evaluations_until(config.steps, generations.schedule_of(config))
-    return times * evaluation, batches("unlabeled", known)
+    return times * evaluation, batches("unlabeled", known, "test")
 
 
 def _bytes_of(tree: PyTree) -> int:

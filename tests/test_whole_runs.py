@@ -35,6 +35,14 @@ def test_the_main_job_writes_what_it_promises(untouched):
     assert "generation 2: accuracy" in output
     (accuracies,) = (line for line in output.splitlines() if line.startswith("accuracy "))
     assert accuracies.split() == ["accuracy", *(f"{g['accuracy']:.1f}" for g in (first, second))]
+    *_, verdict = (line for line in output.splitlines() if line.startswith("Self-training "))
+    assert f"accuracy was {first['accuracy']:.1f} % after generation 1" in verdict
+    assert output.splitlines()[-2:] == [
+        f"results: {workdir / 'results.json'}", f"page: {workdir / 'report.html'}"
+    ]  # fmt: skip
+    page = (workdir / "report.html").read_text()
+    assert "Pseudo-labels around the cut" in page
+    assert "of 500 test images went from wrong to right" in page
 
 
 def test_a_finished_run_has_nothing_left_to_do(command_line, tiny_flags, untouched):
@@ -71,6 +79,7 @@ def test_neither_the_environment_nor_a_closed_terminal_changes_a_run(
 ):
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "crest_jax.main", *tiny_flags, f"--workdir={workdir}"]
+    command.append("--nopictures")
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     process = subprocess.Popen(
         ["sh", "-c", 'exec "$@" 2>&-', "sh", *command],
@@ -82,3 +91,4 @@ def test_neither_the_environment_nor_a_closed_terminal_changes_a_run(
     process.stdout.close()
     assert process.wait(timeout=240) == 0
     assert figures(workdir) == figures(untouched[0])
+    assert "test images" not in (workdir / "report.html").read_text()

@@ -1,29 +1,34 @@
 """Tables, figures and pages, made from what runs leave on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from typing import Any
 
+from absl import logging
 from etils.epath import Path
 
 from crest_jax import files, results, workdir
 from crest_jax.config import to_plain
+from crest_jax.errors import DataError
 from crest_jax.schema import printable
 
 REPORT = "report.html"
 
 
-def write(output: Path, folders: Sequence[Path]) -> None:
+def write(output: Path, folders: Sequence[Path], *, pictures: bool = True) -> None:
     """Writes the page of one run, or of several compared.
 
     Args:
       output: the file.
       folders: of the runs.
+      pictures: whether it shows some of their images, if these are not streamed.
 
     Raises:
       WorkdirError: a folder is not a run of this version, or none of its generations is finished.
     """
     # Imported only now: Matplotlib would delay the first step, which needs no page.
     from crest_jax.report import html
+    from crest_jax.report.pictures import Pictures, of_run
 
     paths = [files.absolute(folder) for folder in folders]
     names = [path.name for path in paths]
@@ -31,8 +36,19 @@ def write(output: Path, folders: Sequence[Path]) -> None:
         levels = zip(*(path.parent.parts for path in paths), strict=False)
         shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
         names = ["/".join(path.parts[shared:]) for path in paths]
-    runs = [
-        html.Run(printable(name), results.read(path), to_plain(workdir.read_config(path)))
-        for name, path in zip(names, paths, strict=True)
-    ]
+
+    def shown(path: Path, found: Mapping[str, Any], config: Mapping[str, Any]) -> Pictures:
+        if not pictures or config["data"]["stream"]:
+            return Pictures(None, None)
+        try:
+            generations, classes = len(found["generations"]), len(found["class_names"])
+            return of_run(path, generations, classes, runs=len(paths))
+        except DataError as error:
+            logging.warning("%s shows no pictures: %s", output, error)
+            return Pictures(None, None)
+
+    runs = []
+    for name, path in zip(names, paths, strict=True):
+        found, config = results.read(path), to_plain(workdir.read_config(path))
+        runs.append(html.Run(printable(name), found, config, shown(path, found, config)))
     files.write_text(output, html.page(runs))

@@ -1,6 +1,7 @@
 """A run as one self-contained page, or several runs compared.
 
 python -m crest_jax.report --workdir=DIR [--workdir=DIR ...] [--output=FILE.html]
+                           [--no-pictures]
 
 Without --output, the page of a single run is its report.html; of several, ./report.html.
 """
@@ -21,11 +22,15 @@ def main() -> None:
     )
     parser.add_argument("--workdir", type=files.given, action="append", required=True)
     parser.add_argument("--output", type=files.given)
+    parser.add_argument(
+        "--pictures", action=argparse.BooleanOptionalAction, default=True,
+        help="whether the page shows some of the runs' images",
+    )  # fmt: skip
     arguments = parser.parse_args()
     folder = arguments.workdir[0] if len(arguments.workdir) == 1 else Path()
     output = arguments.output or folder / REPORT
     files.check_writable(output)
-    write(output, arguments.workdir)
+    write(output, arguments.workdir, pictures=arguments.pictures)
     print(output)
 
 

@@ -11,8 +11,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.image import imsave
 
+from crest_jax.data.sources import UNKNOWN
 from crest_jax.report import text
 from crest_jax.report.charts import Series, line_chart
+from crest_jax.report.pictures import Moved, Picture, Pictures, PseudoLabeled, Said
 from crest_jax.results import SPLITS, truth_is_known
 
 # Confusion matrices of more classes are a picture.
@@ -25,6 +27,7 @@ class Run(NamedTuple):
     name: str
     results: Mapping[str, Any]  # results.json
     config: Mapping[str, Any]  # of config.json
+    pictures: Pictures = Pictures(None, None)
 
     @property
     def first(self) -> Mapping[str, Any]:
@@ -126,6 +129,7 @@ def _section(run: Run) -> str:
         "<h2>Confusion matrix</h2><p>Rows: true class; columns: prediction; the last five "
         "evaluations of the last generation, in % of the row.</p>"
         f"{_confusion(run.last['confusion_matrix'], names)}"
+        f"{_pictures(run)}"
         f"<details><summary>Config and versions</summary><pre>"
         f"{escape(json.dumps({'config': run.config, **_environment(run)}, indent=1))}</pre>"
         "</details></section>"
@@ -371,6 +375,71 @@ def _confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     )
 
 
+def _pictures(run: Run) -> str:
+    names = run.results["class_names"]
+    pseudo_labels, moved = run.pictures
+    return (_pseudo_labeled(pseudo_labels, names) if pseudo_labels else "") + (
+        _moved(moved, names) if moved else ""
+    )
+
+
+def _pseudo_labeled(shown: PseudoLabeled, names: Sequence[str]) -> str:
+    def caption(picture: Picture) -> str:
+        wrong = picture.truth not in (UNKNOWN, picture.said.label)
+        confidence = _per_cent(picture.said.confidence)
+        return f"{confidence}, is {names[picture.truth]}" if wrong else confidence
+
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{_thumbnails(each.selected, caption)}</td>"
+        f"<td>{_thumbnails(each.below, caption)}</td></tr>"
+        for name, each in zip(names, shown.by_class, strict=True)
+    )
+    return (
+        "<h2>Pseudo-labels around the cut</h2><p>Of each class the most confident images that were "
+        f"selected after generation {shown.generation + 1}, and the most confident ones that were "
+        "not, with the model's confidence. Where the true class is known and another, it is said."
+        '</p><div class="wide"><table class="pictures"><tr><th>class</th><th>selected</th>'
+        f"<th>just below the cut</th></tr>{rows}</table></div>"
+    )
+
+
+def _moved(moved: Moved, names: Sequence[str]) -> str:
+    def said(said: Said) -> str:
+        return f"{names[said.label]} ({_per_cent(said.confidence)})"
+
+    def caption(picture: Picture) -> str:
+        return f"{said(picture.earlier)} → {said(picture.said)}"
+
+    return (
+        "<h2>Test images that changed</h2><p>From the first generation to the last, "
+        f"{moved.became_right:,} of {moved.tested:,} test images went from wrong to right, and "
+        f"{moved.became_wrong:,} from right to wrong. Some of each, in the order of their true "
+        "classes, with what the model said first and last.</p>"
+        "<h3>From wrong to right</h3>"
+        f'<div class="pictures">{_thumbnails(moved.right, caption)}</div>'
+        "<h3>From right to wrong</h3>"
+        f'<div class="pictures">{_thumbnails(moved.wrong, caption)}</div>'
+    )
+
+
+def _thumbnails(pictures: Sequence[Picture], caption: Callable[[Picture], str]) -> str:
+    return "".join(
+        f'<figure><img alt="" src="data:image/{_kind(picture.thumbnail)};base64,'
+        f'{base64.b64encode(picture.thumbnail).decode()}"><figcaption>{escape(caption(picture))}'
+        "</figcaption></figure>"
+        for picture in pictures
+    )
+
+
+def _kind(thumbnail: bytes) -> str:
+    return "png" if thumbnail.startswith(b"\x89PNG") else "jpeg"
+
+
+def _per_cent(share: float) -> str:
+    """Never 100 for what is less."""
+    return f"{100 if share == 1 else min(round(100 * share, 1), 99.9):g} %"
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(
@@ -444,6 +513,14 @@ tr:first-child th { color: var(--soft); font-size: 0.8rem; }
 th:first-child { text-align: left; }
 .confusion td { padding: 0.2rem 0.45rem; text-align: center;
   background: rgb(var(--fill) / calc(var(--share) * 0.55)); }
+.pictures th, .pictures td { text-align: left; }
+.pictures td { white-space: normal; vertical-align: top; }
+.pictures figure { display: inline-block; width: 5.2rem; margin: 0.2rem; text-align: center;
+  vertical-align: top; }
+.pictures td figure { width: 3.9rem; margin: 0.1rem; }
+.pictures img { width: 3rem; height: 3rem; object-fit: contain; image-rendering: pixelated; }
+.pictures figcaption { margin: 0; font-size: 0.7rem; line-height: 1.2; overflow-wrap: anywhere; }
+h3 { font-size: 0.95rem; margin: 0.8rem 0 0.2rem; font-weight: normal; }
 img.confusion { width: min(100%, 40rem); image-rendering: pixelated; background: #ffffff; }
 pre { overflow-x: auto; font-size: 0.8rem; }
 summary { margin-top: 1.2rem; cursor: pointer; }

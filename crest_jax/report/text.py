@@ -138,6 +138,45 @@ def results_table(generations: Sequence[Mapping[str, Any]], class_names: Sequenc
     return "\n".join(lines) + "\n"
 
 
+# Points by which a class' recall, or the accuracy, must change for the change to be named.
+_WORTH_NAMING = 1.0
+# Classes named as those with the largest changes, in either direction.
+_MOST_CHANGED = 3
+
+
+def self_training_lines(
+    generations: Sequence[Mapping[str, Any]], class_names: Sequence[str]
+) -> str:
+    """Says whether self-training helped, by how much, and which classes."""
+    first, last = generations[0], generations[-1]
+    before, after = first["accuracy"], last["accuracy"]
+    change = after - before
+    if abs(change) < _WORTH_NAMING:
+        verdict = "made little difference"
+    else:
+        verdict = "helped" if change > 0 else "did not help"
+    lines = [
+        f"Self-training {verdict}: accuracy was {before:.1f} % after generation 1, and is "
+        f"{after:.1f} % after generation {len(generations)} ({change:+.1f} points)."
+    ]
+    changes = [
+        (here - there, f"{printable(name)} ({there:.1f} to {here:.1f} %)")
+        for name, there, here in zip(
+            class_names, first["per_class_recall"], last["per_class_recall"], strict=True
+        )
+        if there is not None and here is not None
+    ]
+    for verb, sign in (("rose", 1), ("fell", -1)):
+        most = sorted(
+            (each for each in changes if sign * each[0] >= _WORTH_NAMING),
+            key=lambda each: -sign * each[0],
+        )
+        if most:
+            named = ", ".join(said for _, said in most[:_MOST_CHANGED])
+            lines.append(f"Recall {verb} most for class {named}.")
+    return "\n".join(lines) + "\n"
+
+
 def adjustment_table(generation: Mapping[str, Any], class_names: Sequence[str]) -> str:
     """Write one generation under logit adjustment, in a column per tau."""
     adjusted = generation["adjusted"]

@@ -107,6 +107,24 @@ def test_results_have_a_column_per_generation_and_a_row_per_class(result):
     assert len(widths) == 1, "columns line up"
 
 
+def test_it_is_said_whether_self_training_helped_and_whom():
+    first = {"accuracy": 80.0, "per_class_recall": [99.0, 85.0, 10.0, 50.0, None]}
+    last = {"accuracy": 84.2, "per_class_recall": [97.5, 85.5, 40.25, 51.0, 3.0]}
+    names = [*NAMES, "bee\x1b", "elk"]
+    assert text.self_training_lines([first, {}, last], names).splitlines() == [
+        "Self-training helped: accuracy was 80.0 % after generation 1, and is 84.2 % after "
+        "generation 3 (+4.2 points).",
+        "Recall rose most for class ox (10.0 to 40.2 %), bee\\x1b (50.0 to 51.0 %).",
+        "Recall fell most for class aeroplane (99.0 to 97.5 %).",
+    ]
+    worse, rising, _ = text.self_training_lines([last, first], names).splitlines()
+    assert worse.startswith("Self-training did not help: accuracy was 84.2 %")
+    assert "(-4.2 points)" in worse
+    assert rising == "Recall rose most for class aeroplane (97.5 to 99.0 %)."
+    (line,) = text.self_training_lines([first, first], (*NAMES, "bee", "elk")).splitlines()
+    assert line.startswith("Self-training made little difference: ")
+
+
 def test_long_class_names_widen_the_table(result):
     names = ("a name much longer than any heading", "cat", "ox")
     for table in (text.generation_table(result, names), text.results_table([result], names)):

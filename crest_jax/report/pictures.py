@@ -1,0 +1,205 @@
+"""Pictures of what a run has done: pseudo-labels around the cut, and test images that changed.
+
+They are chosen from what the run has on disk: `pseudo_labels` and `test_predictions` of its
+generations, and the records in `splits`.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice, zip_longest
+from typing import NamedTuple
+
+import numpy as np
+from etils.epath import Path
+from jaxtyping import Int
+from PIL import Image
+
+from crest_jax import files
+from crest_jax.data import pseudo_labels, records
+from crest_jax.data.pseudo_labels import PseudoLabels
+
+# Of a page, whatever the number of classes and of runs: these take less than 3 MB.
+_MOST_PSEUDO_LABELS = 600
+_MOST_MOVED = 150
+# Of a class, on either side of the cut; and of test images, in either direction.
+_MOST_OF_A_CLASS = 8
+_MOST_OF_A_DIRECTION = 40
+_LARGEST_SIDE = 48  # of a thumbnail, in pixels
+
+
+class Said(NamedTuple):
+    """What a model says of an image."""
+
+    label: int
+    confidence: float
+
+
+class Picture(NamedTuple):
+    """An image, and what is said of it."""
+
+    thumbnail: bytes  # PNG or JPEG
+    truth: int  # or `sources.UNKNOWN`
+    said: Said
+    earlier: Said | None = None  # by the first generation, of a test image
+
+
+class AroundCut(NamedTuple):
+    """Pseudo-labels of a class."""
+
+    selected: Sequence[Picture]  # the most confident ones, in falling order
+    below: Sequence[Picture]  # the most confident ones that were not selected
+
+
+class PseudoLabeled(NamedTuple):
+    """Pseudo-labels of a generation."""
+
+    generation: int
+    by_class: Sequence[AroundCut]
+
+
+class Moved(NamedTuple):
+    """Test images that were wrong in the first generation and right in the last, or vice versa."""
+
+    tested: int
+    became_right: int
+    became_wrong: int
+    right: Sequence[Picture]  # some of them, of as many classes as possible
+    wrong: Sequence[Picture]
+
+
+class Pictures(NamedTuple):
+    """What a page shows of a run; None of what it has not."""
+
+    pseudo_labels: PseudoLabeled | None
+    moved: Moved | None
+
+
+def of_run(workdir: Path, generations: int, classes: int, *, runs: int = 1) -> Pictures:
+    """Chooses the pictures of a run.
+
+    Args:
+      workdir: the run's.
+      generations: that are finished.
+      classes: how many.
+      runs: how many share the page.
+
+    Raises:
+      DataError: something is damaged.
+    """
+    of_a_class = min(_MOST_OF_A_CLASS, _MOST_PSEUDO_LABELS // (2 * classes * runs))
+    of_a_direction = min(_MOST_OF_A_DIRECTION, _MOST_MOVED // (2 * runs))
+    return Pictures(
+        _pseudo_labeled(workdir, generations, classes, of_a_class),
+        _moved(workdir, generations, classes, of_a_direction),
+    )
+
+
+def _pseudo_labeled(
+    workdir: Path, generations: int, classes: int, most: int
+) -> PseudoLabeled | None:
+    """Of the last generation that selected some, which is not the last of a run."""
+    for generation in reversed(range(generations)):
+        folder = _folder(workdir, generation) / "pseudo_labels"
+        if pseudo_labels.selected_count(folder):
+            break
+    else:
+        return None
+    scored = pseudo_labels.read(folder)
+    rows = [
+        tuple(
+            _most_confident(scored, (scored.labels == label) & (scored.selected == selected), most)
+            for selected in (True, False)
+        )
+        for label in range(classes)
+    ]
+    thumbnails = _thumbnails(
+        workdir / "splits" / "unlabeled", scored, np.concatenate([*chain(*rows)])
+    )
+
+    def pictures(chosen: Int[np.ndarray, " chosen"]) -> list[Picture]:
+        return [
+            Picture(thumbnails[row], int(scored.truth[row]), _said(scored, row))
+            for row in chosen.tolist()
+        ]
+
+    return PseudoLabeled(generation, [AroundCut(*map(pictures, of_class)) for of_class in rows])
+
+
+def _moved(workdir: Path, generations: int, classes: int, most: int) -> Moved | None:
+    """None if there is one generation, or the run's version kept no predictions of test images."""
+    folders = [
+        _folder(workdir, generation) / "test_predictions" for generation in (0, generations - 1)
+    ]
+    if generations == 1 or not all(map(files.is_whole, folders)):
+        return None
+    first, last = map(pseudo_labels.read, folders)
+    was_right, is_right = (each.labels == each.truth for each in (first, last))
+    directions = ~was_right & is_right, was_right & ~is_right
+    rows = [_of_many_classes(last, moved, classes, most) for moved in directions]
+    thumbnails = _thumbnails(workdir / "splits" / "test", last, np.concatenate(rows))
+
+    def pictures(chosen: Int[np.ndarray, " chosen"]) -> list[Picture]:
+        return [
+            Picture(
+                thumbnails[row], int(last.truth[row]), _said(last, row), earlier=_said(first, row)
+            )
+            for row in chosen.tolist()
+        ]
+
+    counts = (int(moved.sum()) for moved in directions)
+    return Moved(len(last.ids), *counts, *map(pictures, rows))
+
+
+def _most_confident(
+    scored: PseudoLabels, among: np.ndarray, most: int
+) -> Int[np.ndarray, " chosen"]:
+    rows = np.flatnonzero(among)
+    return rows[np.argsort(-scored.confidence[rows], kind="stable")][:most]
+
+
+def _of_many_classes(
+    predictions: PseudoLabels, among: np.ndarray, classes: int, most: int
+) -> Int[np.ndarray, " chosen"]:
+    """The most confident ones of each true class by turns, in the order of their classes."""
+    by_class = [
+        _most_confident(predictions, among & (predictions.truth == label), most)
+        for label in range(classes)
+    ]
+    by_turns = (row for turn in zip_longest(*by_class) for row in turn if row is not None)
+    chosen = np.array([*islice(by_turns, most)], np.int64)
+    return chosen[np.lexsort((-predictions.confidence[chosen], predictions.truth[chosen]))]
+
+
+def _said(predictions: PseudoLabels, row: int) -> Said:
+    return Said(int(predictions.labels[row]), float(predictions.confidence[row]))
+
+
+def _thumbnails(
+    folder: Path, predictions: PseudoLabels, rows: Int[np.ndarray, " chosen"]
+) -> Mapping[int, bytes]:
+    """Thumbnails of some of a split's images, by row."""
+    wanted = {predictions.ids[row].decode(): row for row in rows.tolist()}
+    return {
+        wanted[example.id]: _thumbnail(example.image)
+        for example in records.read(folder)
+        if example.id in wanted
+    }
+
+
+def _thumbnail(image: bytes) -> bytes:
+    """As it is if it is small, else smaller."""
+    with Image.open(io.BytesIO(image)) as picture:
+        if max(picture.size) <= _LARGEST_SIDE:
+            return image
+        picture.draft(None, (_LARGEST_SIDE, _LARGEST_SIDE))  # reads less of a JPEG
+        if picture.mode.startswith("I"):  # of 16 bits
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+        picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+        content = io.BytesIO()
+        picture.save(content, "JPEG", quality=80)
+        return content.getvalue()
+
+
+def _folder(workdir: Path, generation: int) -> Path:
+    return workdir / f"generation_{generation:02d}"
