@@ -1,6 +1,9 @@
 """Methods side by side, from the results.json of finished runs.
 
-python -m crest_jax.report.comparison WORKDIR [WORKDIR ...]
+python -m crest_jax.report.comparison WORKDIR [WORKDIR ...] [--baseline none]
+
+With a baseline, which is a value of rebalance, another table says how far the others are ahead of
+it on the same folds, and how likely they would be so by chance.
 """
 
 import argparse
@@ -8,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from crest_jax import command, files, results
 from crest_jax.algorithms import ALGORITHMS
@@ -32,23 +36,7 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> str:
       DataError: there are no runs, two are of one method, rebalancing and fold, or they are not
         of the same data or of as many training steps in all.
     """
-    if not runs:
-        raise DataError("there are no runs to compare")
-    cells: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
-    for run in runs:
-        for field, of in _COMMON.items():
-            if of(run) != of(runs[0]):
-                raise DataError(
-                    f"runs differ in {field}, {of(runs[0])} and {of(run)}: compare those of one "
-                    "experiment, finished"
-                )
-        folds = cells.setdefault((run["method"], _rebalance(run)), {})
-        if run["fold"] in folds:
-            raise DataError(
-                f"two runs are of method={run['method']}, rebalance={_rebalance(run)}, "
-                f"fold={run['fold']}: leave one out"
-            )
-        folds[run["fold"]] = run
+    cells = _cells(runs)
     methods = _in_order({method for method, _ in cells}, ALGORITHMS)
     rebalances = _in_order({rebalance for _, rebalance in cells}, ["none", *REBALANCING])
     most = max(map(len, cells.values()))
@@ -68,6 +56,92 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> str:
             row = " | ".join(cell(method, rebalance, figure) for rebalance in rebalances)
             lines.append(f"| {printable(method)}{suffix} | {row} |")
     return "\n".join(lines) + "\n"
+
+
+def paired(runs: Sequence[Mapping[str, Any]], baseline: str) -> str:
+    """A Markdown table of how far rebalancing methods are ahead of one of them, fold by fold.
+
+    Differences are means in points, with their 95 % confidence interval; p is that of a one-sided
+    paired t-test: how often chance alone would put a method as far ahead, or farther. Of methods
+    that share less than two folds with the baseline there is nothing to say.
+
+    Args:
+      runs: as for `comparison`.
+      baseline: a value of `rebalance`.
+
+    Raises:
+      DataError: as `comparison`; and where no method shares two folds with the baseline.
+    """
+    cells = _cells(runs)
+    lines = []
+    for method in _in_order({method for method, _ in cells}, ALGORITHMS):
+        reference = cells.get((method, baseline), {})
+        others = {name for other, name in cells if other == method and name != baseline}
+        for rebalance in _in_order(others, ["none", *REBALANCING]):
+            folds = cells[method, rebalance]
+            shared = sorted(reference.keys() & folds.keys())
+            if len(shared) < 2:
+                continue
+            found = []
+            for figure in FIGURES.values():
+                values, expected = (
+                    [run[fold][figure] for fold in shared] for run in (folds, reference)
+                )
+                found.append(_ahead(np.array(values) - np.array(expected)))
+            lines.append(
+                f"| {printable(method)}, {printable(rebalance)} | {len(shared)} | "
+                f"{' | '.join(found)} |"
+            )
+    if not lines:
+        raise DataError(
+            f"no runs share two folds with runs of rebalance={printable(baseline)}, the "
+            "baseline: name another one, or more runs"
+        )
+    columns = " | ".join(f"points ahead{suffix} | p" for suffix in FIGURES)
+    return (
+        "\n".join(
+            [
+                f"| against {printable(baseline)} | folds | {columns} |",
+                "|---" * (2 + 2 * len(FIGURES)) + "|",
+                *lines,
+            ]
+        )
+        + "\n"
+    )
+
+
+def _ahead(differences: np.ndarray) -> str:
+    """Two cells: the mean with its interval, and the chance."""
+    mean = differences.mean()
+    if np.ptp(differences) == 0:  # of which there is no test
+        return f"{mean:+.1f} | -"
+    test = stats.ttest_1samp(differences, 0, alternative="greater")
+    low, high = stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=stats.sem(differences))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}) | {test.pvalue:.2g}"
+
+
+def _cells(
+    runs: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, str], dict[int, Mapping[str, Any]]]:
+    """Runs that may be compared, by method and rebalancing and then by fold."""
+    if not runs:
+        raise DataError("there are no runs to compare")
+    cells: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    for run in runs:
+        for field, of in _COMMON.items():
+            if of(run) != of(runs[0]):
+                raise DataError(
+                    f"runs differ in {field}, {of(runs[0])} and {of(run)}: compare those of one "
+                    "experiment, finished"
+                )
+        folds = cells.setdefault((run["method"], _rebalance(run)), {})
+        if run["fold"] in folds:
+            raise DataError(
+                f"two runs are of method={run['method']}, rebalance={_rebalance(run)}, "
+                f"fold={run['fold']}: leave one out"
+            )
+        folds[run["fold"]] = run
+    return cells
 
 
 # What runs that are compared must have in common.
@@ -100,9 +174,13 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=files.given, nargs="+", help="folders of finished runs")
+    parser.add_argument("--baseline", help="a value of rebalance that others are held against")
     arguments = parser.parse_args()
     runs = [results.read(workdir) for workdir in arguments.workdir]
-    print(comparison(runs), end="")
+    tables = [comparison(runs)]
+    if arguments.baseline is not None:
+        tables.append(paired(runs, arguments.baseline))
+    print("\n".join(tables), end="")
 
 
 if __name__ == "__main__":

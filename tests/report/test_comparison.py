@@ -1,4 +1,5 @@
 import json
+import math
 
 import finished_run
 import pytest
@@ -95,6 +96,10 @@ def test_the_command_reads_workdirs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["comparison", *map(str, folders)])
     comparison.main()
     assert capsys.readouterr().out == comparison.comparison(RUNS)
+    monkeypatch.setattr("sys.argv", ["comparison", "--baseline=cb", *map(str, folders)])
+    with pytest.raises(SystemExit):
+        comparison.main()
+    assert "no runs share two folds" in capsys.readouterr().err
 
     monkeypatch.setattr("sys.argv", ["comparison", str(tmp_path)])
     with pytest.raises(SystemExit):
@@ -104,3 +109,27 @@ def test_the_command_reads_workdirs(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         comparison.main()
     assert "another version" in capsys.readouterr().err
+
+
+def test_methods_are_held_against_a_baseline_on_the_same_folds():
+    """Differences 2, 4 and 9: mean 5, deviation sqrt(13), t = 5 / sqrt(13 / 3) = 2.402.
+
+    With two degrees of freedom P(T > t) is (1 - t / sqrt(2 + t^2)) / 2, and the 95 % quantile of
+    |T| is 4.303.
+    """
+    runs = [run("fixmatch", "none", fold, 60.0 + fold, 61.0) for fold in range(4)]
+    runs += [
+        run("fixmatch", "crest", fold, 60.0 + fold + ahead, 61.5)
+        for fold, ahead in enumerate((2.0, 4.0, 9.0))
+    ]
+    runs += [run("fixmatch", "da", 0, 1.0, 1.0), run("supervised", "none", 0, 1.0, 1.0)]
+    t = 5 / math.sqrt(13 / 3)
+    chance = (1 - t / math.sqrt(2 + t**2)) / 2
+    low, high = (5 + sign * 4.303 * math.sqrt(13 / 3) for sign in (-1, 1))
+    assert comparison.paired(runs, "none").splitlines() == [
+        "| against none | folds | points ahead | p | points ahead + la | p |",
+        "|---|---|---|---|---|---|",
+        f"| fixmatch, crest | 3 | +5.0 ({low:+.1f} to {high:+.1f}) | {chance:.2g} | +0.5 | - |",
+    ]
+    with pytest.raises(DataError, match="no runs share two folds with runs of rebalance=rs"):
+        comparison.paired(runs, "rs")
