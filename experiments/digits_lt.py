@@ -9,9 +9,8 @@ what da, darp and crest_plus take its distribution to be: labeled, predicted, or
 --config.unlabeled_distribution.given says.
 """
 
-from ml_collections import ConfigDict
-
-from crest_jax.config import ARGUMENTS, default_config, parse_arguments
+from crest_jax.augment import DIGITS_OPERATIONS
+from crest_jax.config import ARGUMENTS, default_config, parse_arguments, unlabeled_tail
 
 DEFAULTS = {
     **ARGUMENTS,
@@ -22,12 +21,6 @@ DEFAULTS = {
     "target": "labeled",
 }
 
-# Grey images have no colour, and white on black is what tells a digit from its background.
-OPERATIONS = (
-    "AutoContrast", "Brightness", "Contrast", "Equalize", "Identity", "Posterize", "Rotate",
-    "Sharpness", "ShearX", "ShearY", "Solarize", "TranslateX", "TranslateY",
-)  # fmt: skip
-
 
 def get_config(arguments=None):
     """Returns the setting of the README's figures."""
@@ -37,22 +30,13 @@ def get_config(arguments=None):
     config.data.shards = 1
     config.long_tail.n_max = 120
     if args.gamma_u is not None or args.order_u != "same":
-        config.long_tail = ConfigDict(
-            {
-                "n_max": 40,
-                "gamma": args.gamma,
-                "unlabeled_n_max": 80,
-                "unlabeled_gamma": args.gamma if args.gamma_u is None else args.gamma_u,
-                "unlabeled_order": args.order_u,
-                "split": "random",
-            }
-        )
+        config.long_tail = unlabeled_tail(args, labeled=40, unlabeled=80)
     config.unlabeled_distribution.source = args.target
     config.model.depth = 10
     config.model.width = 1
     config.model.batch_norm_momentum = 0.97
     config.augment.flip = False  # a mirrored digit is no digit
-    config.augment.operations = OPERATIONS
+    config.augment.operations = DIGITS_OPERATIONS
     config.batch_size = 16
     config.optimizer.learning_rate = 0.1
     if config.method == "mixmatch":

@@ -15,6 +15,7 @@ from crest_jax.augment.strong import CUTOUT, strong
 from crest_jax.augment.weak import weak
 
 __all__ = [
+    "DIGITS_OPERATIONS",
     "OPERATIONS",
     "Augmentation",
     "apply_operations",
@@ -24,6 +25,12 @@ __all__ = [
     "strong",
     "weak",
 ]
+
+# For white digits on black, which have no colour, and a background that they differ from.
+DIGITS_OPERATIONS = (
+    "AutoContrast", "Brightness", "Contrast", "Equalize", "Identity", "Posterize", "Rotate",
+    "Sharpness", "ShearX", "ShearY", "Solarize", "TranslateX", "TranslateY",
+)  # fmt: skip
 
 
 class Augmentation(NamedTuple):

