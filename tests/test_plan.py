@@ -119,8 +119,9 @@ def test_what_is_written_is_about_as_much_as_planned(ran):
     saved = [path for path in (ran.folder / "generation_00" / "checkpoints").iterdir()]
     assert disk.kept == len(saved)
     # A third of such a small one, more or less from time to time, is what Orbax writes beside it.
-    for path in saved:
-        assert bytes_of(path) == pytest.approx(disk.checkpoint, rel=0.5)
+    written = sorted(map(bytes_of, saved))
+    assert written[len(written) // 2] == pytest.approx(disk.checkpoint, rel=0.5)
+    assert written[-1] < 2 * disk.checkpoint
     assert bytes_of(ran.folder) == pytest.approx(disk.total, rel=0.25)
     assert f"2 x {disk.kept} checkpoints of {disk.checkpoint / 1000:.1f} kB" in ran.printed
 

@@ -170,7 +170,7 @@ def test_the_first_images_of_each_class_are_labeled_whatever_the_fold(prepared):
 
 def test_the_first_images_are_not_known_without_an_order(prepared, monkeypatch):
     unordered = sources.digits()._replace(order=None)
-    monkeypatch.setattr(sources, "digits", lambda: unordered)
+    monkeypatch.setitem(sources.BUNDLED, "digits", lambda: unordered)
     with pytest.raises(DataError, match=r"first images of digits .* --config.long_tail.split=rand"):
         prepared({**DARP, "split": "first"})
 
@@ -184,7 +184,7 @@ def test_classes_that_are_not_tested_are_said(prepared, monkeypatch, caplog):
             yield example._replace(label=example.label % 8 if split == "test" else example.label)
 
     lacking = digits._replace(labels=labels.get, examples=examples)
-    monkeypatch.setattr(sources, "digits", lambda: lacking)
+    monkeypatch.setitem(sources.BUNDLED, "digits", lambda: lacking)
     with caplog.at_level(logging.WARNING, "absl"):
         prepared(DARP)
     (said,) = [record.getMessage() for record in caplog.records]
