@@ -1,7 +1,6 @@
 """Layers and whole training steps on this CPU: ours against XLA's, TensorFlow's and PyTorch's.
 
 python benchmarks/cpu.py [--only layers|steps] [--samples 7] [--python PYTORCHS_PYTHON]
-                         [--compile default]
 
 Each has a process of its own with the same cores (`taskset` before the command chooses them), and
 does its samples while the others wait. Times are in ms, medians and in brackets the least. The last
@@ -292,7 +291,7 @@ def make(way: str, kind: str, asked: list) -> measure.Way:
         case "TensorFlow":
             return tensorflow_step(setting)
         case "PyTorch":
-            return peer_pytorch.pytorch_way(setting, *rest)
+            return peer_pytorch.pytorch_way(setting, "none")
     return peer_pytorch.crest_jax_way(setting)
 
 
@@ -307,9 +306,7 @@ def print_layers(ways: Mapping[str, Callable[..., measure.Way]], samples: int) -
         print_row([layer, direction, dtype, precision], taken)
 
 
-def print_steps(
-    ways: Mapping[str, Callable[..., measure.Way]], samples: int, compiler: str
-) -> None:
+def print_steps(ways: Mapping[str, Callable[..., measure.Way]], samples: int) -> None:
     """Prints the table of steps.
 
     Raises:
@@ -323,7 +320,7 @@ def print_steps(
             "wide_resnet", size, dtype, precision, BATCH, ratio, weak_forward, side, 10, 1, channels
         )
         settings = dict.fromkeys(ways, setting) | {"ours": setting._replace(at_once=AT_ONCE)}
-        made = {name: way("step", [settings[name], compiler]) for name, way in ways.items()}
+        made = {name: way("step", [settings[name]]) for name, way in ways.items()}
         weights = {name: way.about[0] for name, way in made.items()}
         if len(set(weights.values())) > 1:
             raise SystemExit(f"the models have not as many weights: {weights}")
@@ -360,7 +357,6 @@ def main() -> None:
     parser.add_argument("--only", choices=("layers", "steps"))
     measure.add_samples(parser)
     parser.add_argument("--python", default=sys.executable, help="that has PyTorch")
-    parser.add_argument("--compile", default="none", help="mode of torch.compile for steps")
     parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -385,7 +381,7 @@ def main() -> None:
             print_layers(ways, arguments.samples)
         if arguments.only != "layers":
             print()
-            print_steps(ways, arguments.samples, arguments.compile)
+            print_steps(ways, arguments.samples)
 
 
 if __name__ == "__main__":

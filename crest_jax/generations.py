@@ -57,6 +57,7 @@ from crest_jax.report import text
 from crest_jax.train import METRICS, Schedule, keep_metrics, train
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import DeviceBatch, Generation, TrainStep, in_a_row, make_train_step
+from crest_jax.workdir import generation_folder
 
 RESULT = "result.json"
 # The estimate of the unlabeled split's class distribution, of an evaluation or of a generation.
@@ -109,7 +110,7 @@ def run(config: ConfigDict, folder: Path, *, pictures: bool = True) -> dict[str,
     found: list[dict[str, Any]] = []
     for generation, is_done in enumerate(finished):
         if is_done:
-            path = folder_of(folder, generation) / RESULT
+            path = generation_folder(folder, generation) / RESULT
             found.append(
                 distributed.first_says(
                     partial(results.read_generation, path, len(splits.class_names))
@@ -267,7 +268,7 @@ def run_generation(
     config: ConfigDict, folder: Path, generation: int, splits: Splits, program: Program
 ) -> dict[str, Any]:
     """Runs what is left of one generation, and returns its result.json."""
-    here = folder_of(folder, generation)
+    here = generation_folder(folder, generation)
     # What is streamed is too much to be read just for this.
     check = records.shards if config.data.stream else records.check
     if not distributed.first_says(partial(_is_whole, here / "labeled", check)):
@@ -352,12 +353,12 @@ def rewrite_labeled(config: ConfigDict, folder: Path, generation: int, splits: S
     writes shards of its own, and reads no more than what they are made of.
     """
     original = splits.labeled.examples
-    selection = folder_of(folder, generation - 1) / "pseudo_labels" if generation else None
+    selection = generation_folder(folder, generation - 1) / "pseudo_labels" if generation else None
     chosen = 0
     if selection:
         chosen = distributed.first_says(partial(pseudo_labels.selected_count, selection))
     writer = records.Writer(
-        folder_of(folder, generation) / "labeled",
+        generation_folder(folder, generation) / "labeled",
         examples=original + chosen,
         class_names=splits.class_names,
         shards=config.data.shards,
@@ -800,7 +801,7 @@ def is_finished(
     Raises:
       UnavailableError: something cannot be read at the moment.
     """
-    here = folder_of(folder, generation)
+    here = generation_folder(folder, generation)
     return (
         (here / RESULT).exists()
         and _is_undamaged(here / RESULT, files.read_json, say)
@@ -830,11 +831,6 @@ def _is_undamaged(
         say(error.what, path)
         return False
     return True
-
-
-def folder_of(folder: Path, generation: int) -> Path:
-    """Where a generation keeps its files."""
-    return folder / f"generation_{generation:02d}"
 
 
 def _refinement(config: ConfigDict) -> darp.Schedule:

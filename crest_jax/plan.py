@@ -33,6 +33,7 @@ from crest_jax.generations import Program
 from crest_jax.schema import printable
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import DeviceBatch, Generation
+from crest_jax.workdir import generation_folder
 
 # As many groups of steps are timed, after the first, as take this long, within bounds.
 _SECONDS = 3.0
@@ -138,7 +139,7 @@ def progress(config: ConfigDict, folder: Path) -> tuple[int, int]:
     finished = 0
     while finished < config.generations and generations.is_finished(folder, finished):
         finished += 1
-    saved = generations.folder_of(folder, finished) / "checkpoints"
+    saved = generation_folder(folder, finished) / "checkpoints"
     names = [path.name for path in saved.iterdir()] if saved.is_dir() else []
     return finished, max((int(name) for name in names if name.isdigit()), default=0)
 

@@ -15,6 +15,7 @@ from crest_jax.data import records, splits
 from crest_jax.data.decode import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.train import reported_steps
+from crest_jax.workdir import generation_folder
 
 
 class Trained(NamedTuple):
@@ -60,7 +61,7 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
         )
     sizes = splits.written_sizes(config.data, folder / "splits")
     class_names, image_shape = sizes.class_names, sizes.image_shape
-    here = generations.folder_of(folder, generation - 1)
+    here = generation_folder(folder, generation - 1)
     model = generations.model_of(config, len(class_names), axis_name=None)
     examples, _ = generations.unlabeled_stream(config, sizes.without_images())
     create = generations.creator(config, model, image_shape, len(class_names), examples)
@@ -106,7 +107,7 @@ def class_distribution(folder: Path, generation: int) -> Float[np.ndarray, " cla
       WorkdirError: its result is missing or damaged.
     """
     class_names = records.read_manifest(folder / "splits" / "labeled")["class_names"]
-    path = generations.folder_of(folder, generation - 1) / generations.RESULT
+    path = generation_folder(folder, generation - 1) / generations.RESULT
     return generations.shares(results.read_generation(path, len(class_names))["labeled_per_class"])
 
 

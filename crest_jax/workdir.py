@@ -285,3 +285,8 @@ def _visible_cpus() -> int | None:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
+
+
+def generation_folder(folder: Path, generation: int) -> Path:
+    """Where a generation of a run keeps its files."""
+    return folder / f"generation_{generation:02d}"

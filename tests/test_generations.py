@@ -14,6 +14,7 @@ from crest_jax.data import pseudo_labels, records, splits
 from crest_jax.errors import ConfigError, DataError, NonFiniteError, WorkdirError
 from crest_jax.rebalancing import darp
 from crest_jax.train_state import TrainState
+from crest_jax.workdir import generation_folder
 
 LEARNED_ARGUMENTS = "rebalance=da,beta=0.5,gamma=4"
 LEARNED = {
@@ -372,11 +373,9 @@ def test_selections_replace_each_other_and_do_not_accumulate(wiring):
         chosen = np.zeros(len(unlabeled.ids), bool)
         chosen[[generation, 10]] = True
         scored = wiring.pseudo_labels(generation)._replace(selected=chosen)
-        pseudo_labels.write(
-            generations.folder_of(wiring.folder, generation) / "pseudo_labels", scored
-        )
+        pseudo_labels.write(generation_folder(wiring.folder, generation) / "pseudo_labels", scored)
         generations.rewrite_labeled(wiring.config, wiring.folder, generation + 1, wiring.splits)
-        labeled = records.load(generations.folder_of(wiring.folder, generation + 1) / "labeled")
+        labeled = records.load(generation_folder(wiring.folder, generation + 1) / "labeled")
         ids = [unlabeled.ids[row] for row in (generation, 10)]
         assert labeled.ids == [*original.ids, *ids]
         assert labeled.labels[-2:].tolist() == scored.labels[chosen].tolist()
@@ -402,7 +401,7 @@ def second_generation(monkeypatch):
     monkeypatch.setattr(generations, "train", train)
 
     def of(wiring):
-        first, second = (generations.folder_of(wiring.folder, number) for number in (0, 1))
+        first, second = (generation_folder(wiring.folder, number) for number in (0, 1))
         pseudo_labels.write(first / "pseudo_labels", wiring.pseudo_labels(0))
         generations.rewrite_labeled(wiring.config, wiring.folder, 1, wiring.splits)
         generations.train_generation(wiring.config, second, 1, wiring.splits, wiring.program)
@@ -497,7 +496,7 @@ def test_a_run_that_stopped_between_comes_back_to_where_it_evaluates(
 
     monkeypatch.setattr(generations, "train", train)
     generations.rewrite_labeled(wiring.config, wiring.folder, 0, wiring.splits)
-    here = generations.folder_of(wiring.folder, 0)
+    here = generation_folder(wiring.folder, 0)
     generations.train_generation(wiring.config, here, 0, wiring.splits, wiring.program)
     assert given == [1, 2, 2]
 

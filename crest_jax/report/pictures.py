@@ -17,6 +17,7 @@ from PIL import Image
 from crest_jax import files
 from crest_jax.data import pseudo_labels, records
 from crest_jax.data.pseudo_labels import PseudoLabels
+from crest_jax.workdir import generation_folder
 
 # Of a page, whatever the number of classes and of runs: these take less than 3 MB.
 _MOST_PSEUDO_LABELS = 600
@@ -99,7 +100,7 @@ def _pseudo_labeled(
 ) -> PseudoLabeled | None:
     """Of the last generation that selected some, which is not the last of a run."""
     for generation in reversed(range(generations)):
-        folder = _folder(workdir, generation) / "pseudo_labels"
+        folder = generation_folder(workdir, generation) / "pseudo_labels"
         if pseudo_labels.selected_count(folder):
             break
     else:
@@ -128,7 +129,8 @@ def _pseudo_labeled(
 def _moved(workdir: Path, generations: int, classes: int, most: int) -> Moved | None:
     """None if there is one generation, or the run's version kept no predictions of test images."""
     folders = [
-        _folder(workdir, generation) / "test_predictions" for generation in (0, generations - 1)
+        generation_folder(workdir, generation) / "test_predictions"
+        for generation in (0, generations - 1)
     ]
     if generations == 1 or not all(map(files.is_whole, folders)):
         return None
@@ -199,7 +201,3 @@ def _thumbnail(image: bytes) -> bytes:
         content = io.BytesIO()
         picture.save(content, "JPEG", quality=80)
         return content.getvalue()
-
-
-def _folder(workdir: Path, generation: int) -> Path:
-    return workdir / f"generation_{generation:02d}"

@@ -11,6 +11,7 @@ import pytest
 from conftest import needs_compiler
 
 from crest_jax import cpu
+from crest_jax.cpu import library
 
 pytestmark = needs_compiler
 SLOPES = [0.0, 0.1, 1.0]
@@ -23,7 +24,7 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def compiled():
-    assert cpu.library.kernels()
+    assert library.kernels()
 
 
 def normal(*shape, dtype=jnp.float32, seed=0):
@@ -123,7 +124,7 @@ def test_activations_of_what_is_not_finite_are_ieee_s(slope):
 
 def bits():
     """Results in a form to compare; also run by another process."""
-    assert cpu.library.kernels()
+    assert library.kernels()
     hashes = []
     for shape in [(3001, 48), (9001, 3), (300, 1024)]:
         compute = jax.jit(partial(results, slope=0.1, both=True))

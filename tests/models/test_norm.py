@@ -10,6 +10,7 @@ from conftest import needs_compiler
 from jax.sharding import AxisType, PartitionSpec
 
 from crest_jax import cpu
+from crest_jax.cpu import library
 from crest_jax.distributed import AXIS, over_devices
 from crest_jax.models import ResNet, WideResNet, resnet, wide_resnet
 from crest_jax.models.norm import BatchNorm
@@ -24,7 +25,7 @@ def form(request, monkeypatch):
     if request.param == "xla":
         monkeypatch.setattr(cpu.norm, "takes", lambda x: False)
     else:
-        assert cpu.library.kernels()
+        assert library.kernels()
     return request.param
 
 
@@ -322,7 +323,7 @@ def test_other_platforms_get_xla_s_norm(platform):
 
 def test_without_a_compiler_norms_are_xla_s(monkeypatch):
     monkeypatch.setenv("CXX", "false")
-    monkeypatch.setattr(cpu.library, "kernels", cpu.library.kernels.__wrapped__)
+    monkeypatch.setattr(library, "kernels", library.kernels.__wrapped__)
     layer = BatchNorm(use_running_average=False)
     given = variables_of(16), *arrays((2, 4, 4, 16), **ADDITIONS[4])
     assert COMPILED not in jax.jit(partial(with_gradients, layer)).lower(*given).as_text()
