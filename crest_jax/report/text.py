@@ -147,7 +147,14 @@ _MOST_CHANGED = 3
 def self_training_lines(
     generations: Sequence[Mapping[str, Any]], class_names: Sequence[str]
 ) -> str:
-    """Says whether self-training helped, by how much, and which classes."""
+    """Says whether self-training helped, by how much, and which classes.
+
+    It is the last generation against the first, which has trained for a part of the time.
+
+    Args:
+      generations: the result.json of each, of at least one.
+      class_names: by label.
+    """
     first, last = generations[0], generations[-1]
     before, after = first["accuracy"], last["accuracy"]
     change = after - before

@@ -150,6 +150,34 @@ def test_without_tiles_bfloat16_is_computed_in_float32(channels, features, strid
         np.testing.assert_array_equal(mine, theirs.astype(jnp.bfloat16))
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("length", "channels", "features", "by_vectors"),
+    [
+        (16, 32, 32, (False, False, False)),
+        (8, 1, 16, (True, False, True)),  # of a row of 32 terms a window has 9, and each tap 1
+        (2, 64, 64, (True, True, True)),  # of a tile's 16 pixels an image has 4
+    ],
+)
+def test_vectors_take_the_place_of_tiles_that_would_be_mostly_zeros(
+    length, channels, features, by_vectors
+):
+    """Then `high` has the bits of float32. Forward, gradient of images, gradient of the kernel."""
+    arrays = (
+        normal(4, length, length, channels),
+        normal(3, 3, channels, features),
+        normal(4, length, length, features),
+    )
+    with computing(WAYS["float32 by tiles"]) as possible:
+        if not possible:
+            pytest.skip("the processor has no tiles")
+        high, _ = by_way(WAYS["float32 by tiles"], *arrays, stride=1)
+    with computing(WAYS["float32 by vectors"]):
+        exact, _ = by_way(WAYS["float32 by vectors"], *arrays, stride=1)
+    same = tuple(np.array_equal(a, b) for a, b in zip(high, exact, strict=True))
+    assert same == by_vectors
+
+
 # Channels, features, and the size and stride of windows: where tiles, and vectors, are filled up
 # with what else is in memory, and where they are not.
 SHAPES = [
