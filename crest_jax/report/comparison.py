@@ -1,12 +1,14 @@
 """Methods side by side, from the results.json of finished runs.
 
-python -m crest_jax.report.comparison WORKDIR [WORKDIR ...] [--baseline none]
+python -m crest_jax.report.comparison WORKDIR [WORKDIR ...] [--rarest 3] [--baseline none]
 
+With --rarest, recall and precision of so many classes, those with the fewest labels, are added.
 With a baseline, which is a value of rebalance, another table says how far the others are ahead of
 it on the same folds, and how likely they would be so by chance.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,15 +17,41 @@ from scipy import stats
 
 from crest_jax import command, files, results
 from crest_jax.algorithms import ALGORITHMS
-from crest_jax.errors import DataError
+from crest_jax.errors import ConfigError, DataError
 from crest_jax.rebalancing import REBALANCING, parts
 from crest_jax.schema import printable
 
-# Rows of each method: what is reported, and where results.json has it.
-FIGURES = {"": "accuracy", " + la": "accuracy_logit_adjusted"}
+# What a run is reported by; NaN where it has no such figure.
+Figure = Callable[[Mapping[str, Any]], float]
+ACCURACIES: Mapping[str, Figure] = {
+    "": lambda run: run["accuracy"],
+    " + la": lambda run: run["accuracy_logit_adjusted"],
+}
 
 
-def comparison(runs: Sequence[Mapping[str, Any]]) -> str:
+def of_rarest(count: int) -> dict[str, Figure]:
+    """Recall and precision of the classes with the fewest labels, in %, as figures of a run.
+
+    They are means over these classes. Precision is of those that the model predicts at all.
+
+    Args:
+      count: how many classes.
+    """
+
+    def mean_of(name: str) -> Figure:
+        def figure(run: Mapping[str, Any]) -> float:
+            sizes = np.array(run["generations"][0]["labeled_per_class"])
+            rarest = np.argsort(-sizes, kind="stable")[-count:]
+            values = [run["generations"][-1][f"per_class_{name}"][label] for label in rarest]
+            known = [value for value in values if value is not None]
+            return float(np.mean(known)) if known else math.nan
+
+        return figure
+
+    return {f", {name} of rarest {count}": mean_of(name) for name in ("recall", "precision")}
+
+
+def comparison(runs: Sequence[Mapping[str, Any]], rarest: int = 0) -> str:
     """A Markdown table of class-balanced accuracy in %, mean ± standard deviation over folds.
 
     Each method has a line as trained and one after logit adjustment; each rebalancing a column.
@@ -31,28 +59,35 @@ def comparison(runs: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
       runs: contents of results.json files, all of one data set, one long tail and one budget.
+      rarest: how many classes, those with the fewest labels, have lines for recall and precision.
 
     Raises:
       DataError: there are no runs, two are of one method, rebalancing and fold, or they are not
         of the same data or of as many training steps in all.
+      ConfigError: there are not so many classes.
     """
     cells = _cells(runs)
+    classes = len(runs[0]["class_names"])
+    if not 0 <= rarest <= classes:
+        raise ConfigError(f"--rarest={rarest} must be from 0 to {classes}, the number of classes")
+    figures = {**ACCURACIES, **(of_rarest(rarest) if rarest else {})}
     methods = _in_order({method for method, _ in cells}, ALGORITHMS)
     rebalances = _in_order({rebalance for _, rebalance in cells}, ["none", *REBALANCING])
     most = max(map(len, cells.values()))
 
-    def cell(method: str, rebalance: str, figure: str) -> str:
-        folds = cells.get((method, rebalance))
-        if folds is None:
+    def cell(method: str, rebalance: str, figure: Figure) -> str:
+        folds = cells.get((method, rebalance), {})
+        values = np.array([figure(run) for run in folds.values()])
+        values = values[np.isfinite(values)]
+        if not len(values):
             return "-"
-        values = np.array([run[figure] for run in folds.values()])
         fewer = f" ({len(values)} of {most} folds)" if len(values) < most else ""
         return f"{values.mean():.1f} ± {values.std():.1f}{fewer}"
 
     columns = " | ".join(map(printable, rebalances))
     lines = [f"| | {columns} |", "|---" * (1 + len(rebalances)) + "|"]
     for method in methods:
-        for suffix, figure in FIGURES.items():
+        for suffix, figure in figures.items():
             row = " | ".join(cell(method, rebalance, figure) for rebalance in rebalances)
             lines.append(f"| {printable(method)}{suffix} | {row} |")
     return "\n".join(lines) + "\n"
@@ -83,9 +118,9 @@ def paired(runs: Sequence[Mapping[str, Any]], baseline: str) -> str:
             if len(shared) < 2:
                 continue
             found = []
-            for figure in FIGURES.values():
+            for figure in ACCURACIES.values():
                 values, expected = (
-                    [run[fold][figure] for fold in shared] for run in (folds, reference)
+                    [figure(run[fold]) for fold in shared] for run in (folds, reference)
                 )
                 found.append(_ahead(np.array(values) - np.array(expected)))
             lines.append(
@@ -97,12 +132,12 @@ def paired(runs: Sequence[Mapping[str, Any]], baseline: str) -> str:
             f"no runs share two folds with runs of rebalance={printable(baseline)}, the "
             "baseline: name another one, or more runs"
         )
-    columns = " | ".join(f"points ahead{suffix} | p" for suffix in FIGURES)
+    columns = " | ".join(f"points ahead{suffix} | p" for suffix in ACCURACIES)
     return (
         "\n".join(
             [
                 f"| against {printable(baseline)} | folds | {columns} |",
-                "|---" * (2 + 2 * len(FIGURES)) + "|",
+                "|---" * (2 + 2 * len(ACCURACIES)) + "|",
                 *lines,
             ]
         )
@@ -174,10 +209,11 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=files.given, nargs="+", help="folders of finished runs")
+    parser.add_argument("--rarest", type=int, default=0, help="classes that have lines of their own")
     parser.add_argument("--baseline", help="a value of rebalance that others are held against")
     arguments = parser.parse_args()
     runs = [results.read(workdir) for workdir in arguments.workdir]
-    tables = [comparison(runs)]
+    tables = [comparison(runs, arguments.rarest)]
     if arguments.baseline is not None:
         tables.append(paired(runs, arguments.baseline))
     print("\n".join(tables), end="")

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from crest_jax import command, files, results
@@ -35,9 +36,10 @@ STYLE = {
 def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
     """One picture of what the method does, a line per kind of run (as the paper's Figure 1).
 
-    Left: the labeled set's class sizes. Middle: recall on the test set by class, dotted after the
-    first generation, solid after the last. Right: accuracy by generation; a run of one generation
-    is a horizontal line.
+    From left to right: the labeled set's class sizes; precision and recall on the test set by
+    class, dotted after the first generation, solid after the last; accuracy by generation, where a
+    run of one generation is a horizontal line. Precision of a class that is never predicted is a
+    gap.
     Runs of the same `rebalance` are averaged, and their standard deviation is drawn.
 
     Args:
@@ -47,8 +49,11 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
       DataError: runs of one kind differ in their number of generations.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 2.8), layout="constrained")
-        sizes_axes, recall_axes, accuracy_axes = figure.subplots(1, 3, width_ratios=(0.8, 1.2, 1))
+        figure = Figure(figsize=(12, 2.8), layout="constrained")
+        sizes_axes, *by_class_axes, accuracy_axes = figure.subplots(
+            1, 4, width_ratios=(0.8, 1.1, 1.1, 1)
+        )
+        by_class = dict(zip(("precision", "recall"), by_class_axes, strict=True))
         groups = {name: [run for run in runs if run["rebalance"] == name] for name in NAMES}
         groups = {name: members for name, members in groups.items() if members}
 
@@ -68,14 +73,11 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
                 )
             look = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 4,
                     "label": NAMES[name]}  # fmt: skip
-            first, last = (
-                np.array([run["generations"][at]["per_class_recall"] for run in members], float)
-                for at in (0, -1)
-            )
-            recall_axes.plot(classes, last.mean(axis=0), **look)
-            if len(members[0]["generations"]) > 1:
-                dotted = {"linestyle": ":", "color": COLOURS[name]}
-                recall_axes.plot(classes, first.mean(axis=0), **dotted, label="_first")
+            dotted = {"linestyle": ":", "color": COLOURS[name], "label": "_first"}
+            for what, axes in by_class.items():
+                if lengths != {1}:
+                    axes.plot(classes, _mean_by_class(members, 0, what), **dotted)
+                axes.plot(classes, _mean_by_class(members, -1, what), **look)
             by_generation = np.array(
                 [[result["accuracy"] for result in run["generations"]] for run in members]
             )
@@ -90,12 +92,22 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
                 linewidth=0,
             )  # fmt: skip
             accuracy_axes.set_xticks(generations)
-        recall_axes.set(title="recall on the test set (%)", xlabel="class", ylim=(0, 104))
-        recall_axes.legend(loc="lower left")
+        for what, axes in by_class.items():
+            axes.set(title=f"{what} on the test set (%)", xlabel="class", ylim=(0, 104))
+        by_class["recall"].legend(loc="lower left")
         accuracy_axes.set(title="class-balanced accuracy (%)", xlabel="generation")
-        for axes in (sizes_axes, recall_axes):
+        for axes in (sizes_axes, *by_class_axes):
             axes.set_xticks(classes if len(classes) <= 20 else classes[::10])
         return figure
+
+
+def _mean_by_class(
+    runs: Sequence[Mapping[str, Any]], generation: int, what: str
+) -> Float[np.ndarray, " classes"]:
+    """Precision or recall by class, the mean over the runs that have one; NaN where none has."""
+    values = [run["generations"][generation][f"per_class_{what}"] for run in runs]
+    of_class = np.ma.masked_invalid(np.array(values, float))
+    return of_class.mean(axis=0).filled(np.nan)
 
 
 @command.entry

@@ -4,7 +4,7 @@ import math
 import finished_run
 import pytest
 
-from crest_jax.errors import DataError
+from crest_jax.errors import ConfigError, DataError
 from crest_jax.report import comparison
 
 
@@ -83,6 +83,37 @@ def test_temperatures_and_targets_have_columns_of_their_own():
         ]
     )
     assert table.splitlines()[0] == "| | da | da t=0.5 | darp (predicted p(y)) |"
+
+
+def test_the_rarest_classes_have_lines_for_recall_and_precision():
+    """Classes 2 and 0 have the fewest labels; nothing was predicted as 0 in fold 1."""
+
+    def of_fold(fold, recall, precision):
+        first = {"labeled_per_class": [2, 9, 1, 5], "steps": 900}
+        last = {**first, "per_class_recall": recall, "per_class_precision": precision}
+        first |= {"per_class_recall": [0.0] * 4, "per_class_precision": [0.0] * 4}
+        generations = [first, last]
+        return run("fixmatch", "crest", fold, 60.0, 61.0, generations=generations)
+
+    runs = [
+        of_fold(0, [20.0, 90.0, 10.0, 80.0], [99.0, 50.0, 95.0, 60.0]),
+        of_fold(1, [0.0, 90.0, 50.0, 80.0], [None, 50.0, 99.0, 60.0]),
+        run("fixmatch", "none", 0, 60.0, 61.0, generations=[
+            {
+                "labeled_per_class": [2, 9, 1, 5], "steps": 1800,
+                "per_class_recall": [0.0] * 4, "per_class_precision": [None, 50.0, None, 50.0],
+            }
+        ]),
+    ]  # fmt: skip
+    for each in runs:
+        each["class_names"] = list("abcd")
+    assert comparison.comparison(runs, rarest=2).splitlines()[-2:] == [
+        "| fixmatch, recall of rarest 2 | 0.0 ± 0.0 (1 of 2 folds) | 20.0 ± 5.0 |",
+        "| fixmatch, precision of rarest 2 | - | 98.0 ± 1.0 |",
+    ]
+    for count in (-1, 5):
+        with pytest.raises(ConfigError, match=f"--rarest={count} must be from 0 to 4"):
+            comparison.comparison(runs, rarest=count)
 
 
 def test_the_command_reads_workdirs(tmp_path, monkeypatch, capsys):

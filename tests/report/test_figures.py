@@ -33,7 +33,9 @@ def runs():
 
 
 def test_the_overview_draws_the_runs_own_figures(runs):
-    sizes, recall, accuracy = figures.overview(runs).axes
+    runs[0]["generations"][-1]["per_class_precision"] = [80.0, 90.0, None]
+    runs[1]["generations"][-1]["per_class_precision"] = [60.0, None, None]
+    sizes, precision, recall, accuracy = figures.overview(runs).axes
     assert [bar.get_height() for bar in sizes.patches] == [90, 9, 1]
     assert sizes.get_yscale() == "log"
     lines = {line.get_label(): line.get_ydata() for line in recall.lines}
@@ -41,6 +43,9 @@ def test_the_overview_draws_the_runs_own_figures(runs):
     np.testing.assert_allclose(lines["FixMatch"], [98, 60, 7])
     np.testing.assert_allclose(lines["_first"], np.array([91, 71, 54]) / 3)
     assert len(lines) == 3
+    lines = {line.get_label(): line.get_ydata() for line in precision.lines}
+    np.testing.assert_allclose(lines["CReST+"], [70, 90, np.nan])
+    np.testing.assert_allclose(lines["_first"], 50)
     several, one = sorted(accuracy.lines, key=lambda line: -len(set(line.get_ydata())))
     np.testing.assert_allclose(several.get_ydata(), [52, 62, 72])
     np.testing.assert_allclose(one.get_ydata(), 55)
