@@ -8,7 +8,7 @@ python -m crest_jax.paper --table=N --collect [--output=FILE.md|FILE.csv]
                                                          ours beside the published, so far
 python -m crest_jax.paper --figure=N --list | --run [--cell=I]
 python -m crest_jax.paper --figure=N --collect --output=FILE.svg|FILE.pdf|FILE.png
-Everywhere: [--scale=full|small|smoke] [--folds=K] [--runs=DIR] [--config.field=value ...]
+Everywhere: [--scale=full|small|mnist|smoke] [--folds=K] [--runs=DIR] [--config.field=value ...]
 
 A line of --list is a command for a shell, whichever batch system starts it. Cells that come from
 the same run share it, tables too. Whatever was interrupted continues.
@@ -52,8 +52,10 @@ class Scale(NamedTuple):
     fields: Mapping[str, str]  # config fields
     steps: int  # of a generation; 0 leaves the experiment's
     generations: int  # of self-training; 0 likewise
-    experiment: str | None = None  # in place of all others
+    experiment: str | None = None  # in place of others
+    stands_for: Collection[str] | None = None  # the experiments that it replaces; None for all
     gamma: float = 1  # by what imbalance ratios are divided
+    beta: float = 1  # and labeled parts
     arguments: Mapping[str, Mapping[str, str]] = {}  # further ones of some experiments
 
 
@@ -77,6 +79,15 @@ SCALES = {
         3,
         arguments={"imagenet127": {"resolution": "32"}},
     ),
+    "mnist": Scale(
+        "MNIST-LT, 14 x 14 pixels, a fifth of β, WRN-10-1, 3 generations of 2000 steps",
+        {},
+        0,
+        3,
+        "mnist_lt",
+        stands_for=("cifar10_lt",),
+        beta=5,
+    ),
     "smoke": Scale(
         "handwritten digits with γ / 10, 2 generations of 20 steps",
         {
@@ -91,7 +102,7 @@ SCALES = {
         20,
         2,
         "digits_lt",
-        10,
+        gamma=10,
     ),
 }
 
@@ -132,7 +143,7 @@ class Cell(NamedTuple):
 def cells(
     table: Table, *, scale: str, folds: int, runs: Path, fields: Mapping[str, str]
 ) -> list[Cell]:
-    """Every cell that has a published figure, row by row.
+    """Every cell that has a published figure and is run at this scale, row by row.
 
     Args:
       table: of the paper.
@@ -160,8 +171,14 @@ def cells(
         )
         for row in table.rows
         for column, published in zip(table.columns, row.figures, strict=True)
-        if published is not None
+        if published is not None and _stands_for(scale, column.experiment)
     ]
+
+
+def _stands_for(scale: str, experiment: str) -> bool:
+    """Whether an experiment of the paper is run at this scale."""
+    replaced = SCALES[scale].stands_for
+    return replaced is None or experiment in replaced
 
 
 def jobs(found: Sequence[Cell]) -> dict[Job, list[str]]:
@@ -197,8 +214,9 @@ def job_of(
     """
     at = SCALES[scale]
     arguments = {**arguments, **at.arguments.get(experiment, {})}
-    if at.experiment and "gamma" in arguments:
-        arguments = {**arguments, "gamma": f"{float(arguments['gamma']) / at.gamma:g}"}
+    for name, smaller in (("gamma", at.gamma), ("beta", at.beta)):
+        if at.experiment and name in arguments and smaller != 1:
+            arguments = {**arguments, name: f"{float(arguments[name]) / smaller:g}"}
     as_all = experiment not in ONE_GENERATION
     # After what runs, and not after what it stands for.
     experiment = at.experiment or experiment
@@ -433,21 +451,26 @@ def main() -> None:
         parser.error("--unfinished goes with --list")
     if arguments.output and not arguments.collect:
         parser.error("--output goes with --collect")
-    if arguments.folds is not None and arguments.figure:
-        parser.error("--folds goes with --table: figures are of fold 0")
     if arguments.output:
         _check_output(arguments.output, TABLE_FORMATS if arguments.table else FIGURE_FORMATS)
     where = {"scale": arguments.scale, "runs": arguments.runs, "fields": _fields(rest)}
+    # The paper's figures are of one run a curve.
+    published = TABLES[arguments.table].folds if arguments.table else 1
+    folds = published if arguments.folds is None else arguments.folds
+    if folds < 1:
+        raise ConfigError(f"--folds={folds} must be at least 1")
     if arguments.table:
         table = TABLES[arguments.table]
-        folds = table.folds if arguments.folds is None else arguments.folds
-        if folds < 1:
-            raise ConfigError(f"--folds={folds} must be at least 1")
         found = cells(table, folds=folds, **where)
         named = jobs(found)
     else:
-        drawn_from = curves(FIGURES[arguments.figure], **where)
-        named = {job: [name] for name, job in drawn_from.items()}
+        drawn_from = curves(FIGURES[arguments.figure], folds=folds, **where)
+        named = {job: [name] for name, of_curve in drawn_from.items() for job in of_curve}
+    if not named:
+        raise ConfigError(
+            f"--scale={arguments.scale} is of {', '.join(SCALES[arguments.scale].stands_for or ())}"
+            " alone, of which there is nothing here: take another --scale"
+        )
     note = note_of(arguments.scale, where["fields"])
     if where["fields"] or arguments.run:  # before any of them has run for days
         for job in named:
@@ -464,23 +487,33 @@ def main() -> None:
         title = f"Table {arguments.table}. {table.title}"
         _write_table(title, collect(found), note, arguments.output)
     else:
-        _write_figure(FIGURES[arguments.figure], drawn_from, note, arguments.output)
+        figure = FIGURES[arguments.figure]
+        # What runs in place of the paper's data is named by the note.
+        data = [] if SCALES[arguments.scale].experiment else [figure.data]
+        _write_figure(figure, drawn_from, [*data, *filter(None, [note])], arguments.output)
 
 
 def curves(
-    figure: PaperFigure, *, scale: str, runs: Path, fields: Mapping[str, str]
-) -> dict[str, Job]:
-    """The run of every curve of a figure, of fold 0. Arguments as for `cells`."""
+    figure: PaperFigure, *, scale: str, folds: int, runs: Path, fields: Mapping[str, str]
+) -> dict[str, tuple[Job, ...]]:
+    """The runs of every curve of a figure at this scale, one for each fold.
+
+    Arguments are those of `cells`.
+    """
     return {
-        curve.name: job_of(
-            curve.experiment,
-            {**curve.arguments, "fold": "0"},
-            scale=scale,
-            runs=runs,
-            fields=fields,
-            own=curve.fields,
+        curve.name: tuple(
+            job_of(
+                curve.experiment,
+                {**curve.arguments, "fold": str(fold)},
+                scale=scale,
+                runs=runs,
+                fields=fields,
+                own=curve.fields,
+            )
+            for fold in range(folds)
         )
         for curve in figure.curves
+        if _stands_for(scale, curve.experiment)
     }
 
 
@@ -510,26 +543,37 @@ def _write_table(
 
 
 def _write_figure(
-    figure: PaperFigure, drawn_from: Mapping[str, Job], note: str, output: Path | None
+    figure: PaperFigure,
+    drawn_from: Mapping[str, Sequence[Job]],
+    remarks: Sequence[str],
+    output: Path | None,
 ) -> None:
     if output is None:
         raise ConfigError("--collect draws a figure into --output=FILE: name one")
-    there = found_of(drawn_from.values())
+    there = found_of(job for of_curve in drawn_from.values() for job in of_curve)
     finished, missing = {}, []
-    for name, job in drawn_from.items():
-        one = there.get(job)
-        if one is not None and one.is_finished:
-            finished[name] = one.results
-        else:
-            progress = f" ({len(one.generations)} of {one.planned} generations)" if one else ""
-            missing.append(f"{name}{progress}")
+    for name, of_curve in drawn_from.items():
+        begun = [there[job] for job in of_curve if job in there]
+        folds = [one.results for one in begun if one.is_finished]
+        if folds:
+            finished[name] = folds
+        if len(of_curve) == 1 and begun and not folds:
+            (one,) = begun
+            missing.append(f"{name} ({len(one.generations)} of {one.planned} generations)")
+        elif len(folds) < len(of_curve):
+            some = f" ({len(folds)} of {len(of_curve)} folds are)" if folds else ""
+            missing.append(f"{name}{some}")
     if not finished:
         raise ConfigError(f"none of the runs of {figure.title!r} is finished yet: --run them first")
-    remarks = [note] if note else []
+    several = max(map(len, finished.values()))
+    said = [*remarks]
+    if several > 1:
+        said.append(f"Mean and standard deviation of {several} folds")
     if missing:
-        remarks.append(f"Not finished: {', '.join(missing)}")
-    files.write_bytes(output, drawn(figure, finished, remarks, output.suffix.removeprefix(".")))
-    print(f"{output}: from {len(finished)} of {len(drawn_from)} runs")
+        said.append(f"Not finished: {', '.join(missing)}")
+    files.write_bytes(output, drawn(figure, finished, said, output.suffix.removeprefix(".")))
+    runs = sum(map(len, drawn_from.values()))
+    print(f"{output}: from {sum(map(len, finished.values()))} of {runs} runs")
 
 
 def _check_output(output: Path, formats: Collection[str]) -> None:

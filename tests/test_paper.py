@@ -138,13 +138,32 @@ def test_in_table_4_a_method_of_one_generation_trains_as_long_as_one(tmp_path):
 
 
 def test_figures_share_runs_with_tables_but_for_what_they_vary(tmp_path):
-    where = {"scale": "full", "runs": tmp_path, "fields": {}}
+    where = {"scale": "full", "folds": 1, "runs": tmp_path, "fields": {}}
     table = set(paper.jobs(cells(5, tmp_path)))
-    drawn_from = paper.curves(FIGURES[4], **where)
+    drawn_from = {name: job for name, (job,) in paper.curves(FIGURES[4], **where).items()}
     assert [name for name, job in drawn_from.items() if job in table] == ["α=1/3"]
     assert "--config.crest.alpha=0.25" in drawn_from["α=1/4"].command
     assert len({job.workdir for job in drawn_from.values()}) == 5
-    assert set(paper.curves(FIGURES[1], **where).values()) <= table
+    assert {job for (job,) in paper.curves(FIGURES[1], **where).values()} <= table
+
+
+def test_mnist_stands_for_cifar10_alone(command, tmp_path):
+    """In Table 1, CIFAR-10 is half of the columns, of three runs over five folds each."""
+    found = cells(1, tmp_path, "mnist")
+    assert {cell.column.experiment for cell in found} == {"cifar10_lt"}
+    config = paper.config_of(found[-1].jobs[1])
+    assert (config.data.name, config.generations, config.steps) == ("mnist", 3, 2000)
+    labeled = {paper.config_of(cell.jobs[0]).long_tail.beta for cell in found}
+    assert labeled == {0.02, 0.06}  # a fifth of 10 and 30 %
+    (one, *_) = paper.curves(FIGURES[5], scale="mnist", folds=2, runs=tmp_path, fields={}).values()
+    constant = [paper.config_of(job) for job in one]
+    assert [(each.fold, each.generations, each.steps) for each in constant] == [
+        (0, 3, 2000),
+        (1, 3, 2000),
+    ]
+    status, printed = command("--figure=6", "--scale=mnist", "--list")
+    assert status == 64
+    assert "--scale=mnist is of cifar10_lt alone" in printed.err
 
 
 # What came out
@@ -265,7 +284,9 @@ def test_a_figure_is_drawn_from_the_runs_there_are(command, tmp_path):
     status, printed = command(*arguments, f"--output={output}")
     assert status == 64
     assert "--run them first" in printed.err
-    job = paper.curves(FIGURES[4], scale="smoke", runs=tmp_path, fields={})["α=0"]
+    (job, other) = paper.curves(
+        FIGURES[4], scale="smoke", folds=2, runs=tmp_path, fields={}
+    )["α=0"]  # fmt: skip
     generation = {"accuracy": 70.0, "labeled_per_class": [9, 3, *[1] * 8]}
     finish(job, generation)
     status, printed = command(*arguments, f"--output={output}")
@@ -275,6 +296,14 @@ def test_a_figure_is_drawn_from_the_runs_there_are(command, tmp_path):
     assert (status, printed.out) == (0, f"{output}: from 1 of 5 runs\n")
     assert "NOT THE PAPER" in output.read_text()
     assert "Not finished: α=1, α=1/2, α=1/3, α=1/4" in output.read_text()
+    assert "CIFAR10-LT" not in output.read_text()  # nothing of it has run
+    _, printed = command(*arguments, "--folds=2", f"--output={output}")
+    assert printed.out == f"{output}: from 1 of 10 runs\n"
+    assert "α=0 (1 of 2 folds are)" in output.read_text()
+    finish(other, generation, {**generation, "accuracy": 74.0})
+    _, printed = command(*arguments, "--folds=2", f"--output={output}")
+    assert printed.out == f"{output}: from 2 of 10 runs\n"
+    assert "Mean and standard deviation of 2 folds" in output.read_text()
     for mistake, expected, message in (
         ([], 64, "--output=FILE"),
         (["--output=figure.txt"], 64, "must end in .svg or .pdf or .png"),
@@ -326,7 +355,6 @@ def test_a_mistake_is_one_readable_error(command, arguments, message):
     [
         (["--table=3", "--list", "--cell=1"], "--cell goes with --run"),
         (["--table=3", "--run", "--output=a.md"], "--output goes with --collect"),
-        (["--figure=4", "--list", "--folds=2"], "--folds goes with --table"),
         (["--table=3", "--list", "--", "--find_hosts"], "-- and what follows it go with --run"),
         (["--table=3", "--run", "--unfinished"], "--unfinished goes with --list"),
     ],

@@ -209,7 +209,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=files.given, nargs="+", help="folders of finished runs")
-    parser.add_argument("--rarest", type=int, default=0, help="classes that have lines of their own")
+    parser.add_argument("--rarest", type=int, default=0, help="classes to add lines of")
     parser.add_argument("--baseline", help="a value of rebalance that others are held against")
     arguments = parser.parse_args()
     runs = [results.read(workdir) for workdir in arguments.workdir]

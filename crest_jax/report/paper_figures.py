@@ -1,6 +1,7 @@
 """The paper's figures, drawn from the results.json files of runs.
 
-Colours are told apart by the colour-blind, and markers and lines by those who print in grey.
+A curve is the mean over folds; where there are several, bars are their standard deviation. Colours
+are told apart by the colour-blind, and markers and lines by those who print in grey.
 """
 
 import io
@@ -34,20 +35,23 @@ class PaperFigure(NamedTuple):
     """One of the paper's figures."""
 
     title: str
+    data: str  # of the paper's
     curves: tuple[Curve, ...]
-    # Draws what there is, by the curves' names, into a figure of its size in inches.
+    # Draws means over folds, by the names of those curves that there are, into a figure of its size
+    # in inches.
     draw: Callable[[Figure, Mapping[str, Results]], None]
     size: tuple[float, float]
 
 
 def drawn(
-    figure: PaperFigure, runs: Mapping[str, Results], remarks: Sequence[str], kind: str
+    figure: PaperFigure, runs: Mapping[str, Sequence[Results]], remarks: Sequence[str], kind: str
 ) -> bytes:
     """Draws a figure as a file's content.
 
     Args:
       figure: which.
-      runs: contents of results.json files by the names of the figure's curves; at least one.
+      runs: contents of results.json files, one or more for each fold that there is, by the names
+        of the figure's curves; at least one.
       remarks: what is to be said below the title, of the runs' scale and of those that are missing.
       kind: "svg", "pdf" or "png".
     """
@@ -57,13 +61,46 @@ def drawn(
         return content.getvalue()
 
 
-def canvas(figure: PaperFigure, runs: Mapping[str, Results], remarks: Sequence[str]) -> Figure:
+def canvas(
+    figure: PaperFigure, runs: Mapping[str, Sequence[Results]], remarks: Sequence[str]
+) -> Figure:
     """Draws a figure. Arguments as for `drawn`."""
     made = Figure(figsize=figure.size, layout="constrained")
-    figure.draw(made, runs)
+    figure.draw(made, {name: mean_of_folds(folds) for name, folds in runs.items()})
     lines = [textwrap.fill(line, int(15 * figure.size[0])) for line in (figure.title, *remarks)]
     made.suptitle("\n".join(lines), fontsize=10)
     return made
+
+
+def mean_of_folds(runs: Sequence[Results]) -> dict[str, Any]:
+    """Results whose every figure is the mean over those folds that have it.
+
+    Each generation also has `accuracy_deviation`, the standard deviation of its accuracy.
+
+    Args:
+      runs: contents of results.json files, at least one, of the same generations and classes.
+    """
+    deviations = [
+        float(np.std([result["accuracy"] for result in results]))
+        for results in zip(*(run["generations"] for run in runs), strict=True)
+    ]
+    mean = _mean(runs)
+    for result, deviation in zip(mean["generations"], deviations, strict=True):
+        result["accuracy_deviation"] = deviation
+    return mean
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Means of numbers in the same place; what is no number is as in the first."""
+    known = [value for value in values if value is not None]
+    first = known[0] if known else None
+    if isinstance(first, Mapping):
+        return {key: _mean([value.get(key) for value in known]) for key in first}
+    if isinstance(first, list):
+        return [_mean(items) for items in zip(*known, strict=True)]
+    if isinstance(first, int | float) and not isinstance(first, bool):
+        return float(np.mean(known))
+    return first
 
 
 # Okabe and Ito's colours, each with a marker and a line of its own.
@@ -120,8 +157,15 @@ def _plot_by_class(axes: Axes, values: np.ndarray, label: str, number: int, **ch
 def _plot_by_generation(axes: Axes, runs: Mapping[str, Results], names: Sequence[str]) -> None:
     for number, name in enumerate(names):
         if name in runs:
-            accuracies = [result["accuracy"] for result in runs[name]["generations"]]
-            _plot_by_class(axes, np.array(accuracies), name, number)
+            results = runs[name]["generations"]
+            accuracies = np.array([result["accuracy"] for result in results])
+            deviations = [result["accuracy_deviation"] for result in results]
+            _plot_by_class(axes, accuracies, name, number)
+            if any(deviations):
+                axes.errorbar(
+                    1 + np.arange(len(accuracies)), accuracies, deviations, linestyle="none",
+                    color=_LOOKS[number]["color"], alpha=0.5, capsize=2, label="_deviation",
+                )  # fmt: skip
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(title="class-balanced accuracy (%)", xlabel="generation")
     axes.legend(fontsize=8)
@@ -257,7 +301,8 @@ def _draw_6(canvas: Figure, runs: Mapping[str, Results]) -> None:
 
 FIGURES = {
     1: PaperFigure(
-        "Figure 1. Bias of FixMatch on CIFAR10-LT, and what CReST and CReST+ make of it",
+        "Figure 1. Bias of FixMatch, and what CReST and CReST+ make of it",
+        "CIFAR10-LT",
         (
             Curve("CReST", "cifar10_lt", _run("fixmatch", "crest", **_ON_CIFAR10)),
             Curve("CReST+", "cifar10_lt", _run("fixmatch", "crest_plus", **_ON_CIFAR10)),
@@ -267,6 +312,7 @@ FIGURES = {
     ),
     2: PaperFigure(
         "Figure 2. Recall and precision of FixMatch by class",
+        "CIFAR10-LT and CIFAR100-LT",
         (
             Curve("CIFAR10-LT", "cifar10_lt", _run("fixmatch", "crest", **_ON_CIFAR10)),
             Curve("CIFAR100-LT", "cifar100_lt", _run("fixmatch", "crest", gamma="50", beta="0.3")),
@@ -275,7 +321,8 @@ FIGURES = {
         (8, 5.2),
     ),
     4: PaperFigure(
-        "Figure 4. The sampling rate's α in CReST, CIFAR10-LT",
+        "Figure 4. The sampling rate's α in CReST",
+        "CIFAR10-LT",
         tuple(
             Curve(
                 f"α={name}",
@@ -289,7 +336,8 @@ FIGURES = {
         (8, 3.2),
     ),
     5: PaperFigure(
-        "Figure 5. The temperature of distribution alignment in self-training, CIFAR10-LT",
+        "Figure 5. The temperature of distribution alignment in self-training",
+        "CIFAR10-LT",
         (
             *(
                 Curve(
@@ -306,13 +354,15 @@ FIGURES = {
         (8, 3.2),
     ),
     6: PaperFigure(
-        "Figure 6. Class distribution of ImageNet127's training set",
+        "Figure 6. Class distribution of the training set",
+        "ImageNet127",
         (Curve("ImageNet127", "imagenet127", _run("fixmatch", "crest", beta="0.1")),),
         _draw_6,
         (6, 3.2),
     ),
     7: PaperFigure(
-        "Figure 7. Recall and precision of other algorithms by class, CIFAR10-LT",
+        "Figure 7. Recall and precision of other algorithms by class",
+        "CIFAR10-LT",
         tuple(
             Curve(name, "cifar10_lt", _run(method, "none", **_ON_CIFAR10))
             for name, method in (

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from crest_jax.report.paper_figures import FIGURES, canvas, drawn
+from crest_jax.report.paper_figures import FIGURES, canvas, drawn, mean_of_folds
 
 # Classes in no order: 1 is the largest, then 2, then 0.
 LABELED = [5, 40, 20]
@@ -33,7 +33,7 @@ def lines(axes):
 
 
 def draw(number, **changes):
-    runs = {curve.name: {**RESULTS, **changes} for curve in FIGURES[number].curves}
+    runs = {curve.name: [{**RESULTS, **changes}] for curve in FIGURES[number].curves}
     return canvas(FIGURES[number], runs, ["Small"])
 
 
@@ -106,34 +106,63 @@ def test_figure_6_is_of_all_training_images_on_a_logarithmic_axis():
 
 
 def test_only_runs_that_are_there_have_a_curve():
-    figure = canvas(FIGURES[4], {"α=0": RESULTS}, [])
+    figure = canvas(FIGURES[4], {"α=0": [RESULTS]}, [])
     _, accuracy = figure.axes
     assert list(lines(accuracy)) == ["α=0"]
 
 
 def test_an_axis_is_as_long_as_its_longest_curve():
     shorter = {**RESULTS, "generations": RESULTS["generations"][:1]}
-    runs = {"α=1": RESULTS, "α=0": shorter}
+    runs = {"α=1": [RESULTS], "α=0": [shorter]}
     _, accuracy = canvas(FIGURES[4], runs, []).axes
     assert accuracy.get_xlim() == (0.5, 3.5)
 
 
 def test_crest_plus_does_not_pass_for_fixmatch():
     """Its first generation aligns pseudo-labels already."""
-    _, bias, pseudo, _ = canvas(FIGURES[1], {"CReST+": RESULTS}, []).axes
+    _, bias, pseudo, _ = canvas(FIGURES[1], {"CReST+": [RESULTS]}, []).axes
     assert not bias.lines
     assert list(lines(pseudo)) == ["CReST+"]
+
+
+def test_curves_are_means_over_folds_with_their_deviation():
+    other = {
+        "data": "digits",
+        "generations": [
+            generation(54.0, [10.0, 90.0, 50.0]),
+            generation(60.0, [20.0, 92.0, 66.0]),
+            generation(70.0, [36.0, 94.0, 68.0]),
+        ],
+    }
+    other["generations"][2]["per_class_precision"] = [80.0, 7.0, None]
+    mean = mean_of_folds([RESULTS, other])
+    assert mean["data"] == "digits"
+    last = mean["generations"][2]
+    assert last["per_class_recall"] == [33.0, 94.0, 68.0]
+    assert last["per_class_precision"] == [75.0, 6.5, 32.0]  # by hand; of the folds that have one
+    _, accuracy = canvas(FIGURES[4], {"α=0": [RESULTS, other]}, []).axes
+    assert lines(accuracy)["α=0"] == [52, 60, 67]
+    (bars,) = accuracy.containers[0].lines[2]
+    ends = [list(segment[:, 1]) for segment in bars.get_segments()]
+    assert ends == [[50, 54], [60, 60], [64, 70]]
+
+
+def test_folds_of_different_length_are_no_mean():
+    shorter = {**RESULTS, "generations": RESULTS["generations"][:1]}
+    with pytest.raises(ValueError, match="shorter"):
+        mean_of_folds([RESULTS, shorter])
 
 
 def test_a_value_between_classes_without_one_is_still_seen():
     recall = [100.0 - label for label in range(30)]
     precision = [float(label) if label % 2 else None for label in range(30)]
     generation = {
+        "accuracy": 50.0,
         "labeled_per_class": list(range(30, 0, -1)),
         "per_class_recall": recall,
         "per_class_precision": precision,
     }
-    runs = {"CIFAR100-LT": {"data": "cifar100", "generations": [generation]}}
+    runs = {"CIFAR100-LT": [{"data": "cifar100", "generations": [generation]}]}
     drawn_recall, drawn_precision = canvas(FIGURES[2], runs, []).axes
     assert len(drawn_recall.lines) == 1
     _, lone = drawn_precision.lines
@@ -142,7 +171,7 @@ def test_a_value_between_classes_without_one_is_still_seen():
 
 @pytest.mark.parametrize("kind", ["svg", "pdf", "png"])
 def test_figures_are_files_of_each_kind(kind):
-    runs = {curve.name: RESULTS for curve in FIGURES[4].curves}
+    runs = {curve.name: [RESULTS] for curve in FIGURES[4].curves}
     content = drawn(FIGURES[4], runs, ["Small"], kind)
     assert {"svg": b"<svg", "pdf": b"%PDF", "png": b"\x89PNG"}[kind] in content[:1000]
     if kind == "svg":
