@@ -91,7 +91,7 @@ def test_the_command_says_what_it_has_kept(runs, tmp_path, monkeypatch, capsys):
     output = tmp_path / "kept"
     monkeypatch.setattr(sys, "argv", ["archive", f"--output={output}", *map(str, runs)])
     archive.main()
-    size = sum(file.stat().st_size for file in output.glob("*/*.json"))
+    size = sum(len(file.read_bytes()) for file in output.glob("*/*.json"))
     assert capsys.readouterr().out == f"{output}: 2 runs in {size / 1000:.0f} KB\n"
     monkeypatch.setattr(sys, "argv", ["archive", f"--output={output}", str(tmp_path)])
     with pytest.raises(SystemExit):
