@@ -25,7 +25,9 @@ from etils.epath import Path
 from crest_jax import distributed
 from crest_jax.data import pipeline
 from crest_jax.data.records import Images
-from crest_jax.train import Schedule, train
+from crest_jax.layout import GenerationFolder
+from crest_jax.schedule import Schedule
+from crest_jax.train import train
 from crest_jax.train_step import DeviceBatch
 
 # Of CIFAR10-LT with gamma = 100 and beta = 10 %.
@@ -91,7 +93,7 @@ def run_loop(
             lambda start: measure.timed(batches(start), waits),
             lambda evaluated: compiled.constants,
             evaluate,
-            folder=Path(temporary),
+            folder=GenerationFolder(Path(temporary)),
             schedule=Schedule(steps, eval_every=steps, checkpoint_every=steps),
             title="benchmark",
         )

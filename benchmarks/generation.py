@@ -124,8 +124,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
     config = config_of(arguments)
     from etils.epath import Path
 
-    from crest_jax import checkpoints, generations
-    from crest_jax import main as program
+    from crest_jax import batches, checkpoints, generations, main, program, self_training
     from crest_jax.data import sources, splits
     from crest_jax.rebalancing import crest
 
@@ -136,20 +135,20 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
         crest.select,
         checkpoints.save,
         generations.train,
-        generations.build,
+        program.build,
     )
-    built: list[Any] = []  # splits, program, and the last state
+    built: list[Any] = []  # the run, and its last state
 
     def keep_built(config, splits):
         made = build(config, splits)
         made = made._replace(new_state=clock.timed("fresh state", made.new_state))
-        built[:] = [splits, made, None]
+        built[:] = [program.Run(config, None, splits, made), None]
         return made
 
     def timed_train(state, train_steps, batches, constants, evaluate, **options):
         steps, evaluation = clock.timed("steps", train_steps), clock.timed("evaluation", evaluate)
-        built[2] = train(state, steps, batches, constants, evaluation, **options)
-        return built[2]
+        built[1] = train(state, steps, batches, constants, evaluation, **options)
+        return built[1]
 
     def save_at_once(manager, state):
         save_held_up(manager, state)
@@ -157,21 +156,18 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
 
     save_held_up = clock.timed("held up", save)
     checkpoints.save = clock.timed("checkpoint", save_at_once)
-    generations.build, generations.train = keep_built, timed_train
+    program.build, generations.train = keep_built, timed_train
     crest.select = clock.timed(
         "select", lambda *inputs, **options: list(select(*inputs, **options))
     )
     clock.watch(splits, prepare="prepare", load="load")
+    clock.watch(generations, _write_results="report")
     clock.watch(
-        generations,
-        score_unlabeled="score",
-        write_pseudo_labels="write",
-        _write_results="report",
-        rewrite_labeled="rewrite",
-        batches_of="read",
+        self_training, score_unlabeled="score", write_scores="write", rewrite_labeled="rewrite"
     )
+    clock.watch(batches, on_host="read")
     with tempfile.TemporaryDirectory() as temporary:
-        program.run(config, Path(temporary) / "run")
+        main.run(config, Path(temporary) / "run")
     ends, compiled = zip(*clock.ends["steps"], strict=True)
     calls = STEPS // AT_ONCE  # of a generation
     seconds = clock.seconds
@@ -203,7 +199,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
         "… in which compiles, of programs": compiled[calls] - compiled[calls - 1],
     }
     scoring = measure.interleaved(
-        {"score": _scoring(config, *built), "bare": _bare(config, *built)}, arguments.samples
+        {"score": _scoring(*built), "bare": _bare(*built)}, arguments.samples
     )
     column["scoring, without selection"] = statistics.median(scoring["score"])
     column["bare forward passes"] = statistics.median(scoring["bare"])
@@ -211,44 +207,44 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
     return column
 
 
-def _scoring(config: Any, splits: Any, made: Any, state: Any) -> Callable[[int], None]:
+def _scoring(run: Any, state: Any) -> Callable[[int], None]:
     """A way to score the unlabeled images, which the last generation does without selecting."""
-    from crest_jax import generations
+    from crest_jax import self_training
 
-    def run(calls: int) -> None:
+    def score(calls: int) -> None:
         for _ in range(calls):
-            generations.score_unlabeled(config, config.generations - 1, state, splits, made)
+            self_training.score_unlabeled(run, run.program.generations - 1, state)
 
-    return run
+    return score
 
 
-def _bare(config: Any, splits: Any, made: Any, state: Any) -> Callable[[int], None]:
+def _bare(run: Any, state: Any) -> Callable[[int], None]:
     """A way to pass over the same batches, the padding of the last one included."""
     import jax
     import numpy as np
 
-    from crest_jax import augment, distributed, generations
+    from crest_jax import augment, distributed, program
 
-    model = generations.model_of(config, len(splits.class_names), axis_name=None)
+    model = program.model_of(run.config, run.classes, axis_name=None)
     forward = distributed.over_devices(
         lambda images, variables: model.apply(variables, augment.rescale(images), train=False),
-        made.local_mesh,
+        run.program.local_mesh,
         in_specs=(distributed.SPLIT, distributed.REPLICATED),
         out_specs=distributed.SPLIT,
     )
-    images, size = splits.unlabeled.images.images, config.eval_batch_size
+    images, size = run.splits.unlabeled.images.images, run.config.eval_batch_size
     images = np.pad(images, [(0, -len(images) % size), (0, 0), (0, 0), (0, 0)])
     batches = [
-        distributed.split(images[start : start + size], made.local_mesh)
+        distributed.split(images[start : start + size], run.program.local_mesh)
         for start in range(0, len(images), size)
     ]
     variables = dict(zip(("params", "batch_stats"), state.ema_weights, strict=True))
 
-    def run(calls: int) -> None:
+    def forward_passes(calls: int) -> None:
         for _ in range(calls):
             jax.block_until_ready([forward(batch, variables) for batch in batches])
 
-    return run
+    return forward_passes
 
 
 def in_a_process(arguments: argparse.Namespace, cache: str) -> dict[str, float | str]:

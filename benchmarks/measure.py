@@ -258,7 +258,7 @@ class Steps(NamedTuple):
 
 
 def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bool = True) -> Steps:
-    """Compiles crest_jax's FixMatch steps, as `generations.build` does but without TensorFlow.
+    """Compiles crest_jax's FixMatch steps, as `program.build` does but without TensorFlow.
 
     Args:
       setting: what to train.
@@ -276,7 +276,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
     from crest_jax.algorithms import ALGORITHMS
     from crest_jax.config import default_config, parse_arguments
     from crest_jax.models import MODELS
-    from crest_jax.train_step import DeviceBatch, Generation, in_a_row, make_train_step
+    from crest_jax.train_step import Constants, DeviceBatch, in_a_row, make_train_step
 
     config = default_config(parse_arguments("rebalance=none"))
     count = devices or jax.device_count()
@@ -344,7 +344,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
         rng.integers(0, 256, (*unlabeled, *shape), dtype=np.uint8),
         np.zeros(unlabeled, np.int32),
     )
-    constants = Generation(
+    constants = Constants(
         jax.random.key(0),
         jnp.float32(1),
         jnp.full(setting.classes, 1 / setting.classes),

@@ -17,13 +17,13 @@ import numpy as np
 from etils.epath import Path
 from jax.sharding import Mesh
 
-from crest_jax import backend, command, distributed, evaluate, files, generations, trained
+from crest_jax import backend, command, distributed, evaluate, files, program, trained
 from crest_jax.data import splits
 from crest_jax.data.splits import Split
 from crest_jax.errors import ConfigError
+from crest_jax.layout import RunFolder
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.report import text
-from crest_jax.train import reported_steps
 from crest_jax.trained import Trained
 
 TAUS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -52,14 +52,14 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
             raise ConfigError(f"tau={tau} must be at least 0, and finite")
     config = trained.config_of(folder)
     last = trained.load(folder)
-    test = splits.load_split(config.data, folder / "splits" / "test")
+    test = splits.load_split(config.data, RunFolder(folder).splits / "test")
     mesh = distributed.data_mesh()
     logits_of = evaluate.make_logits(last.model, mesh, batch_size=config.eval_batch_size)
 
     def adjusted(generation: int) -> dict[str, Any]:
         models = (
             trained.load(folder, generation=generation, step=step)
-            for step in reported_steps(generations.schedule_of(config))
+            for step in program.schedule_of(config).reported
         )
         prior = trained.class_distribution(folder, generation)
         return {

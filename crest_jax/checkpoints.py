@@ -16,10 +16,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from crest_jax import distributed, files
 from crest_jax.errors import CrestError, UnavailableError, WorkdirError
+from crest_jax.schedule import KEEP
 from crest_jax.train_state import TrainState
 
-# The one before the last stays until the last is whole, and beyond.
-KEEP = 2
 # What says nothing of a checkpoint, but of the disk or of memory.
 _AWAY = (OSError, MemoryError, jax.errors.JaxRuntimeError)
 # The folder of `check`, whose paths are as long as those of a run's checkpoints.

@@ -115,7 +115,7 @@ def _run(config: ConfigDict, workdir: Path, dry: bool, pictures: bool) -> None:
     # Imported only now, so that a wrong flag is reported without waiting for TensorFlow.
     import jax
 
-    from crest_jax import backend, distributed, generations, plan, report, results
+    from crest_jax import backend, distributed, generations, layout, plan
     from crest_jax import workdir as workdir_lib
     from crest_jax.cpu import library
 
@@ -136,7 +136,8 @@ def _run(config: ConfigDict, workdir: Path, dry: bool, pictures: bool) -> None:
             f"fold {config.fold}"
         )
         generations.run(config, workdir, pictures=pictures)
-    distributed.say(f"results: {workdir / results.RESULTS}\npage: {workdir / report.REPORT}")
+    folder = layout.RunFolder(workdir)
+    distributed.say(f"results: {folder.results}\npage: {folder.page}")
 
 
 @command.entry

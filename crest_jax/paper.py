@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 from crest_jax import command, experiment, files, results, workdir
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.errors import ConfigError, Preempted, WorkdirError
+from crest_jax.layout import RunFolder
 from crest_jax.rebalancing import SELF_TRAINING, parts
 from crest_jax.report import paper_table
 from crest_jax.report.paper_figures import FIGURES, PaperFigure, drawn
@@ -280,7 +281,7 @@ def done(job: Job) -> Done | None:
       WorkdirError: its files are damaged, or it has another config than the job.
       ConfigError: as `config_of`.
     """
-    if not (job.workdir / results.RESULTS).exists():
+    if not RunFolder(job.workdir).results.exists():
         return None
     config = config_of(job)
     theirs = workdir.read_config(job.workdir)
@@ -324,7 +325,7 @@ def figure_of(one: Done, row: Row, column: Column) -> int | float | None:
         if column.label is not None:
             return value[column.label]
     except (KeyError, IndexError, TypeError) as error:
-        raise WorkdirError(f"its {results.RESULTS} lacks {row.reported}") from error
+        raise WorkdirError(f"its results.json lacks {row.reported}") from error
     known = [of_class for of_class in value if of_class is not None]
     return float(np.mean(known)) if known else None
 

@@ -25,15 +25,15 @@ from etils.epath import Path
 from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
-from crest_jax import distributed, files, generations, train, workdir
+from crest_jax import distributed, files, program, scoring, stages, workdir
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.splits import PART, Sizes, Splits
 from crest_jax.errors import ConfigError, DataError, WorkdirError
-from crest_jax.generations import Program
+from crest_jax.layout import RunFolder
+from crest_jax.program import Program
 from crest_jax.schema import printable
 from crest_jax.train_state import TrainState
-from crest_jax.train_step import DeviceBatch, Generation
-from crest_jax.workdir import generation_folder
+from crest_jax.train_step import Constants, DeviceBatch
 
 # As many groups of steps are timed, after the first, as take this long, within bounds.
 _SECONDS = 3.0
@@ -92,12 +92,12 @@ def show(config: ConfigDict, folder: Path) -> None:
         return
     sizes, splits, source = _read(config, folder, available)
     say(_data(config, sizes, source))
-    program = generations.build(config, splits)
-    state = program.new_state(generations.generation_keys(config, 0)[0])
+    built = program.build(config, splits)
+    state = built.new_state(built.keys(0)[0])
     say(_training(config, state))
     disk = disk_of(config, splits, sizes, state)
     say(distributed.first_says(partial(_check_disk, config, folder, disk)))
-    pace = measure(config, state, splits, program)
+    pace = measure(config, state, splits, built)
     say(distributed.first_says(partial(_check_memory, config, sizes, pace, available)))
     say(_time(config, sizes, pace, finished, step))
 
@@ -137,9 +137,10 @@ def _where(config: ConfigDict, folder: Path, is_there: bool, finished: int, step
 def progress(config: ConfigDict, folder: Path) -> tuple[int, int]:
     """How many generations of a run are finished, and which step the next has a checkpoint of."""
     finished = 0
-    while finished < config.generations and generations.is_finished(folder, finished):
+    run = RunFolder(folder)
+    while finished < config.generations and stages.is_finished(run.generation(finished)):
         finished += 1
-    saved = generation_folder(folder, finished) / "checkpoints"
+    saved = run.generation(finished).checkpoints
     names = [path.name for path in saved.iterdir()] if saved.is_dir() else []
     return finished, max((int(name) for name in names if name.isdigit()), default=0)
 
@@ -154,7 +155,7 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
       DataError: they do not fit into memory; or as the run.
     """
     together = distributed.together
-    of_run = folder / "splits"
+    of_run = RunFolder(folder).splits
     if distributed.first_says(partial(splits_lib.are_whole, of_run)):
         sizes = together(partial(splits_lib.written_sizes, config.data, of_run))
         together(partial(_check_splits_fit, config, sizes, available))
@@ -163,14 +164,15 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
     # The first host fetches what is not there yet.
     with tempfile.TemporaryDirectory(prefix="crest_jax_dry_run_") as temporary:
         # Stays, since messages name it.
-        listing = Path(tempfile.gettempdir()) / f"crest_jax_{os.getpid()}_{splits_lib.UNREADABLE}"
+        name = f"crest_jax_{os.getpid()}_{RunFolder(folder).unreadable.name}"
+        listing = Path(tempfile.gettempdir()) / name
         expected_sizes = partial(splits_lib.expected_sizes, config, listing)
         first = together(expected_sizes, first_only=True)
         sizes = together(lambda: first or expected_sizes())
         together(partial(_check_splits_fit, config, sizes, available))
         if config.data.stream:
             return sizes, sizes.without_images(), "labels and a few images read, the others not"
-        return *together(partial(_read_source, config, Path(temporary) / "splits")), "read"
+        return *together(partial(_read_source, config, RunFolder(Path(temporary)).splits)), "read"
 
 
 def _read_source(config: ConfigDict, folder: Path) -> tuple[Sizes, Splits]:
@@ -225,9 +227,9 @@ def _count(per_class: Int[np.ndarray, " classes"] | None, label: int) -> str:
 
 def _training(config: ConfigDict, state: TrainState) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    evaluations = train.evaluations_until(config.steps, generations.schedule_of(config))
+    evaluations = program.schedule_of(config).evaluations_until(config.steps)
     unlabeled = config.batch_size * config.unlabeled_ratio
-    computing = generations.who_computes(config)
+    computing = program.who_computes(config)
     by_whom = f"           {computing}\n" if computing else ""
     return (
         f"model      {config.model.name} of depth {config.model.depth}, width "
@@ -248,13 +250,13 @@ def disk_of(config: ConfigDict, splits: Splits, sizes: Sizes, state: TrainState)
       state: what a checkpoint holds.
     """
     checkpoint = _bytes_of(state) + _ARRAY * len(jax.tree.leaves(state))
-    schedule = generations.schedule_of(config)
-    kept = len(train.kept_steps(schedule))
+    schedule = program.schedule_of(config)
+    kept = len(schedule.kept)
     unlabeled = sizes.examples["unlabeled"]
     labeled = config.generations * sizes.bytes["labeled"]
     if config.generations > 1:
         # As if predictions were distributed as the labels.
-        rates = generations.sampling_rates(config, splits)
+        rates = program.sampling_rates(config, splits)
         share = float(splits.labeled_distribution @ rates)
         labeled += round((config.generations - 1) * share * sizes.bytes["unlabeled"])
     held_out = 1 + (sizes.examples["validation"] > 0)
@@ -263,7 +265,7 @@ def disk_of(config: ConfigDict, splits: Splits, sizes: Sizes, state: TrainState)
     evaluation = held_out * (4 * cells * _COUNT + 8 * len(sizes.class_names) * _SHARE) + _EVALUATION
     result = 2 * cells * _COUNT_LINE  # in result.json, and in results.json again
     each = (
-        train.evaluations_until(config.steps, schedule) * evaluation
+        schedule.evaluations_until(config.steps) * evaluation
         + result
         + (unlabeled + sizes.examples["test"]) * _PSEUDO_LABEL
     )
@@ -302,7 +304,7 @@ def _check_disk(config: ConfigDict, folder: Path, disk: Disk) -> str:
 # What is measured
 
 
-def measure(config: ConfigDict, state: TrainState, splits: Splits, program: Program) -> Pace:
+def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Program) -> Pace:
     """Compiles a generation's step and scoring pass, and times them on random images.
 
     Raises:
@@ -317,7 +319,7 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, program: Prog
     def images(*shape: int) -> np.ndarray:
         return rng.integers(0, 256, (*shape, *splits.image_shape), np.uint8)
 
-    steps = program.at_once
+    steps = built.at_once
     batches = distributed.split(
         DeviceBatch(
             images(steps, labeled),
@@ -325,20 +327,20 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, program: Prog
             images(steps, unlabeled),
             np.zeros((steps, unlabeled), np.int32),
         ),
-        program.mesh,
+        built.mesh,
         axis=1,
     )
     constants = distributed.replicate(
-        Generation(
-            generations.generation_keys(config, 0)[1],
+        Constants(
+            built.keys(0)[1],
             jnp.float32(1.0),
-            jnp.asarray(generations.target_distribution(config, splits, None), jnp.float32),
+            jnp.asarray(built.target_distribution(None), jnp.float32),
             jnp.ones(classes, jnp.float32),
         ),
-        program.mesh,
+        built.mesh,
     )
     began = time.perf_counter()
-    compiled = program.train_steps.lower(state, batches, constants).compile()
+    compiled = built.train_steps.lower(state, batches, constants).compile()
     compilation = time.perf_counter() - began
     device_bytes = _step_bytes(compiled.memory_analysis())
     # While it works on some batches, the next are there already.
@@ -356,7 +358,7 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, program: Prog
         jax.block_until_ready(metrics)
 
     some = images(config.eval_batch_size)
-    predict = generations.predictor(state.ema_weights, program, np.zeros(classes))
+    predict = scoring.predictor(state.ema_weights, built, np.zeros(classes))
     predict(some)
     seconds_of_batch = min(_timed(lambda: predict(some)) for _ in range(2))
     train_on_them()
@@ -444,7 +446,7 @@ def predicted_batches(config: ConfigDict, sizes: Sizes) -> tuple[int, int]:
     evaluation = 2 * batches("test", "validation")
     if config.unlabeled_distribution.source == "predicted":
         evaluation += batches("unlabeled", known)
-    times = train.evaluations_until(config.steps, generations.schedule_of(config))
+    times = program.schedule_of(config).evaluations_until(config.steps)
     return times * evaluation, batches("unlabeled", known, "test")
 
 

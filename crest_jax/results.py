@@ -11,15 +11,15 @@ from ml_collections import ConfigDict
 from crest_jax import evaluate, files, schema, workdir
 from crest_jax.config import FORMAT
 from crest_jax.errors import WorkdirError
+from crest_jax.layout import RunFolder
 from crest_jax.rebalancing import label_shift
-
-RESULTS = "results.json"
+from crest_jax.schedule import LAST_EVALUATIONS
 
 # Whose sizes are reported.
 SPLITS = ("labeled", "unlabeled", "test", "validation")
 
-# The reported figure is the mean of this many last evaluations (paper section 4.1).
-LAST_EVALUATIONS = 5
+# The estimate of the unlabeled split's class distribution, of an evaluation or of a generation.
+UNLABELED_DISTRIBUTION = "unlabeled_distribution"
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -28,9 +28,9 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
       WorkdirError: no generation of it is finished, or another version wrote it.
     """
-    path = folder / RESULTS
+    path = RunFolder(folder).results
     if not path.exists():
-        raise WorkdirError(f"{folder} has no {RESULTS}: run it to the end of a generation first")
+        raise WorkdirError(f"{folder} has no {path.name}: run it to the end of a generation first")
     results = files.read_json(path)
     if isinstance(results, dict) and "method" in results:
         found = results.get("format", 1)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,37 +18,29 @@ from tqdm import tqdm
 import crest_jax.data  # noqa: F401, keeps the metric writer's TensorFlow off the accelerators
 from crest_jax import checkpoints, distributed, files, preemption, results, schema
 from crest_jax.errors import NonFiniteError, Preempted, WorkdirError
-from crest_jax.results import LAST_EVALUATIONS
+from crest_jax.layout import GenerationFolder
+from crest_jax.schedule import Schedule
 from crest_jax.train_state import TrainState
-from crest_jax.train_step import DeviceBatch, Generation, Metrics, TrainStep
+from crest_jax.train_step import Constants, DeviceBatch, Metrics, TrainStep
 
-METRICS = "metrics.jsonl"
 # Seconds. Steps that are sent together and take longer are waited for.
 _SLOW = 1.0
-
-
-class Schedule(NamedTuple):
-    """How long a generation trains and how often it looks up, in steps."""
-
-    steps: int
-    eval_every: int
-    checkpoint_every: int
 
 
 def train(
     state: TrainState,
     train_steps: TrainStep,
     batches: Callable[[int], Iterator[DeviceBatch]],
-    constants: Callable[[Mapping[str, Any] | None], Generation],
+    constants: Callable[[Mapping[str, Any] | None], Constants],
     evaluate: Callable[[TrainState], Mapping[str, Any]],
     *,
-    folder: Path,
+    folder: GenerationFolder,
     schedule: Schedule,
     title: str,
 ) -> TrainState:
     """Trains to the last step, from the latest checkpoint if there is one.
 
-    Writes `folder`/checkpoints, `folder`/metrics.jsonl and TensorBoard events. An evaluation's
+    Writes checkpoints, metrics and TensorBoard events. An evaluation's
     line is on disk before the checkpoint of its step, so a checkpoint never lacks one. Its `train`
     part is averaged over the steps since the evaluation before, or since the run was continued.
 
@@ -70,33 +62,32 @@ def train(
       WorkdirError: no checkpoint can be used, since it or an evaluation before it is damaged; or
         something cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    steps = schedule.steps
-    reported = reported_steps(schedule)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    steps, reported = schedule.steps, schedule.reported
     with (
-        checkpoints.open_checkpoints(folder / "checkpoints", lasting=reported) as manager,
+        checkpoints.open_checkpoints(folder.checkpoints, lasting=reported) as manager,
         preemption.deferred_sigterm() as preempted,
     ):
         state = checkpoints.restore_latest(
-            manager, state, check=partial(_check_metrics, folder / METRICS, schedule)
+            manager, state, check=partial(_check_metrics, folder.metrics, schedule)
         )
         start = int(state.step)
         distributed.check_agreement({"step": start})
         # What came after the checkpoint comes again.
-        history = distributed.first_says(partial(keep_metrics, folder / METRICS, up_to=start))
+        history = distributed.first_says(partial(keep_metrics, folder.metrics, up_to=start))
         if start == steps:
             return state
         if start:
             distributed.say(f"{title} continues at step {start} of {steps}")
-        generation = constants(history[-1] if history else None)
+        inputs = constants(history[-1] if history else None)
         before = history[-1]["seconds"] if history else 0.0
         began, untimed = 0.0, start
         stopping = False
         pending: list[Metrics] = []
         done = start
-        with _writer(folder) as write, _progress(title, start, steps) as progress:
+        with _writer(folder.path) as write, _progress(title, start, steps) as progress:
             for several in batches(start):
-                state, metrics = train_steps(state, several, generation)
+                state, metrics = train_steps(state, several, inputs)
                 pending.append(metrics)
                 together = len(several.labels)
                 done += together
@@ -122,8 +113,8 @@ def train(
                     line = {"step": done, "seconds": seconds, "train": averages, **summary}
                     if distributed.is_first():
                         text = json.dumps(files.sealed(line), allow_nan=False) + "\n"
-                        files.append_text(folder / METRICS, text)
-                    generation = constants(line)
+                        files.append_text(folder.metrics, text)
+                    inputs = constants(line)
                     rate = (done - untimed) / max(time.perf_counter() - began, 1e-9)
                     write(done, {**_scalars(line), "steps_per_second": rate})
                     progress.set_postfix_str(f"accuracy {summary['test']['ema']['accuracy']:.1f} %")
@@ -139,28 +130,6 @@ def train(
                 "run the same command again to continue"
             )
         return state
-
-
-def reported_steps(schedule: Schedule) -> list[int]:
-    """The steps of the last evaluations, whose mean is reported; their checkpoints last."""
-    steps, every = schedule.steps, schedule.eval_every
-    return [*range(every, steps, every)[-LAST_EVALUATIONS:], steps][-LAST_EVALUATIONS:]
-
-
-def kept_steps(schedule: Schedule) -> list[int]:
-    """The steps whose checkpoints are there once a generation is finished."""
-    reported = reported_steps(schedule)
-    saved = {
-        *range(schedule.checkpoint_every, schedule.steps, schedule.checkpoint_every),
-        *reported,
-    }
-    return sorted({*sorted(saved)[-checkpoints.KEEP :], *reported})
-
-
-def evaluations_until(step: int, schedule: Schedule) -> int:
-    """How many evaluations a generation has made after its first `step` steps."""
-    at_the_end = step == schedule.steps and step % schedule.eval_every != 0
-    return step // schedule.eval_every + at_the_end
 
 
 def keep_metrics(path: Path, *, up_to: int) -> list[dict[str, Any]]:
@@ -197,7 +166,7 @@ def _check_metrics(path: Path, schedule: Schedule, step: int) -> None:
     """
     lines = len(files.read_bytes(path).splitlines()) if path.exists() else 0
     found = sum(record["step"] <= step for _, record in _intact_lines(path))
-    expected = evaluations_until(step, schedule)
+    expected = schedule.evaluations_until(step)
     if found < min(lines, expected):
         raise WorkdirError(f"{path} is damaged at line {found + 1}")
     if found < expected:

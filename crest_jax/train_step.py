@@ -1,4 +1,4 @@
-"""One training step: `(state, batch, generation) -> (state, metrics)`, pure and mapped.
+"""One training step: `(state, batch, constants) -> (state, metrics)`, pure and mapped.
 
 Written for one device, with explicit collectives over the mesh axis. An example's randomness
 comes from the seed, the step and its place in the global batch, so the number of devices changes
@@ -30,8 +30,8 @@ from crest_jax.rebalancing.distribution_alignment import (
 from crest_jax.train_state import TrainState
 
 
-class Generation(NamedTuple):
-    """What a generation trains with: inputs of the step, so that one compilation serves all."""
+class Constants(NamedTuple):
+    """Inputs that stay the same from step to step; as inputs, one compilation serves all."""
 
     key: Key[Array, ""]
     temperature: Float[Array, ""]  # t of the alignment target, in [0, 1]
@@ -62,7 +62,7 @@ class DeviceBatch(NamedTuple):
 
 
 Metrics = dict[str, Array]
-TrainStep = Callable[[TrainState, DeviceBatch, Generation], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, DeviceBatch, Constants], tuple[TrainState, Metrics]]
 
 
 def in_a_row(train_step: TrainStep) -> TrainStep:
@@ -74,14 +74,14 @@ def in_a_row(train_step: TrainStep) -> TrainStep:
     """
 
     def steps(
-        state: TrainState, batches: DeviceBatch, generation: Generation
+        state: TrainState, batches: DeviceBatch, constants: Constants
     ) -> tuple[TrainState, Metrics]:
         if len(batches.labels) == 1:  # XLA would keep the loop
             state, metrics = train_step(
-                state, jax.tree.map(lambda leaf: leaf[0], batches), generation
+                state, jax.tree.map(lambda leaf: leaf[0], batches), constants
             )
             return state, jax.tree.map(lambda leaf: leaf[None], metrics)
-        return lax.scan(lambda state, batch: train_step(state, batch, generation), state, batches)
+        return lax.scan(lambda state, batch: train_step(state, batch, constants), state, batches)
 
     return jax.jit(steps, donate_argnums=0)
 
@@ -94,7 +94,7 @@ def make_train_step(
     *,
     steps: int,
     alignment_target: str,
-    refinement: darp.Schedule | None,
+    refinement: darp.Refinement | None,
     ema_decay: float,
     ema_batch_norm: bool,
     augmentation: Augmentation,
@@ -134,9 +134,9 @@ def make_train_step(
         )
 
     def step(
-        state: TrainState, batch: DeviceBatch, generation: Generation
+        state: TrainState, batch: DeviceBatch, constants: Constants
     ) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(generation.key, state.step)
+        step_key = jax.random.fold_in(constants.key, state.step)
         labeled_key, unlabeled_key, shuffle_key = jax.random.split(step_key, 3)
 
         def guess(probs: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
@@ -147,7 +147,7 @@ def make_train_step(
                     target = state.labeled_distribution
                 case _:
                     target = temperature_scaled(
-                        generation.target_distribution, generation.temperature
+                        constants.target_distribution, constants.temperature
                     )
             return align(probs, target, state.model_distribution)
 
@@ -172,7 +172,7 @@ def make_train_step(
                     unlabeled_keys=part.unlabeled_keys,
                     step=state.step,
                     progress=state.step / steps,
-                    class_weights=generation.class_weights,
+                    class_weights=constants.class_weights,
                     weak=weak,
                     strong=strong,
                     forward=partial(forward_with, params),
@@ -212,8 +212,8 @@ def make_train_step(
                 rows=distributed.gather(batch.unlabeled_rows),
                 guesses=distributed.gather(result.guesses),
                 step=state.step,
-                target=generation.target_distribution,
-                schedule=refinement,
+                target=constants.target_distribution,
+                refinement=refinement,
             )
         new_state = TrainState(
             step=state.step + 1,

@@ -9,13 +9,12 @@ from etils.epath import Path
 from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
-from crest_jax import checkpoints, generations, results, workdir
+from crest_jax import checkpoints, program, results, stages, workdir
 from crest_jax.config import validate
 from crest_jax.data import records, splits
 from crest_jax.data.decode import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
-from crest_jax.train import reported_steps
-from crest_jax.workdir import generation_folder
+from crest_jax.layout import RunFolder
 
 
 class Trained(NamedTuple):
@@ -59,15 +58,15 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
             f"generation {generation} is not one of those that are finished: "
             f"{', '.join(map(str, finished))}"
         )
-    sizes = splits.written_sizes(config.data, folder / "splits")
+    sizes = splits.written_sizes(config.data, RunFolder(folder).splits)
     class_names, image_shape = sizes.class_names, sizes.image_shape
-    here = generation_folder(folder, generation - 1)
-    model = generations.model_of(config, len(class_names), axis_name=None)
-    examples, _ = generations.unlabeled_stream(config, sizes.without_images())
-    create = generations.creator(config, model, image_shape, len(class_names), examples)
-    steps = reported_steps(generations.schedule_of(config))
+    here = RunFolder(folder).generation(generation - 1)
+    model = program.model_of(config, len(class_names), axis_name=None)
+    examples, _ = program.unlabeled_stream(config, sizes.without_images())
+    create = program.creator(config, model, image_shape, len(class_names), examples)
+    steps = program.schedule_of(config).reported
     step = steps[-1] if step is None else step
-    path = here / "checkpoints"
+    path = here.checkpoints
     if not path.is_dir():
         raise WorkdirError(f"{path} is missing: run the generation again in another workdir")
     with checkpoints.open_checkpoints(path, lasting=steps) as manager:
@@ -106,9 +105,9 @@ def class_distribution(folder: Path, generation: int) -> Float[np.ndarray, " cla
     Raises:
       WorkdirError: its result is missing or damaged.
     """
-    class_names = records.read_manifest(folder / "splits" / "labeled")["class_names"]
-    path = generation_folder(folder, generation - 1) / generations.RESULT
-    return generations.shares(results.read_generation(path, len(class_names))["labeled_per_class"])
+    class_names = records.read_manifest(RunFolder(folder).splits / "labeled")["class_names"]
+    path = RunFolder(folder).generation(generation - 1).result
+    return program.shares(results.read_generation(path, len(class_names))["labeled_per_class"])
 
 
 def config_of(folder: Path) -> ConfigDict:
@@ -125,5 +124,6 @@ def config_of(folder: Path) -> ConfigDict:
 
 def finished_generations(folder: Path) -> list[int]:
     """Which generations of a run are finished, from 1."""
-    generations_of_run = range(workdir.read_config(folder).generations)
-    return [number + 1 for number in generations_of_run if generations.is_finished(folder, number)]
+    numbers = range(workdir.read_config(folder).generations)
+    run = RunFolder(folder)
+    return [number + 1 for number in numbers if stages.is_finished(run.generation(number))]

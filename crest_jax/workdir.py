@@ -20,9 +20,8 @@ from crest_jax import config as config_lib
 from crest_jax.config import FORMAT
 from crest_jax.cpu import library
 from crest_jax.errors import ConfigError, WorkdirError
+from crest_jax.layout import RunFolder
 
-CONFIG = "config.json"
-LOCK = ".lock"
 _PROBE = ".writable-"
 # Fields that may change within a run: where TFDS keeps data, since a run has splits of its own; how
 # long hosts wait for each other; and how long devices work before the host hears SIGTERM.
@@ -40,9 +39,9 @@ def read_config(workdir: Path) -> ConfigDict:
     Raises:
       WorkdirError: the folder is not a run's, or its config is none of this program's.
     """
-    path = workdir / CONFIG
+    path = RunFolder(workdir).config
     if not path.exists():
-        raise WorkdirError(f"{workdir} is not a run: it has no {CONFIG}")
+        raise WorkdirError(f"{workdir} is not a run: it has no {path.name}")
     return _completed(path, files.read_json(path))
 
 
@@ -126,7 +125,7 @@ def claim(workdir: Path, config: ConfigDict) -> AbstractContextManager:
         held.enter_context(_lock(workdir))
         owner = _changed_owner(workdir, config)
         if owner is not None:
-            files.write_json(workdir / CONFIG, owner)
+            files.write_json(RunFolder(workdir).config, owner)
         return held.pop_all()
 
 
@@ -166,7 +165,7 @@ def check(workdir: Path, config: ConfigDict) -> bool:
             raise _not_writable(workdir, os.strerror(errno.EACCES))
     _check_foreign(workdir)
     _changed_owner(workdir, config)
-    return (workdir / CONFIG).exists()
+    return RunFolder(workdir).config.exists()
 
 
 def _check_name(workdir: Path) -> None:
@@ -189,15 +188,16 @@ def _not_writable(workdir: Path, reason: str) -> WorkdirError:
 
 def _check_foreign(workdir: Path) -> None:
     """Makes sure that what is in a folder is of a run."""
-    if (workdir / CONFIG).exists() or not workdir.exists():
+    ours = RunFolder(workdir)
+    if ours.config.exists() or not workdir.exists():
         return
-    ours = {CONFIG + ".partial", LOCK}
+    allowed = {ours.config.name + ".partial", ours.lock.name}
     names = {path.name for path in workdir.iterdir() if not path.name.startswith(_PROBE)}
-    foreign = sorted(names - ours)
+    foreign = sorted(names - allowed)
     if foreign:
         raise WorkdirError(
-            f"workdir {workdir} holds {', '.join(foreign[:3])} but no {CONFIG}, so it is not "
-            "a run: choose another with --workdir"
+            f"workdir {workdir} holds {', '.join(foreign[:3])} but no {ours.config.name}, so it is "
+            "not a run: choose another with --workdir"
         )
 
 
@@ -205,7 +205,7 @@ def _lock(workdir: Path) -> AbstractContextManager:
     """Locks a file that says who has locked it; the system unlocks it when that process ends."""
     if files.is_remote(workdir):
         return nullcontext()
-    path = workdir / LOCK
+    path = RunFolder(workdir).lock
     with files.writing(path):
         file = path.open("a", encoding="utf-8")
     try:
@@ -235,7 +235,7 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     Raises:
       WorkdirError: it belongs to another config, or is not readable.
     """
-    path = workdir / CONFIG
+    path = RunFolder(workdir).config
     ours = {
         "format": FORMAT,
         "config": config_lib.to_plain(config),
@@ -244,7 +244,7 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     if not path.exists():
         return ours
     # Nothing was made with the old config yet, so that an error in it can be mended.
-    untouched = not (workdir / "splits").exists()
+    untouched = not RunFolder(workdir).splits.exists()
     try:
         theirs = files.read_json(path)
     except WorkdirError as error:
@@ -285,8 +285,3 @@ def _visible_cpus() -> int | None:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
-
-
-def generation_folder(folder: Path, generation: int) -> Path:
-    """Where a generation of a run keeps its files."""
-    return folder / f"generation_{generation:02d}"

@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 
 from crest_jax import backend, workdir
 from crest_jax.errors import DeviceError
-from crest_jax.generations import generation_keys
+from crest_jax.program import generation_keys
 
 OTHERS = {
     "jax_enable_x64": True,

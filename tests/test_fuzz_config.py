@@ -14,14 +14,13 @@ from crest_jax import config as config_lib
 from crest_jax.config import completed, default_config, parse_arguments, to_plain, validate
 from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import ConfigError
-from crest_jax.generations import (
+from crest_jax.program import (
     generation_keys,
     model_of,
     optimizer_of,
     schedule_of,
     target_distribution,
 )
-from crest_jax.train import reported_steps
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.py"))
 CONFIGS = {
@@ -116,7 +115,7 @@ def use(config):
     optimizer_of(config)
     for generation in (0, config.generations - 1):
         generation_keys(config, generation)
-    steps = reported_steps(schedule_of(config))
+    steps = schedule_of(config).reported
     assert 1 <= len(steps) <= 5
     assert steps[-1] == config.steps
     split = Split(30, np.full(10, 3), [])

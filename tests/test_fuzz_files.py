@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from crest_jax import files, generations, paper, predict, report, results, train, workdir
+from crest_jax import files, paper, predict, report, results, self_training, train, workdir
 from crest_jax.config import FORMAT, to_plain
 from crest_jax.data import pictures as pictures_lib
 from crest_jax.data import pseudo_labels, records, sources, stream
@@ -270,7 +270,7 @@ def read_pseudo_labels(folder):
         assert len({len(field) for field in found}) == 1
     survives(lambda: pseudo_labels.selected_count(folder))
     survives(lambda: pseudo_labels.selected(folder, range(1, 3)))
-    survives(lambda: generations.count_pseudo_labels(folder, 3))
+    survives(lambda: self_training.count_pseudo_labels(folder, 3))
 
 
 @fuzz.settings(short=60)

@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load_experiment
 
-from crest_jax import distributed, evaluate, files, generations, main, results, train
-from crest_jax.cpu import library
-from crest_jax.data import pseudo_labels, records, splits
+from crest_jax import evaluate, files, generations, main, program, self_training
+from crest_jax.data import pipeline, pseudo_labels, records, splits
 from crest_jax.errors import ConfigError, DataError, NonFiniteError, WorkdirError
-from crest_jax.rebalancing import darp
+from crest_jax.layout import RunFolder
 from crest_jax.train_state import TrainState
-from crest_jax.workdir import generation_folder
 
 LEARNED_ARGUMENTS = "rebalance=da,beta=0.5,gamma=4"
 LEARNED = {
@@ -124,29 +121,13 @@ def test_non_finite_weights_are_not_saved(tiny_config, tmp_path):
     assert not (folder / "metrics.jsonl").exists()
 
 
-def test_the_terms_that_are_not_finite_first_are_named():
-    """Steps 5 to 8, sent two at a time: one term is infinite at step 7, others follow."""
-    two = [jnp.array([0.5, 0.25]), jnp.array([0.125, jnp.nan])]
-    pending = [
-        {"loss": two[0], "labeled_loss": two[0], "unlabeled_loss": two[0]},
-        {"loss": two[1], "labeled_loss": two[0], "unlabeled_loss": jnp.array([jnp.inf, jnp.nan])},
-    ]
-    with pytest.raises(
-        NonFiniteError, match=r"a run: unlabeled_loss is inf at step 7\. "
-    ) as caught:
-        train._average(pending, last_step=8, title="a run")
-    assert "labeled_loss is 0" not in str(caught.value)
-    whole = train._average(pending[:1] * 2, last_step=8, title="a run")
-    assert whole == {"loss": 0.375, "labeled_loss": 0.375, "unlabeled_loss": 0.375}
-
-
 def test_after_nan_a_run_continues_with_other_random_numbers(
     tiny_config, tiny_model, tmp_path, monkeypatch, capsys
 ):
     """Step 10 of the first generation gives NaN, with the random numbers of this seed."""
     config = tiny_config(**tiny_model)
-    unlucky = jax.random.key_data(generations.generation_keys(config, 0)[1])
-    make = generations.make_train_step
+    unlucky = jax.random.key_data(program.generation_keys(config, 0)[1])
+    make = program.make_train_step
 
     def make_unlucky(*arguments, **options):
         step = make(*arguments, **options)
@@ -159,7 +140,7 @@ def test_after_nan_a_run_continues_with_other_random_numbers(
 
         return unlucky_step
 
-    monkeypatch.setattr(generations, "make_train_step", make_unlucky)
+    monkeypatch.setattr(program, "make_train_step", make_unlucky)
     workdir = tmp_path / "run"
     for _ in range(2):  # the same again makes it no better
         with pytest.raises(NonFiniteError, match=r"unlabeled_loss is nan at step 10.*--config.res"):
@@ -174,73 +155,6 @@ def test_after_nan_a_run_continues_with_other_random_numbers(
     assert (here / "metrics.jsonl").read_text().startswith(before)
     results = files.read_json(workdir / "results.json")
     assert [generation["reseed"] for generation in results["generations"]] == [1, 1]
-
-
-def test_reseeding_changes_the_order_of_examples_and_the_random_numbers_but_no_first_weights(
-    tiny_config,
-):
-    first, second = tiny_config(), tiny_config(reseed=1)
-    (init, steps), (same, other) = (generations.generation_keys(c, 0) for c in (first, second))
-    assert init == same
-    assert steps != other
-    assert generations.seed_of_streams(first) != generations.seed_of_streams(second)
-
-
-def test_a_fold_changes_the_first_weights_the_order_of_examples_and_the_random_numbers(tiny_config):
-    """Where the labeled images are given, folds would else be one and the same run."""
-    seen = set()
-    for fold in range(5):
-        config = tiny_config(f"fold={fold}")
-        keys = generations.generation_keys(config, 0)
-        seen |= {tuple(jax.random.key_data(key).tolist()) for key in keys}
-        seen.add(generations.seed_of_streams(config))
-    assert len(seen) == 5 * 3
-    config = tiny_config("fold=4")
-    assert generations.seed_of_streams(config) in seen
-    # Places of a stream, its epochs and what is drawn there are made from 64 bits.
-    assert 0 <= generations.seed_of_streams(tiny_config(seed=2**31 - 1, reseed=2**31 - 1)) < 2**63
-
-
-def of_classes(per_class, unlabeled):
-    """Splits of these sizes, without their images."""
-    split = splits.Split(sum(per_class), np.array(per_class), ())
-    nothing = splits.Split(0, np.zeros(len(per_class), int), ())
-    of_unlabeled = splits.Split(unlabeled, None, ())
-    names = tuple(map(str, range(len(per_class))))
-    return splits.Splits(split, of_unlabeled, split, nothing, names, (8, 8, 1))
-
-
-def test_rates_and_target_are_of_the_long_tails_formula_or_of_the_labeled_counts():
-    """CIFAR100-LT, gamma = 100, beta = 10 %, where rounding up makes the largest difference."""
-    config = load_experiment("cifar100_lt", "gamma=100,beta=0.1,rebalance=crest_plus")
-    formula = 100 ** (-np.arange(100) / 99)
-    counts = np.ceil(np.floor(500 * formula + 1e-6) * 0.1 - 1e-9).astype(int)
-    assert (counts[0], counts[-1]) == (50, 1)
-    data = of_classes(counts.tolist(), 9573)
-    for name, p, largest in (("ideal", formula, 0.215), ("counts", counts, 0.271)):
-        config.class_distribution = name
-        rates = generations.sampling_rates(config, data)
-        np.testing.assert_allclose(rates, (p[::-1] / p[0]) ** (1 / 3))
-        assert rates[0] == pytest.approx(largest, abs=5e-4)
-        target = generations.target_distribution(config, data, None)
-        np.testing.assert_allclose(target, p / p.sum())
-
-
-def test_the_target_is_of_what_is_in_the_unlabeled_stream():
-    config = load_experiment("cifar10_darp", "rebalance=da,target=given,gamma_u=1")
-    given = np.array(config.unlabeled_distribution.given)
-    labeled = np.array([40, 30, 20, 10, 9, 8, 7, 6, 5, 5])
-    data = of_classes(labeled.tolist(), 60)
-    both = labeled + 60 * given / given.sum()
-    np.testing.assert_allclose(
-        generations.target_distribution(config, data, None), both / both.sum()
-    )
-    assert generations.unlabeled_stream(config, data) == (200, ["labeled", "unlabeled"])
-    config.data.labeled_in_unlabeled = False
-    np.testing.assert_allclose(
-        generations.target_distribution(config, data, None), given / given.sum()
-    )
-    assert generations.unlabeled_stream(config, data) == (60, ["unlabeled"])
 
 
 @pytest.mark.parametrize("split", ["labeled", "test"])
@@ -260,21 +174,6 @@ def test_a_damaged_split_stops_the_run(tiny_config, tmp_path, split):
     assert shard.read_bytes() == content
 
 
-def evaluation(step):
-    """A line of metrics.jsonl, of two classes."""
-    matrices = ("confusion_matrix", "confusion_matrix_logit_adjusted")
-    of_weights = {"accuracy": 50.0, **{name: [[1, 0], [1, 0]] for name in matrices}}
-    return {"step": step, "seconds": 1.0, "test": {"ema": of_weights, "raw": of_weights}}
-
-
-def test_metrics_after_the_last_checkpoint_and_half_lines_are_dropped(tmp_path):
-    path = tmp_path / train.METRICS
-    lines = [json.dumps(evaluation(step)) for step in (10, 20, 30)]
-    path.write_text("\n".join(lines) + '\n{"step": 40, "te')
-    assert [line["step"] for line in train.keep_metrics(path, up_to=20)] == [10, 20]
-    assert path.read_text() == "\n".join(lines[:2]) + "\n"
-
-
 def test_a_checkpoint_without_its_evaluations_is_not_continued(learned, tiny_config, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(learned[0], workdir)
@@ -288,35 +187,17 @@ def test_a_checkpoint_without_its_evaluations_is_not_continued(learned, tiny_con
         main.run(config, workdir)
 
 
-def test_each_generation_starts_from_other_weights(tiny_config, tmp_path):
-    config = tiny_config()
-    splits.prepare(config, tmp_path / "splits")
-    program = generations.build(config, splits.load(config.data, tmp_path / "splits"))
-    first, again, second = (
-        jax.device_get(program.new_state(generations.generation_keys(config, number)[0]).params)
-        for number in (0, 0, 1)
-    )
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    kernels = [params["Conv_0"]["kernel"] for params in (first, second)]
-    assert not np.allclose(*kernels)
-
-
 class Wiring:
     """A run whose model is replaced by a table, to see what is passed to what."""
 
     def __init__(self, config, folder):
-        self.config, self.folder = config, folder
         splits.prepare(config, folder / "splits")
         self.splits = splits.load(config.data, folder / "splits")
         self.predicted_with = []
-        self.program = generations.Program(
-            distributed.data_mesh(),
-            distributed.local_mesh(),
-            lambda key: None,
-            None,
-            2,
-            self.predict,
+        built = program.build(config, self.splits)._replace(
+            new_state=lambda key: None, train_steps=None, at_once=2, predict=self.predict
         )
+        self.run = program.Run(config, RunFolder(folder), self.splits, built)
 
     def predict(self, params, batch_stats, images, adjustment):
         self.predicted_with.append((params, batch_stats))
@@ -328,11 +209,15 @@ class Wiring:
     def pseudo_labels(self, generation):
         unused = dict.fromkeys(TrainState._fields)
         state = TrainState(
-            **unused | {"ema_params": "ema", "ema_batch_stats": "of ema", "params": "raw"}
+            **unused
+            | {
+                "ema_params": "ema",
+                "ema_batch_stats": "of ema",
+                "params": "raw",
+                "labeled_distribution": np.full(10, 0.1),
+            }
         )
-        return generations.score_unlabeled(
-            self.config, generation, state, self.splits, self.program
-        )
+        return self_training.score_unlabeled(self.run, generation, state)
 
 
 @pytest.fixture
@@ -373,9 +258,9 @@ def test_selections_replace_each_other_and_do_not_accumulate(wiring):
         chosen = np.zeros(len(unlabeled.ids), bool)
         chosen[[generation, 10]] = True
         scored = wiring.pseudo_labels(generation)._replace(selected=chosen)
-        pseudo_labels.write(generation_folder(wiring.folder, generation) / "pseudo_labels", scored)
-        generations.rewrite_labeled(wiring.config, wiring.folder, generation + 1, wiring.splits)
-        labeled = records.load(generation_folder(wiring.folder, generation + 1) / "labeled")
+        pseudo_labels.write(wiring.run.folder.generation(generation).pseudo_labels, scored)
+        self_training.rewrite_labeled(wiring.run, generation + 1)
+        labeled = records.load(wiring.run.folder.generation(generation + 1).labeled)
         ids = [unlabeled.ids[row] for row in (generation, 10)]
         assert labeled.ids == [*original.ids, *ids]
         assert labeled.labels[-2:].tolist() == scored.labels[chosen].tolist()
@@ -397,14 +282,14 @@ def second_generation(monkeypatch):
         seen.update(constants=constants(None))
         return TrainState(*[None] * len(TrainState._fields))
 
-    monkeypatch.setattr(generations.pipeline, "batches", batches)
+    monkeypatch.setattr(pipeline, "batches", batches)
     monkeypatch.setattr(generations, "train", train)
 
     def of(wiring):
-        first, second = (generation_folder(wiring.folder, number) for number in (0, 1))
-        pseudo_labels.write(first / "pseudo_labels", wiring.pseudo_labels(0))
-        generations.rewrite_labeled(wiring.config, wiring.folder, 1, wiring.splits)
-        generations.train_generation(wiring.config, second, 1, wiring.splits, wiring.program)
+        folder = wiring.run.folder.generation(0).pseudo_labels
+        pseudo_labels.write(folder, wiring.pseudo_labels(0))
+        self_training.rewrite_labeled(wiring.run, 1)
+        generations.train_generation(wiring.run, 1)
         return seen
 
     return of
@@ -419,68 +304,13 @@ def test_what_a_later_generation_trains_with(wiring, second_generation):
     assert len(seen["labeled"].ids) > len(labeled.ids)
     assert seen["unlabeled"].ids == labeled.ids + unlabeled.ids
     assert (seen["generation"], seen["start"], seen["stop"]) == (1, 7, 12)
-    assert seen["seed"] == generations.seed_of_streams(wiring.config)
+    assert seen["seed"] == program.seed_of_streams(wiring.run.config)
     assert seen["constants"].temperature == pytest.approx(0.75)
     formula = 10 ** (-np.arange(10) / 9)
     target = seen["constants"].target_distribution
     np.testing.assert_allclose(target, formula / formula.sum(), rtol=1e-6)
-    wiring.config.data.labeled_in_unlabeled = False
+    wiring.run.config.data.labeled_in_unlabeled = False
     assert second_generation(wiring)["unlabeled"].ids == unlabeled.ids
-
-
-@pytest.mark.parametrize(
-    ("changes", "devices", "expected"),
-    [
-        ({}, 1, 8),  # the paper's, of 1 MiB a step
-        ({"steps_at_once": 3}, 1, 2),  # the next smaller divisor of 1024
-        ({"steps": 600, "eval_every": 20, "checkpoint_every": 200}, 1, 5),
-        ({"steps": 12, "eval_every": 1024, "checkpoint_every": 9}, 1, 3),  # evaluates at the end
-        ({"steps": 7, "eval_every": 3}, 1, 1),
-        ({"batch_size": 64 * 24}, 1, 1),  # 36 MiB
-        ({"batch_size": 64 * 24}, 8, 8),
-    ],
-)
-def test_as_many_steps_are_sent_together_as_fit_between_evaluations_and_into_memory(
-    changes, devices, expected, monkeypatch
-):
-    config = load_experiment("cifar10_lt", **changes)
-    monkeypatch.setattr(library, "kernels", lambda: library.Kernels(lanes=8, tiles=False))
-    assert generations.steps_at_once(config, (32, 32, 3), devices=devices) == expected
-
-
-def test_xlas_convolutions_are_not_looped_over_on_a_cpu(monkeypatch):
-    config = load_experiment("cifar10_lt")
-    monkeypatch.setattr(library, "kernels", lambda: None)
-    assert generations.steps_at_once(config, (32, 32, 3), devices=1) == 1
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert generations.steps_at_once(config, (32, 32, 3), devices=1) == 8
-
-
-AVX2 = library.Kernels(lanes=8, tiles=False)
-AVX512 = library.Kernels(lanes=16, tiles=False)
-AMX = library.Kernels(lanes=16, tiles=True)
-FASTER = "; --config.dtype=bfloat16 would be faster here"
-
-
-@pytest.mark.parametrize(
-    ("kernels", "fields", "said"),
-    [
-        (None, {}, "float32 and bfloat16: XLA"),
-        (AVX2, {}, "float32 and bfloat16: 256-bit kernels"),
-        (AVX512, {}, "float32 and bfloat16: AVX-512 kernels"),
-        (AMX, {}, f"float32: AVX-512 kernels; bfloat16 and precision=high: AMX{FASTER}"),
-        *(
-            (AMX, fields, "float32: AVX-512 kernels; bfloat16 and precision=high: AMX")
-            for fields in ({"dtype": "bfloat16"}, {"precision": "high"}, {"precision": "highest"})
-        ),
-    ],
-)
-def test_a_run_says_who_computes_on_a_cpu(monkeypatch, kernels, fields, said):
-    monkeypatch.setattr(library, "kernels", lambda: kernels)
-    config = load_experiment("cifar10_lt", **fields)
-    assert generations.who_computes(config) == said
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert generations.who_computes(config) is None
 
 
 def test_a_run_that_stopped_between_comes_back_to_where_it_evaluates(
@@ -495,9 +325,8 @@ def test_a_run_that_stopped_between_comes_back_to_where_it_evaluates(
         return TrainState(*[None] * len(TrainState._fields))
 
     monkeypatch.setattr(generations, "train", train)
-    generations.rewrite_labeled(wiring.config, wiring.folder, 0, wiring.splits)
-    here = generation_folder(wiring.folder, 0)
-    generations.train_generation(wiring.config, here, 0, wiring.splits, wiring.program)
+    self_training.rewrite_labeled(wiring.run, 0)
+    generations.train_generation(wiring.run, 0)
     assert given == [1, 2, 2]
 
 
@@ -518,55 +347,3 @@ def test_the_labeled_set_of_the_generation_is_what_cb_and_rs_count(
     else:
         np.testing.assert_allclose(seen["labeled_probabilities"], each[seen["labeled"].labels])
         np.testing.assert_array_equal(seen["constants"].class_weights, 1)
-
-
-@pytest.mark.parametrize("rebalance", ["none", "darp", "crest+darp"])
-def test_darp_keeps_a_pseudo_label_of_every_image_and_refines_on_schedule(
-    tiny_config, tiny_model, tmp_path, monkeypatch, rebalance
-):
-    changes = {"generations": 1 + ("crest" in rebalance), "darp.start": 0.5, "darp.every": 3}
-    config = tiny_config(f"rebalance={rebalance}", **{**tiny_model, **changes})
-    splits.prepare(config, tmp_path / "splits")
-    data = splits.load(config.data, tmp_path / "splits")
-    made = {}
-    monkeypatch.setattr(
-        generations, "make_train_step", lambda *_, **options: made.update(options) or print
-    )
-    program = generations.build(config, data)
-    kept = jax.eval_shape(program.new_state, jax.random.key(0)).darp
-    if rebalance == "none":
-        assert made["refinement"] is kept is None
-        return
-    assert made["refinement"] == darp.Schedule(start=6, every=3, delta=2.0)
-    examples = data.labeled.examples + data.unlabeled.examples
-    assert kept.pseudo_labels.shape == kept.refined.shape == (examples, 10)
-
-
-def test_nothing_is_refined_before_the_first_step(tiny_config):
-    config = tiny_config("rebalance=darp", **{"generations": 1, "darp.start": 0.0})
-    assert generations._refinement(config).start == 1
-
-
-@pytest.mark.parametrize(
-    "line",
-    [b"\xff\xfe", b"[]", b'{"step": "6"}', b'{"step": NaN}', b"[" * 100_000, b'{"step": 6}'],
-    ids=len,
-)
-def test_a_line_that_is_no_evaluation_is_dropped_with_those_after_it(tmp_path, line):
-    path = tmp_path / train.METRICS
-    first, last = (json.dumps(evaluation(step)).encode() + b"\n" for step in (6, 12))
-    path.write_bytes(first + line + b"\n" + last)
-    assert train.keep_metrics(path, up_to=20) == [evaluation(6)]
-    assert path.read_bytes() == first
-
-
-def test_evaluations_of_other_classes_are_refused(tmp_path):
-    results.check_classes(evaluation(6), 2, tmp_path / train.METRICS)
-    with pytest.raises(WorkdirError, match="step 6 is of 2 classes, not 3"):
-        results.check_classes(evaluation(6), 3, tmp_path / train.METRICS)
-
-
-def test_the_steps_of_the_longest_run_are_not_listed():
-    schedule = train.Schedule(2**31 - 1, 1, 1)
-    assert train.reported_steps(schedule) == list(range(2**31 - 5, 2**31))
-    assert train.reported_steps(train.Schedule(12, 5, 1)) == [5, 10, 12]

@@ -12,10 +12,12 @@ from conftest import TINY, load_experiment
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from crest_jax import generations, main, plan, predict, report, trained
+from crest_jax import batches, main, plan, predict, report, trained
 from crest_jax.data import decode, pseudo_labels, records, splits
 from crest_jax.data.sources import UNKNOWN
 from crest_jax.errors import DataError
+from crest_jax.layout import RunFolder
+from crest_jax.program import Run
 
 LABELED = (24, 18, 9, 4)
 UNLABELED = 17  # of each class
@@ -135,12 +137,12 @@ def test_the_unlabeled_stream_is_all_training_images(config_of, unlabeled, run, 
     """Labeled ones too, as in the paper, whose classes are known."""
     config = config_of(**unlabeled, **{"data.stream": stream})
     loaded = splits.load(config.data, run / "splits")
-    batches = list(generations.batches_of(config, run / "generation_00", 0, loaded)(start=0))
-    seen = {image.tobytes() for batch in batches for image in batch.unlabeled}
+    found = list(batches.on_host(Run(config, RunFolder(run), loaded, None), 0)(start=0))
+    seen = {image.tobytes() for batch in found for image in batch.unlabeled}
     everything = loaded.labeled.images + loaded.unlabeled.images
     # 12 steps of 16 images are more than an epoch.
     assert seen == {image.tobytes() for image in everything.images}
-    assert {label for batch in batches for label in batch.labels} == set(range(4))
+    assert {label for batch in found for label in batch.labels} == set(range(4))
 
 
 # Dry runs

@@ -15,11 +15,11 @@ from etils.epath import Path
 from PIL import Image
 from tfds_miniature import store
 
-from crest_jax import generations, main, predict, trained
+from crest_jax import main, predict, program, trained
 from crest_jax.data import pseudo_labels, records, splits
 from crest_jax.data.decode import View
 from crest_jax.errors import ConfigError, DataError
-from crest_jax.train_step import DeviceBatch, Generation
+from crest_jax.train_step import Constants, DeviceBatch
 
 TABLE = Path(__file__).parent.parent / "third_party" / "imagenet127" / "classes.tsv"
 MINIATURE = {
@@ -168,9 +168,9 @@ def test_the_papers_own_step_of_resnet_50_gives_the_state_that_it_takes(finished
     config.data.image_size = MINIATURE["data.image_size"]
     loaded = splits.load(config.data, finished / "splits")
     config.data.image_size = 224
-    program = generations.build(config, loaded._replace(image_shape=(224, 224, 3)))
+    built = program.build(config, loaded._replace(image_shape=(224, 224, 3)))
     key = jax.random.key(0)
-    state = jax.eval_shape(program.new_state, key)
+    state = jax.eval_shape(built.new_state, key)
     sizes = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert sizes == 23_768_255  # ResNet-50 with 127 classes
     labeled, unlabeled = 1024, 5 * 1024
@@ -182,8 +182,8 @@ def test_the_papers_own_step_of_resnet_50_gives_the_state_that_it_takes(finished
     )
     number = jax.ShapeDtypeStruct((), np.float32)
     by_class = jax.ShapeDtypeStruct((127,), np.float32)
-    inputs = Generation(jax.eval_shape(lambda: key), number, by_class, by_class)
-    after, metrics = jax.eval_shape(program.train_steps, state, batch, inputs)
+    inputs = Constants(jax.eval_shape(lambda: key), number, by_class, by_class)
+    after, metrics = jax.eval_shape(built.train_steps, state, batch, inputs)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
     )

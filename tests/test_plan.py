@@ -15,10 +15,10 @@ import pytest
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import evaluate, generations, main, plan, train, workdir
+from crest_jax import evaluate, main, plan, program, workdir
 from crest_jax.data import records, splits
 from crest_jax.errors import ConfigError, DataError, WorkdirError
-from crest_jax.train import Schedule
+from crest_jax.schedule import Schedule
 
 
 def tree(folder):
@@ -104,7 +104,7 @@ def test_who_computes_is_said_as_by_the_run(ran):
     """Below the model."""
     lines = ran.printed.splitlines()
     (model,) = (number for number, line in enumerate(lines) if line.startswith("model "))
-    computing = generations.who_computes(ran.config)
+    computing = program.who_computes(ran.config)
     assert lines[model + 1].strip() == computing
     assert computing in ran.printed_by_run.splitlines()[:5]
 
@@ -112,8 +112,8 @@ def test_who_computes_is_said_as_by_the_run(ran):
 def test_what_is_written_is_about_as_much_as_planned(ran):
     data = splits.load(ran.config.data, ran.folder / "splits")
     sizes = splits.written_sizes(ran.config.data, ran.folder / "splits")
-    program = generations.build(ran.config, data)
-    disk = plan.disk_of(ran.config, data, sizes, program.new_state(jax.random.key(0)))
+    built = program.build(ran.config, data)
+    disk = plan.disk_of(ran.config, data, sizes, built.new_state(jax.random.key(0)))
     shards = (ran.folder / "splits").glob("*/*.tfrecord")
     assert disk.splits == sum(os.stat(path).st_size for path in shards)  # noqa: PTH116
     saved = [path for path in (ran.folder / "generation_00" / "checkpoints").iterdir()]
@@ -135,7 +135,7 @@ def test_the_checkpoints_that_stay_are_the_last_two_and_the_reported(schedule):
     for step in range(1, schedule.steps + 1):
         if step % schedule.checkpoint_every == 0 or step in last:
             saved.append(step)
-    assert train.kept_steps(schedule) == [s for s in saved if s in last or s in saved[-2:]]
+    assert schedule.kept == [s for s in saved if s in last or s in saved[-2:]]
 
 
 def test_predictions_are_counted_as_they_are_made(ran):

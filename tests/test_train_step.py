@@ -13,8 +13,8 @@ from crest_jax.algorithms import ALGORITHMS, Loss
 from crest_jax.augment import Augmentation
 from crest_jax.rebalancing import crest, darp
 from crest_jax.train_step import (
+    Constants,
     DeviceBatch,
-    Generation,
     in_a_row,
     make_train_step,
     shuffle,
@@ -105,7 +105,7 @@ def batch_at(step):
 
 
 def generation(temperature=0.5):
-    return Generation(
+    return Constants(
         jax.random.key(1), jnp.float32(temperature), jnp.asarray(TARGET), jnp.asarray(WEIGHTS)
     )
 
@@ -193,7 +193,7 @@ def test_a_batch_in_two_parts_is_one_on_two_devices(fresh, method):
 def test_parts_of_a_batch_are_refined_like_the_whole():
     """DARP keeps the guesses of every example, whichever part it was in."""
     state = fresh_state(EXAMPLES)
-    refinement = darp.Schedule(start=1, every=1, delta=2.0)
+    refinement = darp.Refinement(start=1, every=1, delta=2.0)
     parts = run(build(1, refinement=refinement, accumulation=4), state)
     whole = run(build(4, sync=False, refinement=refinement), state)
     assert_same_history(parts, whole)
@@ -239,7 +239,7 @@ def test_labels_only_leave_the_estimate_of_the_model_alone(fresh):
 
 def test_darp_replaces_the_pseudo_targets_from_its_first_step_on(fresh):
     """Three steps at least before the refined labels are used, and renewed every second one."""
-    refinement = darp.Schedule(start=3, every=2, delta=2.0)
+    refinement = darp.Refinement(start=3, every=2, delta=2.0)
     seen = []
 
     def spying(inputs):
@@ -280,7 +280,7 @@ def test_devices_change_nothing_in_darp():
         error = optax.softmax_cross_entropy(logits, inputs.refine(guesses)).mean()
         return Loss(error, batch_stats, {"loss": error}, guesses.mean(axis=0), guesses)
 
-    refinement = darp.Schedule(start=2, every=1, delta=2.0)
+    refinement = darp.Refinement(start=2, every=1, delta=2.0)
     histories = [
         run(
             build(devices, alignment_target="none", loss=loss, refinement=refinement),

@@ -24,9 +24,9 @@ from crest_jax import (
     evaluate,
     export,
     files,
-    generations,
     main,
     predict,
+    self_training,
     trained,
 )
 from crest_jax.data import records
@@ -369,7 +369,7 @@ def test_a_run_in_a_folder_of_any_name_can_be_continued_and_used(
         raise Preempted("by SIGTERM")
 
     with monkeypatch.context() as patch:
-        patch.setattr(generations, "score_unlabeled", stopped)
+        patch.setattr(self_training, "score_unlabeled", stopped)
         with pytest.raises(Preempted):
             main.run(config, place / "run?")
     main.run(config, place / "run?")

@@ -28,7 +28,7 @@ def config():
 def contents(folder):
     """Files by name; the lock is whoever's was there last."""
     found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    return found | {name: b"" for name in found if name == workdir.LOCK}
+    return found | {name: b"" for name in found if name == ".lock"}
 
 
 # claim

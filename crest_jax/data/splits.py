@@ -21,9 +21,8 @@ from crest_jax.data.pictures import some
 from crest_jax.data.records import Images
 from crest_jax.data.stream import Parts
 from crest_jax.errors import ConfigError, DataError, UnavailableError
+from crest_jax.layout import RunFolder
 
-# Where a run lists the files that cannot be read as images.
-UNREADABLE = "unreadable.csv"
 # What says which data set, and which images of it, splits were made of.
 SOURCE = "source.json"
 NAMES = ("labeled", "unlabeled", "test", "validation")
@@ -160,7 +159,7 @@ def prepare(config: ConfigDict, folder: Path) -> None:
     if not missing:
         warn_of_changes(config, folder)
         return
-    source, split, labels = _divided(config, folder.parent / UNREADABLE)
+    source, split, labels = _divided(config, RunFolder(folder.parent).unreadable)
     _check_source(source, labels, folder, begun=len(missing) < len(NAMES))
     _warn_of_untested(source.class_names, labels["test"])
     with ExitStack() as stack:
@@ -238,7 +237,7 @@ def warn_of_changes(config: ConfigDict, folder: Path) -> None:
         return
     try:
         then = provenance.read(folder / provenance.TABLE)
-        changed = image_folder.changes(_folders(config, folder.parent / UNREADABLE), then)
+        changed = image_folder.changes(_folders(config, RunFolder(folder.parent).unreadable), then)
     except (ConfigError, DataError, UnavailableError) as error:
         logging.warning(
             "whether the images are still those that this run has read cannot be told: %s. The run "

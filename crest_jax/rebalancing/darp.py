@@ -34,7 +34,7 @@ class DarpState(NamedTuple):
     refined: Float[Array, "examples classes"]
 
 
-class Schedule(NamedTuple):
+class Refinement(NamedTuple):
     """When pseudo-labels are refined, in steps."""
 
     start: int  # the first step that trains on refined pseudo-labels, at least 1
@@ -56,7 +56,7 @@ def update(
     guesses: Float[Array, "batch classes"],
     step: Int[Array, ""],
     target: Float[Array, " classes"],
-    schedule: Schedule,
+    refinement: Refinement,
 ) -> DarpState:
     """Remembers a batch's pseudo-labels, and refines all of them when it is time.
 
@@ -66,14 +66,14 @@ def update(
       guesses: their pseudo-labels, rows summing to 1.
       step: the step that is done, from 0.
       target: the class distribution to give to the pseudo-labels, summing to 1.
-      schedule: when it is time.
+      refinement: when it is time.
     """
     pseudo_labels = remember(state.pseudo_labels, rows, guesses)
     counts = target * len(pseudo_labels)
-    since = step + 1 - schedule.start
+    since = step + 1 - refinement.start
     refined = lax.cond(
-        (since >= 0) & (since % schedule.every == 0),
-        lambda: refine(remove_noise(pseudo_labels, counts, schedule.delta), counts),
+        (since >= 0) & (since % refinement.every == 0),
+        lambda: refine(remove_noise(pseudo_labels, counts, refinement.delta), counts),
         lambda: state.refined,
     )
     return DarpState(pseudo_labels, refined)

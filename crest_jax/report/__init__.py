@@ -12,8 +12,6 @@ from crest_jax.config import to_plain
 from crest_jax.errors import DataError
 from crest_jax.schema import printable
 
-REPORT = "report.html"
-
 
 def write(output: Path, folders: Sequence[Path], *, pictures: bool = True) -> None:
     """Writes the page of one run, or of several compared.

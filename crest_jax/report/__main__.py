@@ -11,7 +11,8 @@ import argparse
 from etils.epath import Path
 
 from crest_jax import command, files
-from crest_jax.report import REPORT, write
+from crest_jax.layout import RunFolder
+from crest_jax.report import write
 
 
 @command.entry
@@ -28,7 +29,7 @@ def main() -> None:
     )  # fmt: skip
     arguments = parser.parse_args()
     folder = arguments.workdir[0] if len(arguments.workdir) == 1 else Path()
-    output = arguments.output or folder / REPORT
+    output = arguments.output or RunFolder(folder).page
     files.check_writable(output)
     write(output, arguments.workdir, pictures=arguments.pictures)
     print(output)

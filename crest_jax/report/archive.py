@@ -16,6 +16,7 @@ from etils.epath import Path
 from crest_jax import command, files, results, workdir
 from crest_jax.config import FORMAT, to_plain
 from crest_jax.errors import WorkdirError
+from crest_jax.layout import RunFolder
 
 # Far more than folds differ by, and far less than the text of a double.
 _DIGITS = 6
@@ -39,8 +40,8 @@ def archive(run: Path, output: Path) -> Path:
             part = part[each]
         del part[name]
     kept = {
-        workdir.CONFIG: {"format": FORMAT, "config": config},
-        results.RESULTS: rounded(results.read(run)),
+        RunFolder(run).config.name: {"format": FORMAT, "config": config},
+        RunFolder(run).results.name: rounded(results.read(run)),
     }
     folder = output / run.resolve().name
     for name, content in kept.items():

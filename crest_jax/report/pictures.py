@@ -17,7 +17,7 @@ from PIL import Image
 from crest_jax import files
 from crest_jax.data import pseudo_labels, records
 from crest_jax.data.pseudo_labels import PseudoLabels
-from crest_jax.workdir import generation_folder
+from crest_jax.layout import RunFolder
 
 # Of a page, whatever the number of classes and of runs: these take less than 3 MB.
 _MOST_PSEUDO_LABELS = 600
@@ -100,7 +100,7 @@ def _pseudo_labeled(
 ) -> PseudoLabeled | None:
     """Of the last generation that selected some, which is not the last of a run."""
     for generation in reversed(range(generations)):
-        folder = generation_folder(workdir, generation) / "pseudo_labels"
+        folder = RunFolder(workdir).generation(generation).pseudo_labels
         if pseudo_labels.selected_count(folder):
             break
     else:
@@ -114,7 +114,7 @@ def _pseudo_labeled(
         for label in range(classes)
     ]
     thumbnails = _thumbnails(
-        workdir / "splits" / "unlabeled", scored, np.concatenate([*chain(*rows)])
+        RunFolder(workdir).splits / "unlabeled", scored, np.concatenate([*chain(*rows)])
     )
 
     def pictures(chosen: Int[np.ndarray, " chosen"]) -> list[Picture]:
@@ -129,7 +129,7 @@ def _pseudo_labeled(
 def _moved(workdir: Path, generations: int, classes: int, most: int) -> Moved | None:
     """None if there is one generation, or the run's version kept no predictions of test images."""
     folders = [
-        generation_folder(workdir, generation) / "test_predictions"
+        RunFolder(workdir).generation(generation).test_predictions
         for generation in (0, generations - 1)
     ]
     if generations == 1 or not all(map(files.is_whole, folders)):
@@ -138,7 +138,7 @@ def _moved(workdir: Path, generations: int, classes: int, most: int) -> Moved | 
     was_right, is_right = (each.labels == each.truth for each in (first, last))
     directions = ~was_right & is_right, was_right & ~is_right
     rows = [_of_many_classes(last, moved, classes, most) for moved in directions]
-    thumbnails = _thumbnails(workdir / "splits" / "test", last, np.concatenate(rows))
+    thumbnails = _thumbnails(RunFolder(workdir).splits / "test", last, np.concatenate(rows))
 
     def pictures(chosen: Int[np.ndarray, " chosen"]) -> list[Picture]:
         return [

@@ -13,7 +13,7 @@ import shutil
 import pytest
 from whole_run import figures
 
-from crest_jax import generations, main
+from crest_jax import main, program
 from crest_jax.errors import CrestError
 
 
@@ -64,7 +64,7 @@ def patched():
 def config(tiny_config, tiny_model, patched):
     """Of a run whose step is compiled once for all of this module."""
     config = tiny_config(**tiny_model)
-    build = generations.build
+    build = program.build
     built = []
 
     def build_once(config, splits):
@@ -72,7 +72,7 @@ def config(tiny_config, tiny_model, patched):
             built.append(build(config, splits))
         return built[0]
 
-    patched.setattr(generations, "build", build_once)
+    patched.setattr(program, "build", build_once)
     return config
 
 

@@ -12,8 +12,8 @@ from crest_jax import export
 from crest_jax.config import default_config, parse_arguments
 from crest_jax.cpu import library
 from crest_jax.data.decode import View
-from crest_jax.generations import model_of
 from crest_jax.models import ResNet, WideResNet
+from crest_jax.program import model_of
 from crest_jax.trained import Trained
 
 # Models with the number of their layers.

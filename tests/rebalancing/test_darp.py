@@ -198,8 +198,8 @@ def test_of_an_example_seen_twice_the_last_guess_is_remembered():
 
 def test_pseudo_labels_are_renewed_on_schedule():
     """Ready for step 3, the first that uses them, and for every second one from there."""
-    schedule = darp.Schedule(start=3, every=2, delta=2.0)
-    update = jax.jit(partial(darp.update, schedule=schedule))
+    refinement = darp.Refinement(start=3, every=2, delta=2.0)
+    update = jax.jit(partial(darp.update, refinement=refinement))
     state = darp.create(6, 4)
     target = np.array([0.4, 0.3, 0.2, 0.1], np.float32)
     assert [leaf.shape for leaf in state] == [(6, 4), (6, 4)]

@@ -1,0 +1,82 @@
+"""The batches that a generation trains on, on this host and on its devices."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import numpy as np
+
+from crest_jax import distributed
+from crest_jax.data import decode, pipeline, records, stream
+from crest_jax.program import Run, seed_of_streams, unlabeled_stream
+from crest_jax.rebalancing import parts, resampling
+from crest_jax.train_step import DeviceBatch
+
+
+def on_devices(run: Run, generation: int) -> Callable[[int], Iterator[DeviceBatch]]:
+    """Return a function of the first step that yields batches, several together, on the devices.
+
+    None that are together are on both sides of an evaluation or a checkpoint.
+    """
+    from_step = on_host(run, generation)
+    at_once = run.program.at_once
+
+    def batches(start: int) -> Iterator[DeviceBatch]:
+        following = from_step(start=start)
+        # A run that was stopped elsewhere first comes back to where it evaluates and saves.
+        together = at_once - start % at_once
+        while several := list(itertools.islice(following, together)):
+            stacked = DeviceBatch(*map(np.stack, zip(*several, strict=True)))
+            yield distributed.split(stacked, run.program.mesh, axis=1)
+            together = at_once
+
+    return batches
+
+
+def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]]:
+    """Return a function of `start`, the first step, that yields this host's part of each batch.
+
+    The unlabeled stream is all training images, labeled ones too unless the config leaves them out,
+    in every generation.
+    """
+    config, splits = run.config, run.splits
+    labeled_folder = run.folder.generation(generation).labeled
+    shared = {
+        "batch_size": config.batch_size,
+        "unlabeled_ratio": config.unlabeled_ratio,
+        "seed": seed_of_streams(config),
+        "generation": generation,
+        "stop": config.steps,
+        "process": jax.process_index(),
+        "processes": jax.process_count(),
+    }
+    view = decode.view_of(config.data, splits.image_shape[-1])
+    names = unlabeled_stream(config, splits)[1]
+    unlabeled_folders = [run.folder.splits / name for name in names]
+    if config.data.stream:
+        return partial(
+            stream.batches,
+            [labeled_folder],
+            unlabeled_folders,
+            stream.Streaming(view, config.data.lanes, config.data.window),
+            **shared,
+        )
+    if view.crop == "random":
+        labeled, unlabeled = distributed.together(
+            lambda: (
+                records.load_encoded([labeled_folder], view),
+                records.load_encoded(unlabeled_folders, view),
+            )
+        )
+    else:
+        labeled = distributed.together(partial(records.load, labeled_folder, view))
+        unlabeled, *more = (getattr(splits, name).images for name in names)
+        for each in more:
+            unlabeled = unlabeled + each
+    probabilities = None
+    if "rs" in parts(config.rebalance):
+        probabilities = resampling.sampling_probabilities(labeled.labels, splits.class_names)
+    return partial(
+        pipeline.batches, labeled, unlabeled, labeled_probabilities=probabilities, **shared
+    )

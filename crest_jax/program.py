@@ -1,0 +1,369 @@
+"""What a config and its data come to: the values that a run works with, and its compiled programs.
+
+This is where the config ends. The stages of a run are given a `Program`, or the values of it that
+they need.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, Shaped
+from ml_collections import ConfigDict
+
+from crest_jax import distributed, evaluate, train_state
+from crest_jax.algorithms import ALGORITHMS
+from crest_jax.augment import Augmentation
+from crest_jax.cpu import library
+from crest_jax.data import long_tail
+from crest_jax.data.splits import Splits
+from crest_jax.errors import ConfigError, DataError
+from crest_jax.layout import RunFolder
+from crest_jax.models import MODELS
+from crest_jax.rebalancing import class_balanced_loss, crest, darp, logit_adjustment, parts
+from crest_jax.rebalancing.distribution_alignment import progressive_temperature
+from crest_jax.schedule import Schedule
+from crest_jax.train_state import TrainState
+from crest_jax.train_step import TrainStep, in_a_row, make_train_step
+
+# The size of the batches that a device is sent together, at most.
+_MOST_BYTES_AT_ONCE = 64 << 20
+
+
+class Program(NamedTuple):
+    """Everything that serves all generations of a run."""
+
+    generations: int
+    schedule: Schedule
+    # The seeds of a generation's initial weights, and of its steps.
+    keys: Callable[[int], tuple[Key[Array, ""], Key[Array, ""]]]
+    # The temperature of the alignment target in each generation; None where the target has none.
+    temperatures: tuple[float | None, ...]
+    # mu: the part of the examples predicted as each class that a generation selects.
+    # None where no generation follows another.
+    sampling_rates: Float[np.ndarray, " classes"] | None
+    # The weights of the classes in the labeled loss, from how many labels each has.
+    class_weights: Callable[[Int[np.ndarray, " classes"]], Float[np.ndarray, " classes"]]
+    # p(y) of the unlabeled stream, from the latest estimate of that of the unlabeled split.
+    target_distribution: Callable[[Sequence[float] | None], Float[np.ndarray, " classes"]]
+    # Whether that estimate is made at each evaluation.
+    estimates_unlabeled: bool
+    # The offsets of logit adjustment, from how many labels each class has.
+    adjustment: Callable[[Sequence[int]], Float[np.ndarray, " classes"]]
+    mesh: Mesh
+    # The devices of this host, with which it evaluates and scores by itself.
+    local_mesh: Mesh
+    new_state: Callable[[Key[Array, ""]], TrainState]  # replicated over the mesh
+    train_steps: TrainStep  # `at_once` steps in a row
+    at_once: int
+    predict: evaluate.Predict
+
+
+class Run(NamedTuple):
+    """An experiment in its folder, ready for its stages."""
+
+    config: ConfigDict
+    folder: RunFolder
+    splits: Splits
+    program: Program
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.splits.class_names)
+
+
+def build(config: ConfigDict, splits: Splits) -> Program:
+    """Resolve a config for these splits and the devices at hand.
+
+    Args:
+      config: validated.
+      splits: of the run; images are not looked at.
+
+    Raises:
+      DataError: the images have neither 1 nor 3 channels.
+      ConfigError: the unlabeled distribution or the sampling rates that are given are not of these
+        classes.
+    """
+    classes = len(splits.class_names)
+    if splits.image_shape[-1] not in (1, 3):
+        raise DataError(
+            f"images of shape {splits.image_shape} are neither grey (1 channel) nor RGB (3)"
+        )
+    target = partial(target_distribution, config, splits)
+    target(None)  # raises what is wrong with it before anything is compiled
+    mesh, local_mesh = distributed.data_mesh(), distributed.local_mesh()
+    model = model_of(
+        config, classes, axis_name=distributed.AXIS if config.sync_batch_norm else None
+    )
+    create = jax.jit(
+        creator(config, model, splits.image_shape, classes, unlabeled_stream(config, splits)[0])
+    )
+    return Program(
+        generations=config.generations,
+        schedule=schedule_of(config),
+        keys=partial(generation_keys, config),
+        temperatures=tuple(
+            temperature_of(config, generation) for generation in range(config.generations)
+        ),
+        sampling_rates=sampling_rates(config, splits) if config.generations > 1 else None,
+        class_weights=partial(class_weights, config),
+        target_distribution=target,
+        estimates_unlabeled=config.unlabeled_distribution.source == "predicted",
+        adjustment=partial(adjustment, tau=config.logit_adjustment_tau),
+        mesh=mesh,
+        local_mesh=local_mesh,
+        new_state=lambda key: distributed.replicate(create(key), mesh),
+        train_steps=in_a_row(train_step_of(config, model, mesh)),
+        at_once=steps_at_once(config, splits.image_shape, devices=mesh.size),
+        predict=evaluate.make_predict(model, local_mesh, batch_size=config.eval_batch_size),
+    )
+
+
+# The model and its training
+
+
+def model_of(config: ConfigDict, classes: int, *, axis_name: str | None) -> nn.Module:
+    """Return the model, whose batch norm is synchronised over the axis if there is one."""
+    return MODELS[config.model.name](
+        classes=classes,
+        depth=config.model.depth,
+        width=config.model.width,
+        batch_norm_momentum=config.model.batch_norm_momentum,
+        dtype=jnp.dtype(config.dtype),
+        precision=jax.lax.Precision(config.precision),
+        axis_name=axis_name,
+    )
+
+
+def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
+    """Return the optimiser of every generation."""
+    return train_state.make_optimizer(
+        train_state.learning_rate_schedule(
+            config.optimizer.learning_rate,
+            steps=config.steps,
+            level=config.optimizer.cosine_level,
+            warm_up=config.optimizer.warm_up,
+            drops=config.optimizer.drops,
+        ),
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+    )
+
+
+def creator(
+    config: ConfigDict,
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    classes: int,
+    examples: int,
+) -> Callable[[Key[Array, ""]], TrainState]:
+    """Return the function that makes a generation's first state from a key.
+
+    Args:
+      config: of the run.
+      model: from `model_of`.
+      image_shape: height, width and channels.
+      classes: how many.
+      examples: how many the unlabeled stream has.
+    """
+    return partial(
+        train_state.create,
+        model=model,
+        optimizer=optimizer_of(config),
+        image_shape=tuple(image_shape),
+        classes=classes,
+        refined_examples=examples if "darp" in parts(config.rebalance) else 0,
+    )
+
+
+def train_step_of(config: ConfigDict, model: nn.Module, mesh: Mesh) -> TrainStep:
+    """Return the step of every generation, mapped over the mesh."""
+    algorithm = ALGORITHMS[config.method]
+    return make_train_step(
+        partial(algorithm.loss, **{name: config[name] for name in algorithm.hyper_parameters}),
+        model,
+        optimizer_of(config),
+        mesh,
+        steps=config.steps,
+        alignment_target=config.alignment.target,
+        refinement=refinement_of(config),
+        ema_decay=config.ema_decay,
+        ema_batch_norm=config.ema_batch_norm,
+        augmentation=Augmentation(**config.augment),
+        accumulation=config.accumulation,
+    )
+
+
+def refinement_of(config: ConfigDict) -> darp.Refinement | None:
+    """Return when DARP refines pseudo-labels; None where it does not."""
+    if "darp" not in parts(config.rebalance):
+        return None
+    return darp.Refinement(
+        # Nothing can have been refined before the first step.
+        start=max(1, int(config.darp.start * config.steps)),
+        every=config.darp.every,
+        delta=config.darp.delta,
+    )
+
+
+def schedule_of(config: ConfigDict) -> Schedule:
+    """Return how long each generation trains, and how often it evaluates and saves."""
+    return Schedule(config.steps, config.eval_every, config.checkpoint_every)
+
+
+def steps_at_once(config: ConfigDict, image_shape: tuple[int, ...], *, devices: int) -> int:
+    """Return how many steps the devices are sent together.
+
+    It is the largest number that the config allows, that a device's memory should hold, and that
+    divides the steps from one evaluation or checkpoint to the next. On a CPU with XLA's own
+    convolutions, which take ten times as long within a loop, it is 1.
+    """
+    if jax.default_backend() == "cpu" and library.kernels() is None:
+        return 1
+    stops = [each for each in (config.eval_every, config.checkpoint_every) if each < config.steps]
+    between = math.gcd(config.steps, *stops)
+    images = config.batch_size * (1 + config.unlabeled_ratio) // devices
+    fitting = max(_MOST_BYTES_AT_ONCE // (images * math.prod(image_shape)), 1)
+    most = min(between, config.steps_at_once, fitting)
+    return next(steps for steps in range(most, 0, -1) if between % steps == 0)
+
+
+def who_computes(config: ConfigDict) -> str | None:
+    """Say who computes convolutions and norms on a CPU, and what would be faster there."""
+    if jax.default_backend() != "cpu":
+        return None
+    kernels, said = library.kernels(), library.whose()
+    if kernels and kernels.tiles and (config.dtype, config.precision) == ("float32", "default"):
+        said += "; --config.dtype=bfloat16 would be faster here"
+    return said
+
+
+# Random numbers
+
+
+def generation_keys(config: ConfigDict, generation: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """Return the seeds of a generation's initial weights, and of its steps."""
+    of_fold = jax.random.fold_in(jax.random.key(config.seed), config.fold)
+    init_key, step_key = jax.random.split(jax.random.fold_in(of_fold, generation))
+    if config.reseed:
+        step_key = jax.random.fold_in(step_key, config.reseed)
+    return init_key, step_key
+
+
+def seed_of_streams(config: ConfigDict) -> int:
+    """Return the seed of the order of examples, of 63 bits."""
+    numbers = np.random.SeedSequence([config.seed, config.fold, config.reseed])
+    return int(numbers.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+# Class distributions, and what follows from them
+
+
+def unlabeled_stream(config: ConfigDict, splits: Splits) -> tuple[int, list[str]]:
+    """Return how many examples the unlabeled stream has, and the splits that it is made of."""
+    names = ["labeled", "unlabeled"] if config.data.labeled_in_unlabeled else ["unlabeled"]
+    return sum(getattr(splits, name).examples for name in names), names
+
+
+def class_distribution(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:
+    """Return p(y) of the original labeled set: the long tail's formula, or its counts."""
+    if config.class_distribution == "ideal":
+        return long_tail.ideal_distribution(config.long_tail.gamma, len(splits.class_names))
+    return splits.labeled_distribution
+
+
+def target_distribution(
+    config: ConfigDict, splits: Splits, estimate: Sequence[float] | None
+) -> Float[np.ndarray, " classes"]:
+    """Return p(y) of the unlabeled stream, which the pseudo-labels' classes are held against.
+
+    It is that of the labeled set (paper section 3.3), as `class_distribution` has it. Where that of
+    the unlabeled images is given, or estimated from the model, the labeled images in the stream,
+    whose classes are known, are counted beside them.
+
+    Args:
+      config: names where the distribution comes from.
+      splits: of the run.
+      estimate: the latest one of the unlabeled split; None before the first, when the labeled set's
+        distribution stands in.
+
+    Raises:
+      ConfigError: the distribution that is given is not one of these classes.
+    """
+    match config.unlabeled_distribution.source:
+        case "given":
+            given = _of_each_class(
+                "unlabeled_distribution.given",
+                config.unlabeled_distribution.given,
+                splits.class_names,
+            )
+            unlabeled = shares(given)
+        case "predicted" if estimate is not None:
+            unlabeled = np.asarray(estimate)
+        case _:
+            return class_distribution(config, splits)
+    if not config.data.labeled_in_unlabeled:
+        return unlabeled
+    return shares(splits.labeled.per_class + splits.unlabeled.examples * unlabeled)
+
+
+def sampling_rates(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:
+    """Return mu, the part of the examples predicted as each class that a generation selects.
+
+    Raises:
+      ConfigError: the rates that are given are not of these classes.
+    """
+    if not config.crest.rates:
+        return crest.sampling_rates(class_distribution(config, splits), config.crest.alpha)
+    return _of_each_class("crest.rates", config.crest.rates, splits.class_names)
+
+
+def temperature_of(config: ConfigDict, generation: int) -> float | None:
+    """Return the temperature of the alignment target in a generation; None where it has none."""
+    match config.alignment.target:
+        case "progressive":
+            return progressive_temperature(generation, config.generations, config.crest.t_min)
+        case "constant":
+            return config.alignment.t
+    return None
+
+
+def class_weights(
+    config: ConfigDict, per_class: Int[np.ndarray, " classes"]
+) -> Float[np.ndarray, " classes"]:
+    """Return the weights of the classes in the labeled loss: ones, unless it is class-balanced."""
+    if "cb" in parts(config.rebalance):
+        return class_balanced_loss.class_weights(per_class, config.class_balanced_loss.b)
+    return np.ones(len(per_class))
+
+
+def adjustment(per_class: Sequence[int], tau: float) -> Float[np.ndarray, " classes"]:
+    """Return the offsets of logit adjustment by what a generation trains on."""
+    return logit_adjustment.adjustment(shares(per_class), tau)
+
+
+def shares(
+    of_each: Sequence[int | float] | Shaped[np.ndarray, " classes"],
+) -> Float[np.ndarray, " classes"]:
+    """Return each part's share of the whole."""
+    return np.asarray(of_each) / np.sum(of_each)
+
+
+def _of_each_class(
+    field: str, values: Sequence[int | float], class_names: Sequence[str]
+) -> Float[np.ndarray, " classes"]:
+    """Return what a config field gives for each class, whose number is known only with the data."""
+    if len(values) != len(class_names):
+        raise ConfigError(
+            f"{field} has {len(values)} entries for {len(class_names)} classes: give one for each "
+            f"of {', '.join(class_names)}"
+        )
+    return np.asarray(values, np.float64)

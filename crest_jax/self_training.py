@@ -1,0 +1,140 @@
+"""From one generation to the next: pseudo-label, select, rewrite the labeled set (section 3.3)."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import numpy as np
+from etils.epath import Path
+from jaxtyping import Int
+
+from crest_jax import distributed, files
+from crest_jax.data import pseudo_labels, records
+from crest_jax.data.pseudo_labels import PseudoLabels
+from crest_jax.data.sources import UNKNOWN, Example
+from crest_jax.errors import DataError
+from crest_jax.program import Run
+from crest_jax.rebalancing import crest
+from crest_jax.scoring import by_ema
+from crest_jax.train_state import TrainState
+
+
+def score_unlabeled(run: Run, generation: int, state: TrainState) -> PseudoLabels:
+    """Score this host's part of the unlabeled split with the EMA model, and select from it.
+
+    There is no augmentation, and no alignment. The last generation selects nothing.
+    """
+    ids, truth, (labels, confidence, _) = by_ema(run.splits.unlabeled, state, run.program)
+    selected = np.zeros(len(labels), bool)
+    if generation + 1 < run.program.generations:
+        (selected,) = crest.select(
+            [crest.Scores(labels, confidence)],
+            run.program.sampling_rates,
+            all_gather=distributed.all_gather,
+            host=jax.process_index(),
+        )
+    return PseudoLabels(ids, labels, confidence, selected, truth)
+
+
+def score_test(run: Run, state: TrainState) -> PseudoLabels:
+    """Score this host's part of the test split with the EMA model, for reports to look at."""
+    ids, truth, (labels, confidence, _) = by_ema(run.splits.test, state, run.program)
+    return PseudoLabels(ids, labels, confidence, np.zeros(len(labels), bool), truth)
+
+
+def write_scores(folder: Path, scored: PseudoLabels) -> None:
+    """Write what this host has scored, and wait for the others."""
+    host, hosts = jax.process_index(), jax.process_count()
+    distributed.together(partial(files.begin_folder, folder), first_only=True)
+    written = distributed.gather_json(
+        distributed.together(
+            lambda: pseudo_labels.write_shard(folder, scored, host=host, hosts=hosts)
+        )
+    )
+    distributed.together(lambda: pseudo_labels.finish(folder, written), first_only=True)
+
+
+def count_pseudo_labels(folder: Path, classes: int) -> Int[np.ndarray, "2 truths classes"]:
+    """Count all pseudo-labels, and the selected ones, by true class (row) and label (column).
+
+    The last row counts those whose true class is not known.
+    """
+
+    def count() -> Int[np.ndarray, "2 truths classes"]:
+        counts = np.zeros((2, classes + 1, classes), np.int64)
+        for part in pseudo_labels.parts(
+            folder, host=jax.process_index(), hosts=jax.process_count()
+        ):
+            records.check_labels(part.truth, range(UNKNOWN, classes), str(folder))
+            records.check_labels(part.labels, range(classes), str(folder))
+            truth = np.where(part.truth == UNKNOWN, classes, part.truth)
+            np.add.at(counts[0], (truth, part.labels), 1)
+            np.add.at(counts[1], (truth[part.selected], part.labels[part.selected]), 1)
+        return counts
+
+    return distributed.total(distributed.together(count))
+
+
+def rewrite_labeled(run: Run, generation: int) -> None:
+    """Write what a generation trains on: the ORIGINAL labeled set and the latest selection.
+
+    `X' = X u S` (section 3.3): selections of earlier generations do not accumulate. Every host
+    writes shards of its own, and reads no more than what they are made of.
+    """
+    original = run.splits.labeled.examples
+    selection, chosen = None, 0
+    if generation:
+        selection = run.folder.generation(generation - 1).pseudo_labels
+        chosen = distributed.first_says(partial(pseudo_labels.selected_count, selection))
+    writer = records.Writer(
+        run.folder.generation(generation).labeled,
+        examples=original + chosen,
+        class_names=run.splits.class_names,
+        shards=run.config.data.shards,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+
+    def write_shards() -> None:
+        first, last = writer.rows.start, writer.rows.stop
+        known = range(first, min(last, original))
+        for example in records.read(run.folder.splits / "labeled", known):
+            writer.add(example)
+        if selection and last > original:
+            numbers = range(max(first - original, 0), last - original)
+            for example in _relabeled(run.folder.splits / "unlabeled", selection, numbers):
+                writer.add(example)
+        writer.close()
+
+    distributed.together(writer.begin, first_only=True)
+    distributed.together(write_shards)
+    written = [entry for of_host in distributed.gather_json(writer.written) for entry in of_host]
+    distributed.together(lambda: writer.finish(written), first_only=True)
+
+
+def _relabeled(unlabeled: Path, selection: Path, numbers: range) -> Iterator[Example]:
+    """Yield selected examples with their pseudo-labels.
+
+    Args:
+      unlabeled: records of the unlabeled split.
+      selection: pseudo-labels of the generation before.
+      numbers: which of the selected ones, in their order.
+
+    Raises:
+      DataError: something is missing or damaged, or one is not of the other.
+    """
+    rows, ids, labels = pseudo_labels.selected(selection, numbers)
+    if not len(rows):
+        return
+    place_of = {row: place for place, row in enumerate(rows.tolist())}
+    span = range(int(rows[0]), int(rows[-1]) + 1)
+    for row, example in zip(span, records.read(unlabeled, span), strict=False):
+        place = place_of.get(row)
+        if place is None:
+            continue
+        if example.id.encode() != ids[place]:
+            raise DataError(
+                f"{selection} is not of {unlabeled}: its example {row} is {ids[place]!r}, "
+                f"not {example.id}; delete it and run again to score anew"
+            )
+        yield example._replace(label=int(labels[place]))

@@ -1,0 +1,64 @@
+"""Whether a stage's results are on disk, so that it need not run again."""
+
+from collections.abc import Callable
+from typing import Any
+
+from etils.epath import Path
+
+from crest_jax import distributed, files
+from crest_jax.data import pseudo_labels
+from crest_jax.errors import DataError, WorkdirError
+from crest_jax.layout import GenerationFolder
+
+# Is given what is wrong with something that is damaged, and its path.
+Say = Callable[[str, Path], None]
+
+
+def say_made_anew(what: str, path: Path) -> None:
+    """Print that something is damaged and will be made again."""
+    print(f"{what}: {path} is made anew", flush=True)
+
+
+def is_finished(here: GenerationFolder, *, say: Say = lambda what, path: None) -> bool:
+    """Return whether a generation's results are there, and what the next one is made from.
+
+    Args:
+      here: the generation's folder.
+      say: is told of what is damaged.
+
+    Raises:
+      UnavailableError: something cannot be read at the moment.
+    """
+    return (
+        here.result.exists()
+        and _is_undamaged(here.result, files.read_json, say)
+        and is_whole(here.pseudo_labels, pseudo_labels.check, say)
+    )
+
+
+def is_done(folder: Path, check: Callable[[Path], Any]) -> bool:
+    """Return whether a stage's folder is whole, as the first host finds for all of them.
+
+    Arguments are those of `is_whole`.
+    """
+    return distributed.first_says(lambda: is_whole(folder, check))
+
+
+def is_whole(folder: Path, check: Callable[[Path], Any], say: Say = say_made_anew) -> bool:
+    """Return whether a stage's folder is there, to the last byte.
+
+    Args:
+      folder: that the stage writes.
+      check: reads it, and raises what is wrong with it.
+      say: is told of what is damaged.
+    """
+    return files.is_whole(folder) and _is_undamaged(folder, check, say)
+
+
+def _is_undamaged(path: Path, check: Callable[[Path], Any], say: Say) -> bool:
+    try:
+        check(path)
+    except (DataError, WorkdirError) as error:
+        say(error.what, path)
+        return False
+    return True
