@@ -5,6 +5,11 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _GCS = "google-cloud-storage>=3,<4"
+# Folders at the top of the source tree that a wheel has within the package (`crest_jax.bundled`).
+BUNDLED = {
+    "crest_jax._bundled.experiments": "experiments",
+    "crest_jax._bundled.third_party.imagenet127": "third_party/imagenet127",
+}
 
 setup(
     name="crest_jax",
@@ -15,8 +20,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["crest_jax", "crest_jax.*"]),
-    package_data={"crest_jax.cpu": ["*.cc", "*.h"]},
+    packages=[*find_packages(include=["crest_jax", "crest_jax.*"]), *BUNDLED],
+    package_dir=BUNDLED,
+    package_data={
+        "crest_jax.cpu": ["*.cc", "*.h"],
+        "crest_jax._bundled.third_party.imagenet127": ["classes.tsv", "LICENSE", "README.md"],
+    },
+    entry_points={"console_scripts": ["crest-jax = crest_jax.commands:main"]},
     install_requires=[
         "absl-py>=2.1,<3",
         "clu>=0.0.12,<0.1",

@@ -3,7 +3,7 @@
 python benchmarks/end_to_end.py [--size 10-1 16-2] [--batch 16] [--steps 16]
 python benchmarks/end_to_end.py --size 28-2 --batch 64 --dtype bfloat16 --steps 500   # the paper's
 
-The loop is `crest_jax.train.train` with everything that goes on between two evaluations: batches
+The loop is `crest_jax.training.train` with everything that goes on between two evaluations: batches
 from the input pipeline, their way to the devices, metrics, the progress bar, and the check at the
 end that all is finite. The step alone has a batch that is already on the devices. Both do the same
 steps in turns. The loop's clock runs from the end of its first steps, those that are sent
@@ -27,8 +27,8 @@ from crest_jax.data import pipeline
 from crest_jax.data.records import Images
 from crest_jax.layout import GenerationFolder
 from crest_jax.schedule import Schedule
-from crest_jax.train import train
 from crest_jax.train_step import DeviceBatch
+from crest_jax.training import train
 
 # Of CIFAR10-LT with gamma = 100 and beta = 10 %.
 LABELED = 1237

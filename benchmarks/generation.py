@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
     config = config_of(arguments)
     from etils.epath import Path
 
-    from crest_jax import batches, checkpoints, generations, main, program, self_training
+    from crest_jax import batches, checkpoints, generations, job, program, self_training
     from crest_jax.data import sources, splits
     from crest_jax.rebalancing import crest
 
@@ -167,7 +167,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
     )
     clock.watch(batches, on_host="read")
     with tempfile.TemporaryDirectory() as temporary:
-        main.run(config, Path(temporary) / "run")
+        job.run(config, Path(temporary) / "run")
     ends, compiled = zip(*clock.ends["steps"], strict=True)
     calls = STEPS // AT_ONCE  # of a generation
     seconds = clock.seconds

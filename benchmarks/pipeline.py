@@ -4,7 +4,7 @@ python benchmarks/pipeline.py [--size 10-1] [--batch 16] [--steps 16]
 python benchmarks/pipeline.py --size 28-2 --batch 64 --dtype bfloat16 --steps 500     # the paper's
 
 Alone, `data.pipeline` gives one batch after the other to nobody. In the loop, which is
-`crest_jax.train.train` without evaluation, it waits for the batches of the next steps
+`crest_jax.training.train` without evaluation, it waits for the batches of the next steps
 from the moment it asks until they are on their way to the devices; the first ones, which start the
 pipeline, are left out. Medians of the samples; of waiting, the median of their means.
 """

@@ -1,8 +1,16 @@
 """CReST: class-rebalancing self-training for imbalanced semi-supervised learning, in JAX and Flax.
 
 Wei et al., CVPR 2021, https://arxiv.org/abs/2102.09559. Start reading at `crest_jax.generations`.
+
+From Python:
+
+  config = crest_jax.experiment("mnist_lt", rebalance="crest_plus")
+  run = crest_jax.train(config, "runs/mnist_lt")     # or crest_jax.load, of a run that is there
+  run.rows()                                         # figures by generation and class
+  run.model().predict(images)
 """
 
+import importlib
 import os
 import sys
 
@@ -27,3 +35,29 @@ if sys.argv[:1] == ["-m"]:
         sys.exit(f"error: JAX cannot be started ({error}): correct or unset the variable")
 
 __version__ = "0.2.0"
+
+# What is imported only when it is asked for, and the module that has it.
+_FACE = {
+    "experiment": "experiments",
+    "load": "saved_run",
+    "train": "job",
+    "SavedRun": "saved_run",
+    **dict.fromkeys(
+        ("CrestError", "ConfigError", "DataError", "WorkdirError", "UnavailableError",
+         "NonFiniteError", "DeviceError", "HostError", "Preempted"),
+        "errors",
+    ),
+}  # fmt: skip
+__all__ = [*_FACE, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _FACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_FACE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FACE})

@@ -39,9 +39,9 @@ from crest_jax.program import Run
 from crest_jax.report import text
 from crest_jax.results import UNLABELED_DISTRIBUTION
 from crest_jax.scoring import over_share, predictor
-from crest_jax.train import keep_metrics, train
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import Constants
+from crest_jax.training import keep_metrics, train
 
 
 def run(config: ConfigDict, folder: Path, *, pictures: bool = True) -> dict[str, Any]:

@@ -11,13 +11,12 @@ import hashlib
 import logging as logging_levels
 import re
 import sys
-from contextlib import nullcontext
 
 from absl import app, flags, logging
 from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
-from crest_jax import command, experiment, files
+from crest_jax import command, experiments, files
 from crest_jax import config as config_lib
 from crest_jax.errors import ConfigError
 
@@ -70,12 +69,14 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ConfigError(f"unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["config"].present:
-        raise experiment.missing()
+        raise experiments.missing()
     _log_plainly()
     given = _WORKDIR.value
     workdir = files.given(given, "--workdir") if given else default_workdir(_config_argument())
     join(_CONFIG.value)
-    run(_CONFIG.value, workdir, dry=_DRY_RUN.value, pictures=_PICTURES.value)
+    from crest_jax import job
+
+    job.run(_CONFIG.value, workdir, dry=_DRY_RUN.value, pictures=_PICTURES.value)
 
 
 def join(config: ConfigDict) -> None:
@@ -96,50 +97,6 @@ def join(config: ConfigDict) -> None:
     backend.check_devices()
 
 
-def run(config: ConfigDict, workdir: Path, *, dry: bool = False, pictures: bool = True) -> None:
-    """Runs or continues `config` in `workdir`, or says what that would do and take.
-
-    Args:
-      config: of the experiment.
-      workdir: the run's folder.
-      dry: whether to do nothing but to say so.
-      pictures: whether the run's page shows some of the images.
-    """
-    from crest_jax import preemption
-
-    with preemption.raised_on_sigterm():
-        _run(config, workdir, dry, pictures)
-
-
-def _run(config: ConfigDict, workdir: Path, dry: bool, pictures: bool) -> None:
-    # Imported only now, so that a wrong flag is reported without waiting for TensorFlow.
-    import jax
-
-    from crest_jax import backend, distributed, generations, layout, plan
-    from crest_jax import workdir as workdir_lib
-    from crest_jax.cpu import library
-
-    backend.keep_compiled()
-    devices, hosts = jax.device_count(), jax.process_count()
-    distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
-    distributed.check_agreement(
-        {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
-        | {"versions": workdir_lib.versions(), "kernels": library.whose()}
-    )
-    if dry:
-        plan.show(config, workdir)
-        return
-    claimed = distributed.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
-    with claimed or nullcontext():
-        distributed.say(
-            f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
-            f"fold {config.fold}"
-        )
-        generations.run(config, workdir, pictures=pictures)
-    folder = layout.RunFolder(workdir)
-    distributed.say(f"results: {folder.results}\npage: {folder.page}")
-
-
 @command.entry
 def console() -> None:
     """Reads the flags, and runs."""
@@ -147,13 +104,13 @@ def console() -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    argv = experiment.with_home(argv)
+    argv = experiments.with_paths(argv)
     try:
         words = flags.FLAGS(argv)
-        experiment.loaded(_CONFIG.value)
+        experiments.loaded(_CONFIG.value)
         return words
     except Exception as error:  # of flags, of fields that there are not, of an experiment's file
-        raise experiment.explained(error, argv) from error
+        raise experiments.explained(error, argv) from error
 
 
 def _log_plainly() -> None:

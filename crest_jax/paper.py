@@ -30,7 +30,7 @@ import numpy as np
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import command, experiment, files, results, workdir
+from crest_jax import command, experiments, files, results, workdir
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.errors import ConfigError, Preempted, WorkdirError
 from crest_jax.layout import RunFolder
@@ -126,7 +126,7 @@ class Job(NamedTuple):
         arguments = ",".join(f"{key}={value}" for key, value in self.arguments)
         return [
             "python", "-m", "crest_jax.main",
-            f"--config={experiment.folder() / self.experiment}.py:{arguments}",
+            f"--config={experiments.folder() / self.experiment}.py:{arguments}",
             f"--workdir={self.workdir}",
             *(f"--config.{field}={value}" for field, value in self.fields),
         ]  # fmt: skip
@@ -252,7 +252,7 @@ def config_of(job: Job) -> ConfigDict:
     """
     words = [word for word in job.command[2:] if not word.startswith("--workdir=")]
     try:
-        return experiment.read(words)
+        return experiments.read(words)
     except ConfigError as error:
         raise ConfigError(f"{error} (in: {shlex.join(job.command)})") from error
 

@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
@@ -22,6 +23,9 @@ def raised_on_sigterm() -> Iterator[None]:
     Nothing is lost by that: what is not whole is made anew. Where it was, others may make another
     error of it.
     """
+    if threading.current_thread() is not threading.main_thread():  # which alone can handle signals
+        yield
+        return
     stopped: list[Preempted] = []
 
     def stop(signum, frame):
@@ -49,6 +53,9 @@ def deferred_sigterm() -> Iterator[Callable[[], bool]]:
     """
     if jax.distributed.is_initialized():  # JAX takes care of the signal
         yield lambda: multihost_utils.reached_preemption_sync_point(next(_steps))
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
         return
     received = False
 

@@ -1,24 +1,37 @@
 """A trained model: a finished generation's averaged weights, and what is needed to use them."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 from etils.epath import Path
-from jaxtyping import Float, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
+from scipy.special import softmax
 
-from crest_jax import checkpoints, program, results, stages, workdir
+from crest_jax import checkpoints, distributed, evaluate, program, results, stages, workdir
 from crest_jax.config import validate
 from crest_jax.data import records, splits
 from crest_jax.data.decode import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.layout import RunFolder
+from crest_jax.rebalancing.logit_adjustment import adjustment
+
+
+class Predictions(NamedTuple):
+    """A model's answers for some images."""
+
+    labels: Int[np.ndarray, " images"]  # which of the class names
+    confidence: Float[np.ndarray, " images"]  # softmax probability of the label, in [0, 1]
+    logits: Float[np.ndarray, "images classes"]  # adjusted, where a tau is given
 
 
 class Trained(NamedTuple):
-    """What one generation has come to."""
+    """The model that one generation has trained, ready for use."""
 
     model: nn.Module
     params: PyTree  # their moving average, which the reported figures are of
@@ -31,6 +44,64 @@ class Trained(NamedTuple):
     max_pixels: int  # an image of more is not decoded
     generation: int  # from 1
     eval_batch_size: int
+
+    def predict(self, images: ArrayLike, *, tau: float = 0.0) -> Predictions:
+        """Classify images as evaluations do.
+
+        Args:
+          images: uint8 of shape [images, height, width, channels], from 0 to 255, with as many
+            channels as the run's. Where the run resizes its images they may have
+            any height and width, and otherwise have the run's.
+          tau: strength of logit adjustment (Menon et al., 2021) by the class distribution that the
+            generation was trained on, at least 0; 0 adjusts nothing.
+
+        Raises:
+          ConfigError: the images are of another type or shape, or tau is out of range.
+        """
+        if not 0 <= tau < np.inf:
+            raise ConfigError(f"tau={tau} must be at least 0, and finite")
+        mesh = distributed.data_mesh()
+        size = min(self.eval_batch_size, max(len(images), 1))
+        weights = distributed.replicate((self.params, self.batch_stats), mesh)
+        seen = self._seen(images)
+        if not len(seen):
+            none = np.zeros((0, len(self.class_names)), np.float32)
+            return Predictions(np.zeros(0, int), np.zeros(0, np.float32), none)
+        logits = _logits(self.model, mesh, size)(*weights, seen)
+        logits = logits - adjustment(self.class_distribution, tau).astype(np.float32)
+        labels = logits.argmax(axis=1)
+        confidence = softmax(logits, axis=1)[np.arange(len(labels)), labels]
+        return Predictions(labels, confidence, logits)
+
+    def _seen(
+        self, images: ArrayLike
+    ) -> UInt8[np.ndarray, "images {self.image_shape[0]} {self.image_shape[1]} channels"]:
+        """Check images, and resize them as the run's own."""
+        height, width, channels = self.image_shape
+        wanted = (
+            f"[images, height, width, {channels}]"
+            if self.view.size
+            else f"[images, {height}, {width}, {channels}]"
+        )
+        shape, dtype = np.shape(images), getattr(images, "dtype", type(images).__name__)
+        fits = len(shape) == 4 and shape[-1] == channels and min(shape[1:]) > 0
+        if dtype != np.uint8 or not fits or not (self.view.size or shape[1:3] == (height, width)):
+            raise ConfigError(
+                f"images of type {dtype} and shape {list(shape)} must be uint8 of shape {wanted}, "
+                "with values from 0 to 255"
+            )
+        images = np.asarray(images)
+        if not self.view.size or (self.view.crop == "none" and shape[1:3] == (height, width)):
+            return images
+        from crest_jax.data import decode  # imports TensorFlow
+
+        return np.stack([decode.fitted(image, self.view).numpy() for image in images])
+
+
+@functools.lru_cache(maxsize=8)
+def _logits(model: nn.Module, mesh: Mesh, batch_size: int) -> evaluate.Logits:
+    """Return a compiled model, which the next call of the same kind finds compiled."""
+    return evaluate.make_logits(model, mesh, batch_size=batch_size)
 
 
 def load(folder: Path, *, generation: int | None = None, step: int | None = None) -> Trained:

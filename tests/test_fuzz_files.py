@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from crest_jax import files, paper, predict, report, results, self_training, train, workdir
+from crest_jax import files, paper, predict, report, results, self_training, training, workdir
 from crest_jax.config import FORMAT, to_plain
 from crest_jax.data import pictures as pictures_lib
 from crest_jax.data import pseudo_labels, records, sources, stream
@@ -380,7 +380,7 @@ def test_any_metrics_are_continued_or_refused(data, scratch):
     path.write_bytes(b"\n".join(lines) + data.draw(st.sampled_from([b"", b"\n", b"\n\n", b"\r"])))
 
     def summarized():
-        kept = train.keep_metrics(path, up_to=12)
+        kept = training.keep_metrics(path, up_to=12)
         for line in kept:
             results.check_classes(line, 2, path)
         return results.summarize_evaluations(kept) if kept else None

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crest_jax import evaluate, files, generations, main, program, self_training
+from crest_jax import evaluate, files, generations, job, program, self_training
 from crest_jax.data import pipeline, pseudo_labels, records, splits
 from crest_jax.errors import ConfigError, DataError, NonFiniteError, WorkdirError
 from crest_jax.layout import RunFolder
@@ -30,7 +30,7 @@ def learned(tiny_config, make_folder):
     """FixMatch with a validation split, long enough to learn, on all eight devices."""
     workdir = make_folder("learned") / "run"
     config = tiny_config(LEARNED_ARGUMENTS, **LEARNED)
-    main.run(config, workdir)
+    job.run(config, workdir)
     return workdir, json.loads((workdir / "results.json").read_text())
 
 
@@ -47,7 +47,7 @@ def test_the_second_generation_compiles_nothing(
 
     monkeypatch.setattr(generations, "run_generation", noted)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        main.run(tiny_config(**tiny_model), tmp_path / "run")
+        job.run(tiny_config(**tiny_model), tmp_path / "run")
     second = caplog.records[logged_before[1] :]
     compiled, again = (
         {words[1] for words in (record.getMessage().split() for record in records)
@@ -100,7 +100,7 @@ def test_tensorboard_events_are_written(learned):
 def test_non_finite_loss_stops_with_earlier_results_kept(tiny_config, tmp_path):
     config = tiny_config("rebalance=none", **{"optimizer.learning_rate": 1e30, "generations": 1})
     with pytest.raises(NonFiniteError, match=r"generation 1 of 1: .*(loss|params) .* at step \d"):
-        main.run(config, tmp_path / "run")
+        job.run(config, tmp_path / "run")
     generation = tmp_path / "run" / "generation_00"
     assert not (generation / "result.json").exists()
     assert not [path for path in (generation / "checkpoints").iterdir() if path.name.isdigit()]
@@ -115,7 +115,7 @@ def test_non_finite_weights_are_not_saved(tiny_config, tmp_path):
            "eval_every": 1, "checkpoint_every": 1},
     )  # fmt: skip
     with pytest.raises(NonFiniteError, match=r"params/.* is NaN or infinite at step 1\."):
-        main.run(config, tmp_path / "run")
+        job.run(config, tmp_path / "run")
     folder = tmp_path / "run" / "generation_00"
     assert not [path for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
     assert not (folder / "metrics.jsonl").exists()
@@ -144,13 +144,13 @@ def test_after_nan_a_run_continues_with_other_random_numbers(
     workdir = tmp_path / "run"
     for _ in range(2):  # the same again makes it no better
         with pytest.raises(NonFiniteError, match=r"unlabeled_loss is nan at step 10.*--config.res"):
-            main.run(config, workdir)
+            job.run(config, workdir)
     here = workdir / "generation_00"
     assert sorted(path.name for path in (here / "checkpoints").iterdir()) == ["6", "8"]
     before = (here / "metrics.jsonl").read_text()
     config.reseed = 1
     capsys.readouterr()
-    main.run(config, workdir)
+    job.run(config, workdir)
     assert "generation 1 of 2 continues at step 8 of 12" in capsys.readouterr().out
     assert (here / "metrics.jsonl").read_text().startswith(before)
     results = files.read_json(workdir / "results.json")
@@ -184,7 +184,7 @@ def test_a_checkpoint_without_its_evaluations_is_not_continued(learned, tiny_con
         WorkdirError,
         match=r"no checkpoint in .*has 0 of the 6 evaluations until step 150: move .*_00 elsewhere",
     ):
-        main.run(config, workdir)
+        job.run(config, workdir)
 
 
 class Wiring:
@@ -248,7 +248,7 @@ def test_rates_by_hand_take_the_place_of_alphas(tiny_config, tmp_path):
 def test_rates_of_other_classes_are_refused_before_training(tiny_config, tiny_model, tmp_path):
     config = tiny_config("rebalance=crest", **tiny_model, **{"crest.rates": (1.0, 0.5)})
     with pytest.raises(ConfigError, match=r"crest.rates has 2 entries for 10 classes: give one"):
-        main.run(config, tmp_path / "run")
+        job.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "generation_00").exists()
 
 

@@ -12,7 +12,7 @@ from conftest import TINY, load_experiment
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from crest_jax import batches, main, plan, predict, report, trained
+from crest_jax import batches, job, plan, predict, report, trained
 from crest_jax.data import decode, pseudo_labels, records, splits
 from crest_jax.data.sources import UNKNOWN
 from crest_jax.errors import DataError
@@ -60,7 +60,7 @@ def unlabeled(photos):
 @pytest.fixture(scope="module")
 def run(config_of, unlabeled, make_folder):
     folder = make_folder("own") / "run"
-    main.run(config_of(**unlabeled), folder)
+    job.run(config_of(**unlabeled), folder)
     return folder
 
 
@@ -81,7 +81,7 @@ def test_results_name_what_was_read_whatever_a_later_command_says(
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     (folder / "results.json").unlink()
-    main.run(config_of(**unlabeled | {"data.unlabeled": "/nowhere"}), folder)
+    job.run(config_of(**unlabeled | {"data.unlabeled": "/nowhere"}), folder)
     before, after = strict_json(run / "results.json"), strict_json(folder / "results.json")
     assert after["data"] == f"image_folder {photos}/labeled {photos}/unlabeled"
     assert before == after
@@ -192,7 +192,7 @@ def test_a_dry_run_counts_by_class_what_is_known(
         for name, value in given.items()
     }
     monkeypatch.setattr(plan, "measure", lambda *_: plan.Pace(1.0, 1.0, 1.0, 1))
-    main.run(config_of(**fields), tmp_path / "run", dry=True)
+    job.run(config_of(**fields), tmp_path / "run", dry=True)
     printed = capsys.readouterr().out.splitlines()
     start = next(number for number, line in enumerate(printed) if line.startswith("class"))
     shown = printed[start : start + 5]
@@ -243,7 +243,7 @@ def test_a_picture_of_too_many_pixels_is_not_predicted(photos):
 
 def test_without_unlabeled_images_a_part_of_the_labels_is_put_aside(config_of, tmp_path):
     config = config_of("beta=0.4,rebalance=crest+rs", **{"data.crop": "random"})
-    main.run(config, tmp_path / "run")
+    job.run(config, tmp_path / "run")
     assert trained.load(tmp_path / "run").view == decode.View(12, "random")
     results = strict_json(tmp_path / "run" / "results.json")
     train = [count - round(0.2 * count) for count in LABELED]
@@ -263,4 +263,4 @@ def test_images_as_they_are_stored_must_be_of_one_shape_in_all_splits(config_of,
     where = {"data.labeled": f"{tmp_path}/labeled", "data.unlabeled": f"{tmp_path}/unlabeled"}
     config = config_of(**where, **{"long_tail.beta": 1.0, "data.image_size": 0})
     with pytest.raises(DataError, match=r"labeled \(8, 8, 1\), unlabeled \(9, 9, 1\), test "):
-        main.run(config, tmp_path / "run")
+        job.run(config, tmp_path / "run")

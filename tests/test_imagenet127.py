@@ -15,7 +15,7 @@ from etils.epath import Path
 from PIL import Image
 from tfds_miniature import store
 
-from crest_jax import main, predict, program, trained
+from crest_jax import job, predict, program, trained
 from crest_jax.data import pseudo_labels, records, splits
 from crest_jax.data.decode import View
 from crest_jax.errors import ConfigError, DataError
@@ -97,7 +97,7 @@ def config_of(data_dir, **changes):
 @pytest.fixture(scope="module")
 def finished(data_dir, tiny_model, make_folder):
     folder = make_folder("imagenet127") / "run"
-    main.run(config_of(data_dir, **tiny_model), folder)
+    job.run(config_of(data_dir, **tiny_model), folder)
     return folder
 
 
@@ -150,7 +150,7 @@ def test_a_run_that_was_stopped_in_the_middle_ends_with_the_same_figures(
         (folder / path).unlink()
     for path in ("generation_01/pseudo_labels", "generation_01/checkpoints/8"):
         shutil.rmtree(folder / path)
-    main.run(config_of(data_dir, **tiny_model), folder)
+    job.run(config_of(data_dir, **tiny_model), folder)
     assert results_of(folder) == results_of(finished)
 
 
@@ -203,11 +203,11 @@ def test_the_papers_own_step_of_resnet_50_gives_the_state_that_it_takes(finished
 )
 def test_a_config_that_cannot_be_is_refused_before_any_work(data_dir, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        main.run(config_of(data_dir, **changes), tmp_path / "run")
+        job.run(config_of(data_dir, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_images_of_different_sizes_need_one_to_be_resized_to(data_dir, tiny_model, tmp_path):
     as_stored = {"data.image_size": 0, "data.crop": "none"}
     with pytest.raises(DataError, match=r"images differ in shape: set --config.data.image_size"):
-        main.run(config_of(data_dir, **as_stored, **tiny_model), tmp_path / "run")
+        job.run(config_of(data_dir, **as_stored, **tiny_model), tmp_path / "run")

@@ -25,6 +25,18 @@ def test_models_algorithms_and_step_work_without_tensorflow():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_package_alone_imports_nothing_large_and_shows_what_it_has():
+    program = (
+        "import sys, crest_jax\n"
+        "assert not {'jax', 'numpy', 'tensorflow'} & set(sys.modules)\n"
+        "assert {'load', 'train', 'experiment', 'ConfigError'} <= set(dir(crest_jax))\n"
+        "assert issubclass(crest_jax.ConfigError, crest_jax.CrestError)\n"
+        "assert all(getattr(crest_jax, name) for name in crest_jax.__all__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_a_home_no_folder_is_made_in_its_place(tmp_path):
     program = (
         "import pwd\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from crest_jax import adjust, files, main
+from crest_jax import adjust, files, job
 from crest_jax.algorithms import ALGORITHMS, Algorithm, HyperParameter, Loss
 from crest_jax.config import validate
 from crest_jax.data import records
@@ -44,7 +44,7 @@ def run(tiny_config, tiny_model, make_folder):
             settings |= MIXMATCH
         config = tiny_config(f"beta=0.4,gamma=4,{arguments}", **{**settings, **changes})
         workdir = make_folder("methods") / "run"
-        main.run(config, workdir)
+        job.run(config, workdir)
         return workdir, json.loads((workdir / "results.json").read_text())
 
     return run

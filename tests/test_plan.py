@@ -15,7 +15,7 @@ import pytest
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import evaluate, main, plan, program, workdir
+from crest_jax import evaluate, job, plan, program, workdir
 from crest_jax.data import records, splits
 from crest_jax.errors import ConfigError, DataError, WorkdirError
 from crest_jax.schedule import Schedule
@@ -40,7 +40,7 @@ def dry_run(config, folder):
 
 def printed_by(config, folder, **flags):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        main.run(config, folder, **flags)
+        job.run(config, folder, **flags)
     return printed.getvalue()
 
 
@@ -170,7 +170,7 @@ def refusals(config, folder):
     said = []
     for dry in (True, False):
         with pytest.raises((ConfigError, DataError, WorkdirError)) as caught:
-            main.run(config, folder, dry=dry)
+            job.run(config, folder, dry=dry)
         said.append((type(caught.value), str(caught.value)))
     return said
 

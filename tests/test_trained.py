@@ -1,6 +1,8 @@
 """What can be done with a run's model afterwards: predict, and export."""
 
+import concurrent.futures
 import csv
+import io
 import json
 import pathlib
 import shutil
@@ -18,18 +20,19 @@ from PIL import Image
 from scipy.special import softmax
 from whole_run import figures
 
+import crest_jax
 from crest_jax import (
     adjust,
     augment,
     evaluate,
     export,
     files,
-    main,
+    job,
     predict,
     self_training,
     trained,
 )
-from crest_jax.data import records
+from crest_jax.data import decode, records
 from crest_jax.data.decode import View
 from crest_jax.distributed import data_mesh, replicate
 from crest_jax.errors import ConfigError, DataError, Preempted, WorkdirError
@@ -41,7 +44,7 @@ from crest_jax.report import __main__ as report_command
 def run(tiny_config, tiny_model, make_folder):
     """A run of two generations with DARP, whose state holds more than a model."""
     folder = make_folder("trained") / "run"
-    main.run(tiny_config("rebalance=darp+crest", **tiny_model), folder)
+    job.run(tiny_config("rebalance=darp+crest", **tiny_model), folder)
     return folder
 
 
@@ -123,6 +126,93 @@ def test_evaluations_adjust_as_that_model_does(run, test_images, generation):
     *_, last = (run / f"generation_0{generation - 1}" / "metrics.jsonl").read_text().splitlines()
     recorded = json.loads(last)["test"]["ema"]["confusion_matrix_logit_adjusted"]
     assert confusion.tolist() == recorded
+
+
+def test_from_python_a_run_is_what_its_files_say(run):
+    saved = crest_jax.load(str(run))
+    assert saved.results == crest_jax.load(pathlib.Path(run)).results
+    assert saved.config.rebalance == "darp+crest"
+    assert (saved.generations, saved.class_names) == (2, list("0123456789"))
+    rows = saved.rows()
+    assert [(row["generation"], row["class"]) for row in rows] == [
+        (number, str(label)) for number in (1, 2) for label in range(10)
+    ]
+    first = saved.pseudo_labels(1)
+    chosen = first.selected & (first.labels == 0)
+    right = 100 * np.mean(first.truth[chosen] == 0) if chosen.any() else None
+    assert rows[0]["selected"] == chosen.sum()
+    assert rows[0]["right"] == (None if right is None else pytest.approx(right))
+    labeled = records.load(run / "generation_01" / "labeled").labels
+    assert [row["labeled"] for row in rows[10:]] == np.bincount(labeled, minlength=10).tolist()
+    assert rows[13]["recall"] == saved.results["generations"][1]["per_class_recall"][3]
+    assert f"accuracy {saved.results['accuracy']:.1f} %" in repr(saved)
+    with pytest.raises(ConfigError, match="generation=3 must be between 1 and 2"):
+        saved.pseudo_labels(3)
+    with pytest.raises(crest_jax.WorkdirError, match=r"has no results\.json"):
+        crest_jax.load(run / "splits")
+
+
+def test_predictions_from_python_are_those_of_evaluations(run, test_images):
+    model = crest_jax.load(run).model()
+    predicted = model.predict(test_images.images)
+    logits = logits_of(model, test_images.images)
+    np.testing.assert_allclose(predicted.logits, logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(predicted.labels, logits.argmax(axis=1))
+    np.testing.assert_allclose(predicted.confidence, softmax(logits, axis=1).max(axis=1), rtol=1e-5)
+    adjusted = model.predict(test_images.images, tau=0.5)
+    expected = logits - 0.5 * np.log(model.class_distribution)
+    np.testing.assert_allclose(adjusted.logits, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(adjusted.labels, expected.argmax(axis=1))
+    assert model.predict(test_images.images[:0]).logits.shape == (0, 10)
+
+
+def test_images_of_any_size_are_seen_as_the_runs_own_where_it_resizes(run, test_images):
+    """Against files of the same images, as evaluations read them."""
+    images = test_images.images[:3].repeat(3, axis=1).repeat(2, axis=2)
+    for crop in ("none", "central", "random"):
+        view = View(8, crop, 1)
+        model = trained.load(run)._replace(view=view)
+        seen = []
+        for image in images:
+            content = io.BytesIO()
+            Image.fromarray(image[..., 0]).save(content, "png")
+            seen.append(decode.evaluated(content.getvalue(), view).numpy())
+        np.testing.assert_array_equal(model._seen(images), np.stack(seen))
+    whole = trained.load(run)._replace(view=View(8, "none", 1))
+    np.testing.assert_array_equal(whole._seen(test_images.images), test_images.images)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            np.zeros((2, 8, 8, 1), np.float32),
+            r"type float32 and shape \[2, 8, 8, 1\] must be uint8",
+        ),
+        (np.zeros((8, 8, 1), np.uint8), r"shape \[8, 8, 1\] must be .* \[images, 8, 8, 1\]"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"shape \[2, 8, 8, 3\] must be"),
+        (np.zeros((2, 9, 8, 1), np.uint8), r"shape \[2, 9, 8, 1\] must be"),
+        ([[1]], "type list"),
+    ],
+)
+def test_images_that_a_model_cannot_take_are_refused(run, images, message):
+    with pytest.raises(ConfigError, match=message):
+        trained.load(run).predict(images)
+
+
+def test_tau_is_at_least_0(run, test_images):
+    with pytest.raises(ConfigError, match=r"tau=-1\.0 must be at least 0"):
+        trained.load(run).predict(test_images.images, tau=-1.0)
+
+
+def test_from_python_a_run_continues_on_any_thread(run, tiny_config, tiny_model):
+    config = tiny_config("rebalance=darp+crest", **tiny_model)
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        continued = threads.submit(crest_jax.train, config, str(run)).result()
+    assert continued.results == crest_jax.load(run).results
+    config.steps = 3
+    with pytest.raises(crest_jax.WorkdirError, match="belongs to another config"):
+        crest_jax.train(config, run)
 
 
 def test_a_generation_that_is_not_there_is_refused(run, tmp_path):
@@ -371,8 +461,8 @@ def test_a_run_in_a_folder_of_any_name_can_be_continued_and_used(
     with monkeypatch.context() as patch:
         patch.setattr(self_training, "score_unlabeled", stopped)
         with pytest.raises(Preempted):
-            main.run(config, place / "run?")
-    main.run(config, place / "run?")
+            job.run(config, place / "run?")
+    job.run(config, place / "run?")
     assert figures(place / "run?") == figures(run)
 
     outputs = [place / f"p[{number}]" for number in range(4)]

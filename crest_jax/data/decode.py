@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from jaxtyping import Int, UInt8, UInt16
 from ml_collections import ConfigDict
@@ -78,6 +79,22 @@ def evaluated(image: tf.Tensor | bytes, view: View) -> UInt8[tf.Tensor, "height 
     return central(image, view.size, view.channels)
 
 
+def fitted(
+    image: UInt8[np.ndarray, "height width channels"] | UInt8[tf.Tensor, "height width channels"],
+    view: View,
+) -> UInt8[tf.Tensor, "{view.size} {view.size} channels"]:
+    """Resize a decoded image as evaluations see it.
+
+    Args:
+      image: of any height and width.
+      view: of a size.
+    """
+    pixels = tf.convert_to_tensor(image)
+    if view.crop == "none":
+        return _resized(pixels, view.size, view.size)
+    return _central(pixels, view.size)
+
+
 def trained_on(
     image: tf.Tensor | bytes, view: View, seed: Int[tf.Tensor, "2"]
 ) -> UInt8[tf.Tensor, "height width channels"]:
@@ -128,6 +145,12 @@ def central(
       channels: of the result, 1 or 3.
     """
     pixels = tf.io.decode_image(_checked(image), channels=channels, expand_animations=False)
+    return _central(pixels, size)
+
+
+def _central(
+    pixels: UInt8[tf.Tensor, "height width channels"], size: int
+) -> UInt8[tf.Tensor, "{size} {size} channels"]:
     height, width = tf.shape(pixels)[0], tf.shape(pixels)[1]
     shorter = tf.cast(tf.minimum(height, width), tf.float32)
     side = tf.maximum(tf.cast(tf.round(CENTRAL_PART * shorter), tf.int32), 1)

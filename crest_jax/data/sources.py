@@ -20,7 +20,7 @@ from etils.epath import Path
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from crest_jax import files, schema
+from crest_jax import bundled, files, schema
 from crest_jax.data import long_tail
 from crest_jax.data.provenance import File
 from crest_jax.errors import CrestError, DataError
@@ -108,7 +108,7 @@ def load(
     else:
         source = tfds_source(name, data_dir=data_dir, download=download, test_split=test_split)
     if class_table:
-        source = grouped(source, files.given(class_table, "data.class_table"))
+        source = grouped(source, bundled.find(files.given(class_table, "data.class_table")))
     return source if test_split else held_out(source, test_fraction)
 
 

@@ -13,7 +13,7 @@ import shutil
 import pytest
 from whole_run import figures
 
-from crest_jax import main, program
+from crest_jax import job, program
 from crest_jax.errors import CrestError
 
 
@@ -80,7 +80,7 @@ def config(tiny_config, tiny_model, patched):
 def whole(config, make_folder):
     """A finished run."""
     workdir = make_folder("whole") / "run"
-    main.run(config, workdir)
+    job.run(config, workdir)
     return workdir
 
 
@@ -103,7 +103,7 @@ def outcome(config, workdir, name, damage, capsys) -> tuple[str, str]:
     damage(workdir / name)
     capsys.readouterr()
     try:
-        main.run(config, workdir)
+        job.run(config, workdir)
     except CrestError as error:
         message = str(error)
         # Its name, or its checkpoint's.
@@ -133,7 +133,7 @@ def check(config, whole, interrupted, workdir, name, damage, capsys) -> str:
         if not follow(message, workdir):
             assert name == "config.json"
             return done
-        main.run(config, workdir)
+        job.run(config, workdir)
     assert figures(workdir) == figures(whole)
     return done
 

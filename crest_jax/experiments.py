@@ -1,4 +1,4 @@
-"""The experiment that a command line names: its file, and fields of its config.
+"""Experiments: which file a name or a command line means, and the config that it makes.
 
 `--config=FILE.py[:key=value,...] --config.field=value ...` is read by ml_collections. What it, absl
 or the file raise is made a line here that names the flag, and what it may be.
@@ -14,13 +14,38 @@ from absl import flags
 from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
-from crest_jax import files, schema
+from crest_jax import bundled, files, schema
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.config import type_of
 from crest_jax.errors import ConfigError
 
-# Those that come with the source tree; an installed package is without.
-FOLDER = Path(__file__).parent.parent / "experiments"
+# The project's own.
+FOLDER = bundled.FOLDER / "experiments"
+
+
+def experiment(name: str | os.PathLike, **arguments: Any) -> ConfigDict:
+    """Return the config of an experiment, whose fields can then be changed.
+
+    Args:
+      name: one of the project's, such as `cifar10_lt`, or the path of a file of one's own that has
+        a function `get_config`.
+      **arguments: of the experiment, as after the colon of `--config`: `gamma=50`.
+
+    Raises:
+      ConfigError: there is no such file, it fails, or an argument is not one of it.
+
+    Example:
+      config = crest_jax.experiment("cifar10_lt", gamma=50, rebalance="crest_plus")
+      config.model.width = 4
+    """
+    given = ",".join(f"{key}={value}" for key, value in arguments.items())
+    path = files.given(os.fspath(name), "experiment")
+    config = read(with_paths(["", f"--config={path}:{given}" if given else f"--config={path}"]))
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"{name}: get_config must return a ConfigDict, not {schema.shown(config)}"
+        )
+    return config
 
 
 def read(argv: Sequence[str]) -> Any:
@@ -56,8 +81,11 @@ def folder() -> Path:
     return Path(FOLDER.name) if files.absolute(Path(FOLDER.name)) == FOLDER else FOLDER
 
 
-def with_home(argv: Sequence[str]) -> list[str]:
-    """Returns a command line with `~` in the name of the experiment's file made a folder.
+def with_paths(argv: Sequence[str]) -> list[str]:
+    """Return a command line whose `--config` is the path of a file.
+
+    `~` is the home; `cifar10_lt` and `experiments/cifar10_lt.py` are the project's, from any folder
+    that has no such file itself.
 
     Raises:
       ConfigError: there is no such home.
@@ -68,15 +96,22 @@ def with_home(argv: Sequence[str]) -> list[str]:
         if flag not in ("-config", "--config"):
             continue
         if equals:
-            words[at] = f"{flag}={_with_home(value)}"
+            words[at] = f"{flag}={_with_path(value)}"
         elif at + 1 < len(words):
-            words[at + 1] = _with_home(words[at + 1])
+            words[at + 1] = _with_path(words[at + 1])
     return words
 
 
-def _with_home(value: str) -> str:
-    path, colon, arguments = value.partition(":")
-    return f"{files.given(path, '--config')}{colon}{arguments}" if path[:1] == "~" else value
+def _with_path(value: str) -> str:
+    given, colon, arguments = value.partition(":")
+    path = files.given(given, "--config") if given[:1] == "~" else Path(given)
+    if given and not os.path.isfile(path):  # noqa: PTH113
+        own = folder() / path.name if path.suffix else folder() / f"{path.name}.py"
+        if path.parent in (Path(), Path(FOLDER.name)) and own.is_file():
+            path = own
+        elif given[:1] != "~":
+            return value
+    return f"{path}{colon}{arguments}"
 
 
 def missing() -> ConfigError:
@@ -143,12 +178,7 @@ def _no_file(path: str) -> str:
 
 def _advice(name: str) -> str:
     """Which file to name; `name` is what it was taken to be called."""
-    names = sorted(path.name for path in FOLDER.glob("*.py")) if FOLDER.is_dir() else []
-    if not names:
-        return (
-            "this project's experiments come with its source tree, in the folder "
-            f"{FOLDER.name}: run there, or give the whole path of one"
-        )
+    names = sorted(path.name for path in FOLDER.glob("*.py"))
     for found in (name, f"{name}.py"):
         if found in names:
             return f"try --config={folder() / found}"

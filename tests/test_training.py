@@ -3,7 +3,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from crest_jax import results, train
+from crest_jax import results, training
 from crest_jax.errors import NonFiniteError, WorkdirError
 
 
@@ -17,9 +17,9 @@ def test_the_terms_that_are_not_finite_first_are_named():
     with pytest.raises(
         NonFiniteError, match=r"a run: unlabeled_loss is inf at step 7\. "
     ) as caught:
-        train._average(pending, last_step=8, title="a run")
+        training._average(pending, last_step=8, title="a run")
     assert "labeled_loss is 0" not in str(caught.value)
-    whole = train._average(pending[:1] * 2, last_step=8, title="a run")
+    whole = training._average(pending[:1] * 2, last_step=8, title="a run")
     assert whole == {"loss": 0.375, "labeled_loss": 0.375, "unlabeled_loss": 0.375}
 
 
@@ -34,7 +34,7 @@ def test_metrics_after_the_last_checkpoint_and_half_lines_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps(evaluation(step)) for step in (10, 20, 30)]
     path.write_text("\n".join(lines) + '\n{"step": 40, "te')
-    assert [line["step"] for line in train.keep_metrics(path, up_to=20)] == [10, 20]
+    assert [line["step"] for line in training.keep_metrics(path, up_to=20)] == [10, 20]
     assert path.read_text() == "\n".join(lines[:2]) + "\n"
 
 
@@ -47,7 +47,7 @@ def test_a_line_that_is_no_evaluation_is_dropped_with_those_after_it(tmp_path, l
     path = tmp_path / "metrics.jsonl"
     first, last = (json.dumps(evaluation(step)).encode() + b"\n" for step in (6, 12))
     path.write_bytes(first + line + b"\n" + last)
-    assert train.keep_metrics(path, up_to=20) == [evaluation(6)]
+    assert training.keep_metrics(path, up_to=20) == [evaluation(6)]
     assert path.read_bytes() == first
 
 

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from conftest import REPOSITORY
 
-from crest_jax import experiment
+from crest_jax import experiments
 from crest_jax.errors import ConfigError
 
 DIGITS = f"--config={REPOSITORY / 'experiments' / 'digits_lt.py'}"
@@ -22,7 +22,7 @@ FILES = {
 
 def message(*words):
     with pytest.raises(ConfigError) as caught:
-        experiment.read(["main", *words])
+        experiments.read(["main", *words])
     said = str(caught.value)
     assert "\n" not in said
     assert "Traceback" not in said
@@ -78,15 +78,27 @@ def test_an_unknown_flag_is_named():
     assert message(DIGITS, "--hots=3") == "Unknown command line flag 'hots'"
 
 
-def test_a_file_that_is_in_the_source_tree_is_named_by_the_path_that_works(tmp_path, monkeypatch):
+@pytest.mark.parametrize("given", ["digits_lt", "digits_lt.py", "experiments/digits_lt.py"])
+def test_the_projects_experiments_are_found_from_any_folder(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = message("--config=experiments/digits_lt.py:gamma=3")
-    named = said.partition("try --config=")[2]
-    assert f"experiments/digits_lt.py is not a file in {tmp_path}" in said
-    assert pathlib.Path(named).is_absolute()
-    assert experiment.read(["main", f"--config={named}"]).data.name == "digits"
-    assert message("--config=digits_lt").endswith(DIGITS)
+    for words in ([f"--config={given}:gamma=3"], ["--config", f"{given}:gamma=3"]):
+        resolved = experiments.with_paths(["main", *words])
+        assert pathlib.Path(resolved[-1].removeprefix("--config=").partition(":")[0]).is_absolute()
+        assert experiments.read(resolved).long_tail.gamma == 3
+    assert experiments.experiment(given, gamma=4, rebalance="crest").long_tail.gamma == 4
     assert "--config is missing" in message("--config.steps=3")
+
+
+def test_a_file_of_ones_own_goes_before_the_projects(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits_lt.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(arguments=None): return ConfigDict({'given': arguments or ''})"
+    )
+    assert experiments.experiment("digits_lt.py", a=1, b="c").given == "a=1,b=c"
+    assert "given" not in experiments.experiment("digits_lt")  # which is no file here
+    with pytest.raises(ConfigError, match="is not a file in"):
+        experiments.experiment("elsewhere/digits_lt.py")
 
 
 def test_in_the_source_tree_it_is_named_as_the_readme_does(monkeypatch):
@@ -104,15 +116,22 @@ def test_what_is_no_file_is_answered_with_all_experiments(monkeypatch, given):
     assert ("is a folder" in said) == given.endswith("/")
 
 
-def test_an_installed_package_says_where_experiments_come_from(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(experiment, "FOLDER", tmp_path / "experiments")
-    assert "come with its source tree" in message("--config=experiments/digits_lt.py")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(): return 3", "get_config must return a ConfigDict, not 3"),
+        ("def get_config(): return 1 / 0", "fails at line 1: ZeroDivisionError"),
+    ],
+)
+def test_from_python_a_file_that_makes_no_config_is_one_error(tmp_path, content, message):
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        experiments.experiment(tmp_path / "mine.py")
 
 
 def test_the_home_is_found_in_the_name_of_the_file(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for words in (["--config=~/mine.py:a=~/b"], ["--config", "~/mine.py:a=~/b"]):
-        given = experiment.with_home(["main", *words, "--config.data.labeled=~/c"])
+        given = experiments.with_paths(["main", *words, "--config.data.labeled=~/c"])
         assert f"{tmp_path}/mine.py:a=~/b" in given[-2]
         assert given[-1] == "--config.data.labeled=~/c"  # which is expanded where it is used

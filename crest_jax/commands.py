@@ -1,0 +1,36 @@
+"""The command `crest-jax`, which names the others.
+
+crest-jax train --config=cifar10_lt:gamma=50       as python -m crest_jax.main
+crest-jax report --workdir=DIR                     as python -m crest_jax.report
+"""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "main",
+    "predict": "predict",
+    "export": "export",
+    "adjust": "adjust",
+    "report": "report.__main__",
+    "compare": "report.comparison",
+    "figures": "report.figures",
+    "archive": "report.archive",
+    "paper": "paper",
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names, with the others as its own."""
+    name, *rest = sys.argv[1:] or [""]
+    if name not in COMMANDS:
+        usage = f"usage: crest-jax {{{','.join(COMMANDS)}}} ..."
+        if name in ("-h", "--help"):
+            print(f"{usage}\n\ncrest-jax NAME --help has the flags of each.")
+            return
+        given = f"{name!r} is none of its commands" if name else "no command is given"
+        print(f"error: {given}\n{usage}", file=sys.stderr)
+        sys.exit(64)
+    module = importlib.import_module(f"crest_jax.{COMMANDS[name]}")
+    sys.argv = [f"crest-jax {name}", *rest]
+    (module.console if name == "train" else module.main)()

@@ -1,0 +1,78 @@
+"""One experiment in this process, from its config to its results."""
+
+import os
+from contextlib import nullcontext
+
+import jax
+from etils.epath import Path
+from ml_collections import ConfigDict
+
+from crest_jax import backend, distributed, files, generations, plan, preemption, saved_run
+from crest_jax import config as config_lib
+from crest_jax import workdir as workdir_lib
+from crest_jax.cpu import library
+from crest_jax.layout import RunFolder
+from crest_jax.saved_run import SavedRun
+
+
+def train(config: ConfigDict, folder: str | os.PathLike, *, pictures: bool = True) -> SavedRun:
+    """Run an experiment to its end, or continue it, and return its results.
+
+    The same call continues a run that was stopped. It works in a notebook, and on any thread; on
+    the main thread SIGTERM stops it with everything saved, as on the command line.
+
+    Args:
+      config: from `crest_jax.experiment`.
+      folder: the run's, which is made if it is not there; on a disk or in a bucket (gs://).
+      pictures: whether the run's page shows some of the images.
+
+    Raises:
+      ConfigError: a field is not usable; all that are not are named.
+      DataError: the data set is not there or damaged.
+      WorkdirError: the folder belongs to another config, or cannot be written.
+      NonFiniteError: training has diverged.
+      Preempted: SIGTERM arrived.
+
+    Example:
+      config = crest_jax.experiment("digits_lt", rebalance="crest")
+      run = crest_jax.train(config, "runs/digits")
+    """
+    config_lib.validate(config)
+    backend.start()
+    run(config, files.given(os.fspath(folder)), pictures=pictures)
+    return saved_run.load(folder)
+
+
+def run(config: ConfigDict, workdir: Path, *, dry: bool = False, pictures: bool = True) -> None:
+    """Run or continue `config` in `workdir`, or say what that would do and take.
+
+    Args:
+      config: of the experiment.
+      workdir: the run's folder.
+      dry: whether to do nothing but to say so.
+      pictures: whether the run's page shows some of the images.
+    """
+    with preemption.raised_on_sigterm():
+        _run(config, workdir, dry, pictures)
+
+
+def _run(config: ConfigDict, workdir: Path, dry: bool, pictures: bool) -> None:
+    backend.keep_compiled()
+    devices, hosts = jax.device_count(), jax.process_count()
+    distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
+    distributed.check_agreement(
+        {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
+        | {"versions": workdir_lib.versions(), "kernels": library.whose()}
+    )
+    if dry:
+        plan.show(config, workdir)
+        return
+    claimed = distributed.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
+    with claimed or nullcontext():
+        distributed.say(
+            f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
+            f"fold {config.fold}"
+        )
+        generations.run(config, workdir, pictures=pictures)
+    folder = RunFolder(workdir)
+    distributed.say(f"results: {folder.results}\npage: {folder.page}")

@@ -1,0 +1,130 @@
+"""A run on disk, for use from Python: `crest_jax.load`."""
+
+import functools
+import os
+from typing import Any
+
+from etils.epath import Path
+from ml_collections import ConfigDict
+
+from crest_jax import files, results, workdir
+from crest_jax.errors import ConfigError
+from crest_jax.layout import RunFolder
+
+
+def load(folder: str | os.PathLike) -> "SavedRun":
+    """Return a run whose first generation is finished.
+
+    Args:
+      folder: the run's, on a disk or in a bucket (gs://).
+
+    Raises:
+      WorkdirError: it is not a run of this version, or no generation of it is finished.
+
+    Example:
+      run = crest_jax.load("runs/mnist_lt")
+      run.results["accuracy"]
+      run.model().predict(images).labels
+    """
+    run = SavedRun(files.given(os.fspath(folder)))
+    run.results  # noqa: B018, raises what is wrong with it
+    return run
+
+
+class SavedRun:
+    """A run that has finished one generation or more. What it gives is read when it is asked for.
+
+    Generations are counted from 1, as on the command line.
+    """
+
+    def __init__(self, path: Path):
+        """Refer to a folder; use `load`, which also looks whether it is a run."""
+        self.path = path
+        self._folder = RunFolder(path)
+
+    def __repr__(self) -> str:
+        return (
+            f"SavedRun({str(self.path)!r}: {self.results['method']}, "
+            f"rebalance={self.results['rebalance']}, {self.results['data']}, "
+            f"accuracy {self.results['accuracy']:.1f} %)"
+        )
+
+    @functools.cached_property
+    def results(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return results.read(self.path)
+
+    @functools.cached_property
+    def config(self) -> ConfigDict:
+        """The config that the run was made with."""
+        return workdir.read_config(self.path)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, in the order of their labels."""
+        return list(self.results["class_names"])
+
+    @property
+    def generations(self) -> int:
+        """The number of finished generations."""
+        return len(self.results["generations"])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each generation and class, as for a data frame.
+
+        Each has the `generation`, the `class` and its `label`; `labeled`, how many examples of the
+        class the generation trained on; `recall` and `precision` on the test set; how many
+        pseudo-labels were `predicted` as the class and `selected`; and the part of the selected
+        ones that is `right`. Parts are per cent, and None where there is nothing to divide by.
+        """
+        return [
+            {
+                "generation": number,
+                "class": name,
+                "label": label,
+                "labeled": result["labeled_per_class"][label],
+                "recall": result["per_class_recall"][label],
+                "precision": result["per_class_precision"][label],
+                "predicted": result["pseudo_labels"]["predicted"][label],
+                "selected": result["pseudo_labels"]["selected"][label],
+                "right": result["pseudo_labels"]["selected_precision"][label],
+            }
+            for number, result in enumerate(self.results["generations"], start=1)
+            for label, name in enumerate(self.class_names)
+        ]
+
+    def pseudo_labels(self, generation: int):
+        """Return the pseudo-labels of a generation as arrays, one entry per unlabeled example.
+
+        Args:
+          generation: from 1.
+
+        Returns:
+          `ids`, `labels`, `confidence`, `selected` and `truth`, as `data.pseudo_labels` has them.
+
+        Raises:
+          ConfigError: there is no such generation.
+          WorkdirError: its pseudo-labels are missing or damaged.
+        """
+        from crest_jax.data import pseudo_labels
+
+        if not 1 <= generation <= self.generations:
+            raise ConfigError(f"generation={generation} must be between 1 and {self.generations}")
+        return pseudo_labels.read(self._folder.generation(generation - 1).pseudo_labels)
+
+    def model(self, generation: int | None = None):
+        """Return the model of a generation, with its averaged weights.
+
+        Args:
+          generation: from 1; the last that is finished by default.
+
+        Returns:
+          A `trained.Trained`, whose `predict` takes images.
+
+        Raises:
+          ConfigError: there is no such generation.
+          WorkdirError: its checkpoint is missing or damaged.
+        """
+        from crest_jax import trained
+
+        return trained.load(self.path, generation=generation)
