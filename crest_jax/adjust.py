@@ -1,12 +1,12 @@
-"""Logit adjustment of a finished run with other values of tau, from its checkpoints.
+"""Apply logit adjustment with other values of tau to the checkpoints of a finished run.
 
 python -m crest_jax.adjust --workdir=DIR [--tau TAU ...] [--output FILE.json]
 
 Nothing is trained: the checkpoints of each generation's last evaluations classify the test set
-anew, and `argmax_y f_y(x) - tau log p(y)` (Menon et al., 2021) decides, where p(y) is the class
-distribution of what the generation was trained on, pseudo-labels included. The mean over these
-evaluations is what results.json reports as `accuracy_logit_adjusted` for the run's own tau, and as
-`accuracy` for tau = 0.
+again by `argmax_y f_y(x) - tau log p(y)` (Menon et al., 2021), where p(y) is the class distribution
+of the labels that the generation was trained on, including pseudo-labels. The mean over these
+evaluations is the figure that results.json reports as `accuracy_logit_adjusted` for the run's own
+tau, and as `accuracy` for tau = 0.
 """
 
 import argparse
@@ -30,22 +30,22 @@ TAUS = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
 def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
-    """Adjusts every finished generation of a run.
+    """Apply logit adjustment to every finished generation of a run.
 
     Args:
-      folder: the run's.
-      taus: each at least 0.
+      folder: the run's folder.
+      taus: strengths of logit adjustment, each at least 0.
 
     Returns:
-      The class names, and for each finished generation p(y), and for each tau: the class-balanced
+      The class names, and for each finished generation p(y) and, for each tau, the class-balanced
       accuracy and the per-class recall and precision, in per cent, pooled over the last
       evaluations.
 
     Raises:
-      ConfigError: a tau is not usable, or the run's config not on these devices.
+      ConfigError: A tau is not usable, or the run's config is not usable on these devices.
       WorkdirError: `folder` is not a run, no generation of it is finished, or a checkpoint is
         missing or damaged.
-      DataError: its test split is damaged.
+      DataError: The test split is damaged.
     """
     for tau in taus:
         if not 0 <= tau < np.inf:
@@ -79,7 +79,7 @@ def _adjusted(
     logits_of: evaluate.Logits,
     mesh: Mesh,
 ) -> list[dict[str, Any]]:
-    """What the models of a generation's last evaluations come to together, for each tau."""
+    """Return the pooled figures of a generation's last evaluations for each tau."""
     classes = len(test.per_class)
     confusions = np.zeros((len(taus), classes, classes), np.int64)
     for model in models:
@@ -103,7 +103,7 @@ def _adjusted(
 
 @command.entry
 def main() -> None:
-    """Prints a table for each generation."""
+    """Print a table for each generation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=files.given, required=True, help="a run's folder")
     parser.add_argument("--tau", type=float, nargs="+", default=TAUS, help="each at least 0")

@@ -1,8 +1,8 @@
-"""JAX as every command has it: the same random numbers and arithmetic, whatever the environment.
+"""Set up JAX for all commands: the same random numbers and arithmetic in any environment.
 
-Variables that JAX reads may have been set for other work. Those that would change what a run draws
-or computes with are left aside, and that is said; those that change its last digits are recorded
-with the results (`variables`).
+Environment variables that JAX reads may have been set for other work. Those that would change the
+random numbers or the arithmetic of a run are overridden, with a warning; those that change the last
+digits of its results are recorded with them (`variables`).
 """
 
 import os
@@ -18,14 +18,14 @@ from crest_jax import files
 from crest_jax.errors import DeviceError
 from crest_jax.schema import printable
 
-# Settings that results are defined with, which are JAX's own.
+# The settings that results are defined with, which are JAX's defaults.
 _SETTINGS = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
     "jax_random_seed_offset": 0,
     "jax_numpy_dtype_promotion": "standard",
-    # These would only refuse, or slow down, what we and others have written.
+    # Other values of these would only reject or slow down our code and that of libraries.
     "jax_debug_key_reuse": False,
     "jax_transfer_guard": None,
     "jax_transfer_guard_host_to_device": None,
@@ -34,7 +34,7 @@ _SETTINGS = {
     "jax_numpy_rank_promotion": "allow",
     "jax_legacy_prng_key": "allow",
     "jax_disable_jit": False,
-    # A run looks for NaN itself, and says where it was.
+    # A run checks for NaN itself, and reports where it was found.
     "jax_debug_nans": False,
     "jax_debug_infs": False,
     "jax_error_checking_behavior_nan": "ignore",
@@ -42,27 +42,27 @@ _SETTINGS = {
     "jax_error_checking_behavior_oob": "ignore",
     "jax_no_tracing": False,
 }
-# Last digits depend on these.
+# The environment variables that the last digits of results depend on.
 _VARIABLES = (
     "JAX_DEFAULT_MATMUL_PRECISION", "JAX_DISABLE_MOST_OPTIMIZATIONS",
     "JAX_EXEC_TIME_OPTIMIZATION_EFFORT", "JAX_MEMORY_FITTING_EFFORT", "JAX_MEMORY_FITTING_LEVEL",
     "JAX_OPTIMIZATION_LEVEL", "JAX_SOFTMAX_CUSTOM_JVP", "JAX_USE_DIRECT_LINEARIZE",
     "LIBTPU_INIT_ARGS", "XLA_FLAGS",
 )  # fmt: skip
-# Reads XLA_FLAGS and nothing else.
+# A program that makes XLA read XLA_FLAGS, and does nothing else.
 _READ_XLA_FLAGS = "from jaxlib.xla_client import CompileOptions; CompileOptions()"
 
 
 def settle() -> None:
-    """Gives JAX the settings that results are defined with, and says where it had others.
+    """Give JAX the settings that results are defined with, and warn of those that it replaces.
 
     Raises:
-      DeviceError: XLA_FLAGS has a flag that XLA would end the process for.
+      DeviceError: XLA_FLAGS has a flag for which XLA would end the process.
     """
     _check_xla_flags()
     aside = []
     for name, ours in _SETTINGS.items():
-        theirs = getattr(jax.config, name, ours)  # which not every version of JAX has
+        theirs = getattr(jax.config, name, ours)  # not every JAX version has all of these
         if theirs != ours:
             jax.config.update(name, ours)
             aside.append(f"{name.upper()}={theirs} (now {ours})")
@@ -74,10 +74,11 @@ def settle() -> None:
 
 
 def check_devices() -> None:
-    """Starts JAX's devices. Other hosts have to be joined before.
+    """Start JAX's devices; other hosts must have been joined before.
 
     Raises:
-      DeviceError: they cannot be, or there are none of the kind that JAX_PLATFORMS names.
+      DeviceError: The devices cannot be started, or there are none of the kind that JAX_PLATFORMS
+        names.
     """
     try:
         jax.devices()
@@ -97,13 +98,16 @@ def check_devices() -> None:
 
 
 def start() -> None:
-    """Prepares JAX for a command of a single host, as `settle` and `check_devices` do."""
+    """Prepare JAX for a command on a single host with `settle` and `check_devices`."""
     settle()
     check_devices()
 
 
 def keep_compiled() -> None:
-    """Lets JAX keep what it compiles, for the next time that the same is run."""
+    """Make JAX keep compiled programs on disk, for the next time that the same ones run.
+
+    If there is no writable folder for them, warn and turn this cache off.
+    """
     given = jax.config.jax_compilation_cache_dir  # JAX_COMPILATION_CACHE_DIR sets it
     folder = files.given(given, "JAX_COMPILATION_CACHE_DIR") if given else files.user_cache()
     if folder is None or not _can_be_written(folder):
@@ -115,19 +119,23 @@ def keep_compiled() -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder if given else folder / "compiled"))
-    # There are small programs too, which take longer to compile than to read.
+    # Keep small programs too, since they take longer to compile than to read.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def variables() -> str | None:
-    """What the environment says that changes the last digits of results; None if nothing."""
+    """Return the set environment variables that change the last digits of results.
+
+    Returns:
+      `NAME=value` of each, separated by spaces; None if none is set.
+    """
     given = [f"{name}={os.environ[name]}" for name in _VARIABLES if os.environ.get(name)]
     return printable(" ".join(given)) or None
 
 
 def _can_be_written(folder: Path) -> bool:
     if files.is_remote(folder):
-        return True  # only writing shows
+        return True  # only writing shows whether a bucket is writable
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -138,7 +146,7 @@ def _can_be_written(folder: Path) -> bool:
 def _check_xla_flags() -> None:
     if not os.environ.get("XLA_FLAGS"):
         return
-    # Another process finds out: XLA ends the one that it is in.
+    # Try the flags in another process, since XLA ends the process that it runs in.
     read = subprocess.run([sys.executable, "-c", _READ_XLA_FLAGS], capture_output=True)
     found = re.search(rb"^[EF]\d.*flags.*?\] (.*)$", read.stderr, re.MULTILINE)
     if read.returncode and found:
@@ -150,7 +158,7 @@ def _check_xla_flags() -> None:
 
 
 def _platform() -> str | None:
-    """The kind of devices that JAX chooses where nothing is said; None where it finds none."""
+    """Return the kind of devices that JAX chooses by default; None if it finds no devices."""
     jax.config.update("jax_platforms", None)
     try:
         return jax.devices()[0].platform

@@ -3,15 +3,18 @@
 from etils.epath import Path
 
 _PACKAGE = Path(__file__).parent
-# The wheel has them within the package, and the source tree at its top.
+# In a wheel they are inside the package, and in a source tree at its top.
 FOLDER = _PACKAGE.parent if (_PACKAGE.parent / "experiments").is_dir() else _PACKAGE / "_bundled"
 
 
 def find(path: Path) -> Path:
-    """Return a path as it is where there is such a file, and else the bundled file of that name.
+    """Return a path as it is if it exists, and otherwise the bundled file of that name.
 
     Args:
-      path: relative to the folder of the process, such as `experiments/cifar10_lt.py`.
+      path: A path relative to the current folder, such as `experiments/cifar10_lt.py`.
+
+    Returns:
+      The path to the file; the given path if there is no such file at all.
     """
     bundled = FOLDER / path
     return bundled if not path.exists() and bundled.is_file() else path

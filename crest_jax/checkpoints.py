@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a generation's training state."""
+"""Save and restore Orbax checkpoints of a generation's training state."""
 
 import hashlib
 import os
@@ -19,21 +19,22 @@ from crest_jax.errors import CrestError, UnavailableError, WorkdirError
 from crest_jax.schedule import KEEP
 from crest_jax.train_state import TrainState
 
-# What says nothing of a checkpoint, but of the disk or of memory.
+# The errors that are about the disk or the memory, and do not mean that a checkpoint is damaged.
 _AWAY = (OSError, MemoryError, jax.errors.JaxRuntimeError)
-# The folder of `check`, whose paths are as long as those of a run's checkpoints.
+# The name of the folder in which `check` saves; it is long so that paths in it are as long as those
+# of a run's checkpoints.
 _TRIAL = ".trial_of_a_checkpoint_that_is_read"
 
 
 @contextmanager
 def open_checkpoints(folder: Path, *, lasting: Sequence[int]) -> Iterator[ocp.CheckpointManager]:
-    """Opens a folder of checkpoints; on leaving, waits for saves under way.
+    """Open a folder of checkpoints; on leaving, wait for saves in progress.
 
-    The latest two stay, and those of the steps in `lasting`. What a killed process left unfinished
-    is removed.
+    The latest two checkpoints are kept, and those of the steps in `lasting`. Unfinished ones that a
+    killed process left are removed.
 
     Raises:
-      WorkdirError: a checkpoint could not be saved.
+      WorkdirError: A checkpoint could not be saved.
     """
     keep = [preservation_policy.LatestN(KEEP), preservation_policy.CustomSteps(lasting)]
     options = ocp.CheckpointManagerOptions(
@@ -54,7 +55,7 @@ def open_checkpoints(folder: Path, *, lasting: Sequence[int]) -> Iterator[ocp.Ch
 
 
 def folder_of(manager: ocp.CheckpointManager) -> Path:
-    """The folder that a manager's checkpoints are in, by its own name."""
+    """Return the folder of a manager's checkpoints by its own name, not that of a link to it."""
     directory = Path(manager.directory)
     if not os.path.islink(directory):  # noqa: PTH114
         return directory
@@ -62,16 +63,16 @@ def folder_of(manager: ocp.CheckpointManager) -> Path:
 
 
 def check(folder: Path) -> None:
-    """Makes sure that what is saved below a folder can be read again, by saving and reading a bit.
+    """Check that checkpoints in a folder can be saved and read, by doing so with a small one.
 
     Raises:
-      WorkdirError: it cannot be.
+      WorkdirError: The trial checkpoint cannot be saved or read.
     """
     trial = folder / _TRIAL
     state = {"trial": distributed.replicate(jnp.arange(8), distributed.data_mesh())}
     distributed.together(partial(files.begin_folder, trial), first_only=True)
     with open_checkpoints(trial, lasting=()) as manager:
-        # Step 0, since hosts that are stopped by SIGTERM agree on a step after all that were saved.
+        # Step 0, since hosts that SIGTERM stops agree on a step that is after all saved ones.
         _save(manager, 0, state)
         manager.wait_until_finished()
         way_out = "nothing was trained yet: choose another folder with --workdir"
@@ -80,10 +81,10 @@ def check(folder: Path) -> None:
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
-    """Saves under the state's own step, in the background; a step already there is left alone.
+    """Save a state under its step, in the background; keep the checkpoint of that step if any.
 
     Raises:
-      WorkdirError: this checkpoint, or the one that was still being saved, could not be.
+      WorkdirError: This checkpoint, or the one that was still being saved, could not be saved.
     """
     step = int(state.step)
     if step not in manager.all_steps():
@@ -103,12 +104,12 @@ def _save(manager: ocp.CheckpointManager, step: int, state: PyTree) -> None:
 
 @contextmanager
 def _saving(folder: Path, told: Path) -> Iterator[None]:
-    """Turns what Orbax raises into an error of ours, which has the folder's own name in it."""
+    """Re-raise errors of Orbax as WorkdirError naming `folder`, instead of the link `told`."""
     try:
         yield
-    except CrestError:  # SIGTERM
+    except CrestError:  # such as Preempted, on SIGTERM
         raise
-    except Exception as error:  # of a full disk Orbax and its libraries speak in many ways
+    except Exception as error:  # Orbax and its libraries report a full disk in many ways
         raise WorkdirError(
             f"a checkpoint in {folder} cannot be saved ({_reason(error, folder, told)})",
             "run again when it can, to continue from the one before",
@@ -125,19 +126,20 @@ def restore_latest(
     *,
     check: Callable[[int], None] = lambda step: None,
 ) -> TrainState:
-    """Returns the newest checkpoint that is whole, or `fresh` where there are none at all.
+    """Return the newest undamaged checkpoint, or `fresh` if there are no checkpoints at all.
 
-    Newer ones, which are damaged, are deleted; training comes by their steps again. That is not
-    done before one has been found that is whole: so nothing is deleted because a disk is away.
+    Newer ones, which are damaged, are deleted; training repeats their steps. They are deleted only
+    once an undamaged one has been found, so that nothing is deleted because a disk is unavailable.
 
     Args:
-      manager: from `open_checkpoints`.
-      fresh: a state of the right shapes and sharding.
-      check: raises WorkdirError where something else is missing that belongs to a step's.
+      manager: A manager from `open_checkpoints`.
+      fresh: A state of the right shapes and sharding.
+      check: A function of the step that raises WorkdirError if something else that belongs to the
+        checkpoint of this step is missing.
 
     Raises:
-      WorkdirError: no checkpoint is whole.
-      UnavailableError: one cannot be read at the moment.
+      WorkdirError: All checkpoints are damaged.
+      UnavailableError: A checkpoint cannot be read at the moment.
     """
     wrong: dict[int, CrestError] = {}
     for step in distributed.first_says(lambda: sorted(manager.all_steps(), reverse=True)):
@@ -163,17 +165,17 @@ def restore_latest(
 def restore(
     manager: ocp.CheckpointManager, step: int, template: PyTree, *, way_out: str = ""
 ) -> PyTree:
-    """Returns the checkpoint of a step.
+    """Return the checkpoint of a step.
 
     Args:
-      manager: from `open_checkpoints`.
-      step: whose.
-      template: a state of the right shapes and sharding, or only these.
-      way_out: what to do where it is damaged, for the message.
+      manager: A manager from `open_checkpoints`.
+      step: The step of the checkpoint.
+      template: A state of the right shapes and sharding, or only these (ShapeDtypeStruct leaves).
+      way_out: What to do if the checkpoint is damaged, for the error message.
 
     Raises:
-      WorkdirError: the checkpoint is damaged.
-      UnavailableError: it cannot be read at the moment.
+      WorkdirError: The checkpoint is damaged.
+      UnavailableError: The checkpoint cannot be read at the moment.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     folder = folder_of(manager)
@@ -191,16 +193,16 @@ def restore(
         said = f"checkpoint {path} cannot be read ({type(error).__name__}: {reason})"
         if isinstance(error, _AWAY) and not isinstance(error, FileNotFoundError):
             raise UnavailableError(said, "run again when it can") from error
-        # Orbax has no type of its own for a damaged checkpoint.
+        # Orbax has no exception type for a damaged checkpoint, so any other error counts as one.
         raise WorkdirError(said, way_out) from error
-    # Orbax restores arrays with flipped bits without a word.
+    # Orbax restores arrays with flipped bits without an error.
     if digest_of(restored.state) != saved:
         raise WorkdirError(f"checkpoint {path} is not what was saved", way_out)
     return restored.state
 
 
 def digest_of(state: PyTree) -> str:
-    """SHA-256 of all values of a state, in the order of its leaves."""
+    """Return the SHA-256 of all values of a state, in the order of its leaves."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())

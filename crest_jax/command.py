@@ -1,7 +1,8 @@
-"""What every command does alike: its streams, its errors, and the status that it ends with.
+"""Behaviour that all commands share: their streams, their errors, and their exit status.
 
-What a command prints may go to a terminal that lacks some of its letters, to a reader that leaves
-(`| head -1`), or nowhere (`2>&-`). A run must not be lost by that, as its results are in files.
+The output of a command may go to a terminal that lacks some of its characters, to a reader that
+exits early (`| head -1`), or nowhere (`2>&-`). None of these may end a run, since its results are
+in files.
 """
 
 import errno
@@ -14,23 +15,24 @@ from typing import Any
 
 from crest_jax.errors import CrestError
 
-INTERRUPTED = 130  # the exit status after Ctrl-C, as a shell's
+INTERRUPTED = 130  # the exit status after Ctrl-C, as in a shell
 _STREAMS = ("stdin", "stdout", "stderr")
-# Whoever reads a stream has left it: a pipe's other end is closed, or a terminal is.
+# The errors of a stream whose reader has left: the other end of a pipe, or a terminal, is closed.
 _LEFT = (errno.EPIPE, errno.EIO)
 
 
 def entry(main: Callable[[], None]) -> Callable[[], None]:
-    """Makes a command of a function.
+    """Turn a function into a command.
 
-    An error that the user can mend is one line and the status that belongs to it, not a traceback.
+    An error that the user can fix is printed as one line, without a traceback, and the command
+    exits with the status of that error.
 
     Args:
-      main: reads `sys.argv`; returns when all is done, and raises CrestError or SystemExit where it
-        is not.
+      main: A function that reads `sys.argv`. It returns on success, and raises CrestError or
+        SystemExit on failure.
 
     Returns:
-      A function that returns when all is done, and raises SystemExit where it is not.
+      A function that returns on success and raises SystemExit on failure.
     """
 
     @functools.wraps(main)
@@ -58,17 +60,17 @@ def entry(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def prepare_streams() -> None:
-    """Makes sure that nothing that is printed can end this process.
+    """Replace the standard streams by ones on which no output can end this process.
 
-    Letters that a stream's encoding lacks are printed as escapes. A stream that was closed
-    leads nowhere, and so does one from when its reader leaves.
+    Characters that a stream's encoding lacks are printed as escapes. The output to a stream that
+    was closed is discarded, and so is the output to one after its reader has left.
     """
     for number in range(len(_STREAMS)):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest number that is free is this one. Left free, it would be that of the next
-            # file that is opened, into which other programs and libraries would then print.
+            # `os.open` takes the lowest free descriptor, which is this one. If it stayed free, the
+            # next opened file would get it, and other programs and libraries would print into it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for number, name in enumerate(_STREAMS[1:], start=1):
         stream = getattr(sys, name)
@@ -77,17 +79,17 @@ def prepare_streams() -> None:
 
 
 class _Lasting(io.FileIO):
-    """A stream's descriptor, which takes what is written whether that can be written or not."""
+    """A raw stream on a descriptor that accepts all output, even if it cannot be written."""
 
-    failure: OSError | None = None  # the first, unless it is that the reader has left
+    failure: OSError | None = None  # the first write error, other than that the reader has left
 
     def write(self, content) -> int | None:
-        """Writes, and returns how many bytes have been taken."""
+        """Write `content`, and return how many bytes of it were accepted."""
         try:
             return super().write(content)
         except OSError as error:
             if error.errno in _LEFT:
-                # For all that this process and those that it starts will print.
+                # Discard all further output of this process and of those that it starts.
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.fileno())
                 os.close(nowhere)
@@ -97,7 +99,7 @@ class _Lasting(io.FileIO):
 
 
 def _is_plain(stream: Any, number: int) -> bool:
-    """Whether a stream is what Python has opened on a descriptor, and nothing has replaced it."""
+    """Return whether a stream is still the one that Python opened on a descriptor."""
     if not isinstance(stream, io.TextIOWrapper) or isinstance(_raw(stream), _Lasting):
         return False
     try:
@@ -107,14 +109,14 @@ def _is_plain(stream: Any, number: int) -> bool:
 
 
 def _lasting(stream: io.TextIOWrapper | None, number: int) -> io.TextIOWrapper:
-    """A stream in place of another, or of one that was closed."""
+    """Return a stream on a descriptor that replaces `stream`, which is None if it was closed."""
     if stream is not None:
         stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(_Lasting(number, "wb", closefd=False)),
         encoding="utf-8" if stream is None else stream.encoding,
         errors="backslashreplace",
-        # The latter is what `python -u` asks for.
+        # `python -u` sets `write_through`.
         line_buffering=stream is None or stream.line_buffering or stream.write_through,
     )
 
@@ -124,7 +126,10 @@ def _raw(stream: Any) -> Any:
 
 
 def _failure(stream: Any) -> OSError | None:
-    """Why some of what was printed is not where it should be, if that is so."""
+    """Flush a stream, and return the first error of writing to it, if any.
+
+    That the reader has left does not count as an error.
+    """
     stream.flush()
     raw = _raw(stream)
     return raw.failure if isinstance(raw, _Lasting) else None

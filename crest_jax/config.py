@@ -1,6 +1,7 @@
-"""Defaults that every experiment starts from, experiment arguments, and validation.
+"""The config: default values, arguments of experiments, and validation.
 
-The defaults are the paper's FixMatch on CIFAR-10-LT, to the last hyper-parameter.
+Every experiment starts from the defaults, which are the paper's FixMatch on CIFAR-10-LT, to the
+last hyper-parameter.
 """
 
 import json
@@ -17,40 +18,43 @@ from crest_jax.errors import ConfigError
 from crest_jax.models import MODELS
 from crest_jax.rebalancing import PSEUDO_LABELS, REBALANCING, SELF_TRAINING, parts, problems
 
-# What runs are made with besides their config: networks, class distributions, random numbers. A
-# run of another format is of another program, whose weights and figures would be taken for ours.
+# The version of what a run depends on besides its config: networks, class distributions, random
+# numbers. A run of another format belongs to another version of this program, whose weights and
+# figures would be mistaken for those of this one.
 FORMAT = 2
 DTYPES = ("float32", "bfloat16")
-# How exact products of float32 are, in JAX's words (`jax.lax.Precision`). On a TPU: 1, 3 or 6
-# passes of bfloat16. On a GPU: TF32, but float32 by `highest`. On a CPU: float32, but `high` is
-# three products of bfloat16 where there are tiles for them (AMX) and they are faster. docs/speed.md
-# has what each is to a gradient.
+# The precision of float32 products, by the names of `jax.lax.Precision`. On a TPU: 1, 3 or 6 passes
+# of bfloat16. On a GPU: TF32, but float32 with `highest`. On a CPU: float32, but `high` is three
+# products of bfloat16 where the CPU has tiles for them (AMX) and they are faster. docs/speed.md
+# shows the effect of each on a gradient.
 PRECISIONS = ("default", "high", "highest")
-# Whether the unlabeled set's classes shrink as the labeled set's do, or the other way round.
+# The order of the unlabeled set's class sizes: that of the labeled set, or its reverse.
 ORDERS = ("same", "reversed")
-# Which images of a class are labeled: some drawn by fold, or the first of the data set.
+# Which images of a class are labeled: a random draw that depends on the fold, or the first ones of
+# the data set.
 SPLITS = ("random", "first")
-# What p(y) is in sampling rates and as alignment's target: the formula of the long tail, as in the
-# published code, or the counts of the labeled set.
+# How p(y) is computed for sampling rates and the alignment target: by the formula of the long tail,
+# as in the published code, or from the counts of the labeled set.
 CLASS_DISTRIBUTIONS = ("ideal", "counts")
-# Which part of an image becomes a square of `data.image_size`: all of it, squeezed; the square in
-# its middle; or in training a random part, and in evaluations the square in the middle.
+# The part of an image that becomes a square of `data.image_size`: all of it, squeezed; the square
+# in its middle; or a random part in training and the square in the middle in evaluations.
 CROPS = ("none", "central", "random")
-# Of an image; more is an array of more than 2^29 bytes, which TensorFlow does not decode.
+# The largest number of pixels of an image. The array of a larger one would exceed 2^29 bytes, which
+# TensorFlow does not decode.
 MOST_PIXELS = 2**29 // 3
-# What the unlabeled data's class distribution is taken to be.
+# Where the unlabeled data's class distribution is taken from.
 DISTRIBUTIONS = ("labeled", "given", "predicted")
-# What a long tail is made of: one that is there by nature; one that labeled and unlabeled images
-# share; one for each of them.
+# The fields of each kind of long tail: a natural one, which the data set already has; one that
+# labeled and unlabeled images share; and separate ones for labeled and unlabeled images.
 LONG_TAILS = (
     ("beta", "split"),
     ("n_max", "gamma", "beta", "split"),
     ("n_max", "gamma", "unlabeled_n_max", "unlabeled_gamma", "unlabeled_order", "split"),
 )
 
-# Data sets that `data.name` may be besides those of TFDS.
+# The values of `data.name` that are not data sets of TFDS.
 _NOT_OF_TFDS = ("digits", "mnist_5k", "image_folder")
-# Of the sampling rates (Eq. 1).
+# The default of alpha in the sampling rates (Eq. 1).
 ALPHA = 1 / 3
 
 # The arguments of the CIFAR experiments, with Table 1's middle column as defaults.
@@ -72,15 +76,15 @@ _CHOICES = {
 
 
 def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -> ConfigDict:
-    """Parses an experiment's arguments, as in `cifar10_lt.py:rebalance=crest,gamma=50`.
+    """Parse an experiment's arguments, as in `cifar10_lt.py:rebalance=crest,gamma=50`.
 
     Args:
-      text: comma-separated `key=value` pairs, or nothing.
-      defaults: every valid key with its default; a value is converted to its default's type,
-        and to a float where that is None.
+      text: comma-separated `key=value` pairs; may be empty or None.
+      defaults: every valid key with its default. A value is converted to the type of its default,
+        or to a float if the default is None.
 
     Raises:
-      ConfigError: a key or a value is not valid. The message lists those that are.
+      ConfigError: A key or a value is not valid. The message lists the valid ones.
     """
     arguments = dict(defaults)
     for pair in filter(None, (text or "").split(",")):
@@ -113,16 +117,17 @@ def default_config(
     budget: int = 6 * 2**16,
     generations: Mapping[str, int] | None = None,
 ) -> ConfigDict:
-    """Returns the paper's config for these experiment arguments.
+    """Return the paper's config for these experiment arguments.
 
     Args:
-      arguments: as `parse_arguments` gives them; those it does not have are `ARGUMENTS`' defaults.
-      budget: training steps of all generations of CReST+ together, which methods of a single
-        generation take in one (Table 2). CReST's generations are as long as those of CReST+.
-      generations: how many `crest` and `crest_plus` take; by default, as the algorithm says.
+      arguments: the result of `parse_arguments`; missing ones have the defaults in `ARGUMENTS`.
+      budget: training steps of all generations of CReST+ together. Methods of a single generation
+        take all of these steps in it (Table 2). CReST's generations are as long as those of CReST+.
+      generations: the number of generations of `crest` and `crest_plus`; by default, that of the
+        algorithm.
 
     Raises:
-      ConfigError: `t` is given without `da`.
+      ConfigError: `t` differs from its default, but `rebalance` does not include `da`.
     """
     arguments = ConfigDict({**ARGUMENTS, **arguments})
     algorithm = ALGORITHMS[arguments.method]
@@ -212,13 +217,13 @@ def default_config(
 
 
 def unlabeled_tail(arguments: ConfigDict, *, labeled: int, unlabeled: int) -> ConfigDict:
-    """Returns a config's `long_tail` where labeled and unlabeled images have one each (DARP's).
+    """Return a config's `long_tail` with separate tails of labeled and unlabeled images (DARP).
 
     Args:
-      arguments: with `gamma` of the labeled ones, `gamma_u` of the unlabeled ones, which is the
-        same where it is None, and `order_u`.
-      labeled: images of the labeled ones' largest class.
-      unlabeled: images of the unlabeled ones'.
+      arguments: `gamma` of the labeled images, `gamma_u` of the unlabeled images (None for the same
+        as `gamma`), and `order_u`.
+      labeled: number of labeled images of their largest class.
+      unlabeled: number of unlabeled images of their largest class.
     """
     gamma_u = arguments.gamma if arguments.gamma_u is None else arguments.gamma_u
     return ConfigDict(
@@ -234,7 +239,7 @@ def unlabeled_tail(arguments: ConfigDict, *, labeled: int, unlabeled: int) -> Co
 
 
 def alignment_targets(rebalance: str) -> tuple[str, ...]:
-    """What `alignment.target` may be, its default first."""
+    """Return the valid values of `alignment.target`, the default first."""
     names = parts(rebalance)
     if "crest_plus" in names:
         return ("progressive",)
@@ -242,16 +247,17 @@ def alignment_targets(rebalance: str) -> tuple[str, ...]:
 
 
 def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
-    """Checks every field before any work starts.
+    """Check every field before any work starts.
 
     Args:
-      config: to check, which an experiment's file may have made of anything.
-      devices: of all hosts.
-      hosts: how many.
+      config: the config to check; an experiment's file may have returned anything.
+      devices: number of devices of all hosts together.
+      hosts: number of hosts.
 
     Raises:
-      ConfigError: one line for each field that is not usable, with its value and what is. Where
-        fields are missing, or of another type than their defaults, one line for each of these.
+      ConfigError: Some fields are not usable. The message has one line for each, with its value and
+        the valid ones. If fields are missing, or of another type than their defaults, it has one
+        line for each of these instead.
     """
     if not isinstance(config, ConfigDict):
         raise ConfigError(
@@ -274,7 +280,7 @@ def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
 
 
 def _fields() -> schema.Schema:
-    """What every field's default says of its type; those that not every experiment has may lack."""
+    """Infer the schema from the defaults; fields that only some experiments have are optional."""
     defaults = default_config(parse_arguments(None)).to_dict()
     some = {
         name: schema.Maybe(type_of(each.default))
@@ -288,7 +294,7 @@ def _fields() -> schema.Schema:
 
 
 def type_of(default: Any) -> schema.Schema:
-    """What a field must look like, by its default."""
+    """Return the schema of a field, inferred from its default."""
     match default:
         case bool():
             return schema.TRUTH
@@ -304,7 +310,7 @@ def type_of(default: Any) -> schema.Schema:
 
 
 class _Checks:
-    """Looks at a config's fields, and collects what is wrong with them."""
+    """A config under validation, and the problems found in its fields."""
 
     def __init__(self, config: ConfigDict):
         self.config = config
@@ -354,10 +360,10 @@ def _check_training(checks: _Checks, devices: int) -> None:
         "heartbeat_timeout", "data.lanes", "data.window", "darp.every", "darp.delta",
     )  # fmt: skip
     checks.within(1, 1000, "generations", "model.width")
-    # Rows of all images of a step are counted in 32 bits.
+    # The rows of all images of a step are indexed with 32 bits.
     checks.within(1, 1 << 20, "batch_size", "eval_batch_size")
     checks.within(0, 1 << 10, "unlabeled_ratio")
-    # Shards are in the order of their names, which have five digits.
+    # Shards are sorted by their names, which have five digits.
     checks.within(1, 99_999, "data.shards")
     checks.within(0, math.isqrt(MOST_PIXELS), "data.image_size")
     checks.within(
@@ -457,7 +463,7 @@ def _check_images(checks: _Checks) -> None:
 
 
 def _all_labeled(config: ConfigDict) -> bool:
-    """Return whether there are no unlabeled images but those that are labeled."""
+    """Return whether every image is labeled, so that none is left to pseudo-label."""
     return config.long_tail.get("beta", 0) == 1 and not config.data.unlabeled
 
 
@@ -605,14 +611,14 @@ def _check_unlabeled_distribution(checks: _Checks, names: Sequence[str]) -> None
 
 
 def completed(plain: Any) -> ConfigDict:
-    """The config of an earlier version, with the defaults of the fields that there were not yet.
+    """Return the config of an earlier version, with defaults for the fields that it lacks.
 
     Args:
-      plain: what JSON has of it.
+      plain: the config as parsed from JSON.
 
     Raises:
-      ConfigError: it is no config, or one of a later version, or a field is of another type than
-        its default.
+      ConfigError: `plain` is not a config, is the config of a later version, or has a field of
+        another type than its default.
     """
     found = list(schema.mismatches(plain, {"method": schema.TEXT, "rebalance": schema.TEXT}))
     if not found and plain["method"] not in ALGORITHMS:
@@ -627,7 +633,7 @@ def completed(plain: Any) -> ConfigDict:
     for key, value in defaults.items():
         if key not in filled:
             filled[key] = value
-        # What a long tail lacks says which kind it is.
+        # The fields that a long tail lacks tell its kind, so they are not filled in.
         elif isinstance(value, dict) and isinstance(filled[key], dict) and key != "long_tail":
             lacking = {name: each for name, each in value.items() if name not in filled[key]}
             filled[key] = {**filled[key], **lacking}
@@ -638,16 +644,16 @@ def completed(plain: Any) -> ConfigDict:
 
 
 def to_plain(config: ConfigDict) -> dict[str, Any]:
-    """Returns the config as JSON sees it, so that one that was read back compares equal."""
+    """Return the config as parsed from its own JSON, so that it equals one that was read back."""
     return json.loads(config.to_json())
 
 
 def changes(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, tuple[Any, Any]]:
-    """Returns the fields in which two plain configs differ, by their dotted names.
+    """Return the fields in which two plain configs differ, by their dotted names.
 
-    Each has its old and its new value; None stands for a field that is not there.
+    Each value is a pair of the old and the new value; None stands for a missing field.
     """
     found = {}
     for key in sorted(old.keys() | new.keys()):
@@ -660,12 +666,12 @@ def changes(
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lists the fields in which two plain configs differ, as `field: old -> new`."""
+    """List the fields in which two plain configs differ, as `field: old -> new`."""
     return described(changes(old, new))
 
 
 def described(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """Lists what `changes` found, as `field: old -> new`."""
+    """List the result of `changes` as `field: old -> new`."""
     return [
         f"{name}: {schema.shown(before)} -> {schema.shown(after)}"
         for name, (before, after) in changed.items()

@@ -1,10 +1,11 @@
-"""Several devices and several hosts: what they share, and how they agree.
+"""Distributing work over devices and hosts, and keeping the hosts in agreement.
 
-Devices: one mesh axis, along which batches are split. `jax.jit(jax.shard_map(...))` is what
+Devices form one mesh axis, along which batches are split. `jax.jit(jax.shard_map(...))` is what
 `jax.pmap` has been made of since JAX 0.8.
 
-Hosts all run the same program, on a file system that they share. What each does for itself, it does
-with its own devices; what is single, the first does; and an error on one is an error on all.
+All hosts run the same program, on a shared file system. Each host uses only its own devices for the
+work that it does by itself; work that must be done only once is done by the first host; and an
+error on one host is raised on all.
 """
 
 import json
@@ -33,12 +34,12 @@ SPLIT = P(AXIS)
 
 
 def data_mesh() -> Mesh:
-    """Returns a mesh of all devices of all hosts along one axis."""
+    """Return a mesh of all devices of all hosts along one axis."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def local_mesh() -> Mesh:
-    """Returns a mesh of this host's devices alone."""
+    """Return a mesh of only this host's devices."""
     devices = jax.local_devices()
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -46,23 +47,23 @@ def local_mesh() -> Mesh:
 def over_devices(
     function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any, **jit_options: Any
 ) -> Callable:
-    """Maps `function`, written for one device, over the mesh, and compiles it."""
+    """Map `function`, written for one device, over the mesh, and compile it."""
     mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     return jax.jit(mapped, **jit_options)
 
 
 def gather(tree: PyTree) -> PyTree:
-    """Puts the devices' parts of a batch together on each of them; for use in a mapped function."""
+    """Concatenate the devices' parts of a batch on every device; for use in a mapped function."""
     return jax.tree.map(
         lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True, to="invarying"), tree
     )
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copies every leaf to every device of the mesh; hosts all give the same."""
+    """Copy every leaf to every device of the mesh; all hosts must pass the same values."""
     sharding = NamedSharding(mesh, REPLICATED)
     if mesh.is_multi_process:
-        # JAX copies keys to devices of other hosts as the numbers that they are made of only.
+        # JAX can copy random keys to devices of other hosts only as their underlying integers.
         return jax.tree.map(partial(_replicate_over_hosts, sharding=sharding), tree)
     return jax.device_put(tree, sharding)
 
@@ -75,7 +76,7 @@ def _replicate_over_hosts(leaf: Array, sharding: NamedSharding) -> Array:
 
 
 def split(tree: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
-    """Splits an axis of every leaf of this host's part of a batch over the devices."""
+    """Split an axis of every leaf of this host's part of a batch over the devices."""
     sharding = NamedSharding(mesh, P(*[None] * axis, AXIS))
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
@@ -83,7 +84,7 @@ def split(tree: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
 
 
 def to_local(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copies what every device of every host has to the devices of a local mesh."""
+    """Copy a tree that is replicated on all devices of all hosts to those of a local mesh."""
     if jax.process_count() == 1:
         return tree
     return replicate(jax.tree.map(lambda leaf: leaf.addressable_data(0), tree), mesh)
@@ -101,20 +102,21 @@ def initialize(
     heartbeat_timeout: int,
     join_timeout: int,
 ) -> None:
-    """Joins the other hosts, if there are any.
+    """Join the other hosts, if there are any.
 
     Args:
-      coordinator: address and port of the first host, the same on all of them.
-      hosts: how many.
-      host: which this is, from 0.
-      find: whether JAX is to find these three, as it can on Cloud TPU, Slurm and Open MPI. It is
-        asked to anyway where the environment says that several processes were started together.
+      coordinator: address and port of the first host, the same on all hosts.
+      hosts: the number of hosts.
+      host: the index of this host, from 0.
+      find: whether JAX is to find these three values, as it can on Cloud TPU, Slurm and Open MPI.
+        It does so in any case where the environment says that several processes were started
+        together.
       heartbeat_timeout: seconds after which a host that has died ends the others.
       join_timeout: seconds within which all hosts must have been started.
 
     Raises:
-      ConfigError: only some of the three are given, or they are out of range.
-      HostError: the others cannot be found or reached.
+      ConfigError: Only some of the three values are given, or they are out of range.
+      HostError: The other hosts cannot be found or reached.
     """
     given = [value is not None for value in (coordinator, hosts, host)]
     if any(given) and not all(given):
@@ -133,7 +135,7 @@ def initialize(
             host,
             initialization_timeout=join_timeout,
             heartbeat_timeout_seconds=heartbeat_timeout,
-            # Within which a host that ends with an error waits for the others, who do not know.
+            # How long a host that ends with an error waits for the others, unaware of the error.
             shutdown_timeout_seconds=heartbeat_timeout,
         )
     except ValueError as error:
@@ -142,7 +144,7 @@ def initialize(
                 "--find_hosts: JAX finds no other hosts here: give --coordinator, --hosts and "
                 "--host instead"
             ) from error
-        # Slurm or MPI is there, but has not started this process: it is alone.
+        # Slurm or MPI is present but has not started this process, which therefore runs alone.
     except RuntimeError as error:
         raise HostError(
             f"the other hosts could not be joined within {join_timeout} s: do all of them run? "
@@ -151,7 +153,7 @@ def initialize(
 
 
 def _started_together(environment: Mapping[str, str]) -> bool:
-    """Whether Slurm, Open MPI or Cloud TPU says that it has started several processes."""
+    """Return whether Slurm, Open MPI or Cloud TPU says that it has started several processes."""
     sizes = (environment.get("SLURM_NTASKS"), environment.get("OMPI_COMM_WORLD_SIZE"))
     names = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
     several = any("," in environment.get(name, "") for name in names)
@@ -159,7 +161,10 @@ def _started_together(environment: Mapping[str, str]) -> bool:
 
 
 def _await_coordinator(coordinator: str, timeout: int) -> None:
-    """Waits until the first host listens; JAX would end the process without a word of ours."""
+    """Wait until the first host listens.
+
+    If it never did, JAX would end the process before this program could report why.
+    """
     address, _, port = coordinator.rpartition(":")
     if not address or not port.isdigit():
         raise ConfigError(f"--coordinator={coordinator} is no address and port, 10.0.0.1:8476")
@@ -178,24 +183,27 @@ def _await_coordinator(coordinator: str, timeout: int) -> None:
 
 
 def is_first() -> bool:
-    """Whether this host does what is single."""
+    """Return whether this is the first host, which does the work that must be done only once."""
     return jax.process_index() == 0
 
 
 def all_gather(
     array: Shaped[np.ndarray, "..."],
 ) -> Shaped[np.ndarray, "hosts ..."]:
-    """Puts the hosts' arrays together, in their order. They have one shape, and any dtype."""
+    """Stack the hosts' arrays in the order of the hosts.
+
+    All arrays have the same shape and dtype; any dtype will do.
+    """
     if jax.process_count() == 1:
         return array[None]
-    # As bytes: JAX would make 64-bit integers 32-bit ones.
+    # Sent as bytes, since JAX would convert 64-bit integers to 32 bits.
     sent = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
     received = np.asarray(multihost_utils.process_allgather(sent))
     return np.frombuffer(received.tobytes(), array.dtype).reshape(-1, *array.shape)
 
 
 def gather_json(value: Any) -> list[Any]:
-    """Puts the hosts' values together, in their order."""
+    """Return the values of all hosts, in the order of the hosts; they must be fit for JSON."""
     content = json.dumps(value).encode()
     longest = int(all_gather(np.array(len(content))).max())
     gathered = all_gather(np.frombuffer(content.ljust(longest), np.uint8))
@@ -203,18 +211,18 @@ def gather_json(value: Any) -> list[Any]:
 
 
 def together(do: Callable[[], _Result], *, first_only: bool = False) -> _Result | None:
-    """Does something on all hosts, or on the first, and waits until it is done everywhere.
+    """Call a function on all hosts, or only on the first, and wait until it is done everywhere.
 
     Args:
-      do: what; no host may wait for another in it.
-      first_only: whether the other hosts only wait.
+      do: the function; no host may wait for another inside it.
+      first_only: whether only the first host calls it, and the others wait.
 
     Returns:
-      What `do` has returned here; None where it was not called.
+      What `do` has returned on this host; None where it was not called.
 
     Raises:
-      CrestError: on every host, where it was raised on one.
-      HostError: where another host had another error. That host has it as it was.
+      CrestError: `do` raised it on one host; it is raised on every host.
+      HostError: `do` raised any other exception on another host, where it is raised unchanged.
     """
     result: _Result | None = None
     caught: Exception | None = None
@@ -236,22 +244,22 @@ def together(do: Callable[[], _Result], *, first_only: bool = False) -> _Result 
 
 
 def first_says(find: Callable[[], _Result]) -> _Result:
-    """What the first host finds, for all; so that they decide alike whatever they would see.
+    """Return on every host what `find` returns on the first, so that all hosts decide alike.
 
     Args:
-      find: called on the first host; what it returns must be fit for JSON.
+      find: the function, which only the first host calls; its result must be fit for JSON.
 
     Raises:
-      CrestError: as `together`.
+      CrestError: As for `together`.
     """
     return gather_json(together(find, first_only=True))[0]
 
 
 def check_agreement(value: Mapping[str, Any]) -> None:
-    """Makes sure that all hosts say the same.
+    """Check that all hosts have the same value.
 
     Raises:
-      HostError: on every host, where one says something else.
+      HostError: The value of one host differs; the error is raised on every host.
     """
     first, *others = gather_json(value)
     for host, theirs in enumerate(others, start=1):
@@ -264,11 +272,11 @@ def check_agreement(value: Mapping[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """Prints a line, on the first host."""
+    """Print a line on the first host."""
     if is_first():
         print(text, flush=True)
 
 
 def total(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The sum of the hosts' arrays."""
+    """Return the sum of the hosts' arrays."""
     return all_gather(array).sum(axis=0)

@@ -1,7 +1,7 @@
-"""What can go wrong for a user, each with a message that says what to do.
+"""Errors that a user may meet, each with a message that says what to do.
 
-A command prints these as one line and exits with `exit_status` (`crest_jax.command`); anything else
-is a bug and keeps its traceback.
+A command prints these as one line and exits with `exit_status` (`crest_jax.command`); any other
+exception is a bug and keeps its traceback.
 """
 
 import os
@@ -10,24 +10,24 @@ from crest_jax.schema import printable
 
 
 class CrestError(Exception):
-    """Base class of the errors that a user can cause, and mend."""
+    """Base class of the errors that a user can cause and fix."""
 
     exit_status = 1
 
     def __init__(self, what: str, way_out: str = ""):
-        """Says what is wrong and, where that is known by itself, what to do about it."""
+        """Make the message from what is wrong and, if given separately, what to do about it."""
         super().__init__(f"{what}: {way_out}" if way_out else what)
         self.what = what
 
     def __str__(self):
-        """The message, with nothing in it that a terminal would obey but the ends of its lines."""
+        """Return the message, with all control characters but line ends escaped."""
         return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class ConfigError(CrestError):
     """A config field or an experiment argument is not usable.
 
-    No ValueError: those do not come through flag parsing as they are.
+    It is not a ValueError, because flag parsing does not pass those on unchanged.
     """
 
     exit_status = os.EX_USAGE
@@ -42,7 +42,7 @@ class WorkdirError(CrestError):
 
 
 class UnavailableError(CrestError):
-    """Something cannot be read at the moment, which says nothing of what is in it."""
+    """Something cannot be read at the moment, which says nothing about its content."""
 
 
 class NonFiniteError(CrestError):
@@ -50,14 +50,14 @@ class NonFiniteError(CrestError):
 
 
 class DeviceError(CrestError):
-    """JAX cannot use the devices here, or not in the way that the environment says."""
+    """JAX cannot use the devices here, or not in the way that environment variables ask for."""
 
 
 class HostError(CrestError):
-    """Another host cannot be reached, or is not what this one takes it for."""
+    """Another host cannot be reached, disagrees with this one, or has failed."""
 
 
 class Preempted(CrestError):
-    """SIGTERM arrived; whatever is on disk is whole, and the same command continues."""
+    """SIGTERM arrived; files on disk are complete, and the same command continues the run."""
 
     exit_status = os.EX_TEMPFAIL

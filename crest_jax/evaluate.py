@@ -1,6 +1,6 @@
-"""Predictions of a model, and accuracy, per-class recall and precision, confusion matrix of them.
+"""Predictions of a model, and their accuracy, per-class recall and precision, and confusion matrix.
 
-One compiled pass serves the test set and the scoring of the unlabeled split.
+One compiled pass serves both the test set and the scoring of the unlabeled split.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,12 +19,12 @@ from crest_jax.rebalancing.logit_adjustment import adjusted_labels
 
 
 class Predictions(NamedTuple):
-    """What a model says of each example, without augmentation."""
+    """A model's predictions for some examples, without augmentation."""
 
     labels: Int[Array | np.ndarray, " examples"]
-    # Largest softmax probability, in [0, 1].
+    # The largest softmax probability, in [0, 1].
     confidence: Float[Array | np.ndarray, " examples"]
-    # Predicted class after logit adjustment.
+    # The predicted class after logit adjustment.
     adjusted_labels: Int[Array | np.ndarray, " examples"]
 
 
@@ -41,14 +41,15 @@ Logits = Callable[
 
 
 def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
-    """Returns `predict(params, batch_stats, images, adjustment) -> Predictions`, in NumPy.
+    """Return `predict(params, batch_stats, images, adjustment) -> Predictions`, in NumPy.
 
     `adjustment`, from `logit_adjustment`, is subtracted from the logits for `adjusted_labels`.
 
     Args:
-      model: its batch norm uses running statistics here.
-      mesh: whose devices share each batch.
-      batch_size: images a call, rounded up to a multiple of the devices; the last batch is padded.
+      model: the network, applied with the running statistics of batch norm.
+      mesh: the devices that share each batch.
+      batch_size: number of images of a batch, rounded up to a multiple of the number of devices;
+        the last batch is padded.
     """
 
     def on_device(images, params, batch_stats, adjustment):
@@ -70,7 +71,7 @@ def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
 
 
 def make_logits(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Logits:
-    """Returns `logits(params, batch_stats, images)`, in NumPy; arguments as for `make_predict`."""
+    """Return `logits(params, batch_stats, images)`, in NumPy; arguments as for `make_predict`."""
 
     def on_device(images, params, batch_stats):
         return _logits(model, params, batch_stats, images)
@@ -87,16 +88,16 @@ def _logits(model: nn.Module, params: PyTree, batch_stats: PyTree, images: Array
 def _over_batches(
     on_device: Callable[..., PyTree], mesh: Mesh, batch_size: int, *, inputs: int
 ) -> Callable[..., PyTree]:
-    """Maps a function of images over the devices and over as many batches as there are.
+    """Map a function of images over the devices and over as many batches as needed.
 
     Args:
-      on_device: of a batch of images and of `inputs` trees that every device has.
-      mesh: whose devices share each batch.
-      batch_size: images a call, rounded up to a multiple of the devices.
-      inputs: how many arguments follow the images.
+      on_device: the function of a batch of images and of `inputs` trees that every device holds.
+      mesh: the devices that share each batch.
+      batch_size: number of images of a batch, rounded up to a multiple of the number of devices.
+      inputs: number of arguments after the images.
 
     Returns:
-      The function of one or more images, in NumPy.
+      The same function of any number of images, at least one; its result is in NumPy.
     """
     batch_size = -(-batch_size // mesh.size) * mesh.size
     mapped = distributed.over_devices(
@@ -112,7 +113,7 @@ def _over_batches(
             batch = images[start : start + batch_size]
             padding = [(0, batch_size - len(batch))] + [(0, 0)] * (images.ndim - 1)
             parts.append(mapped(distributed.split(np.pad(batch, padding), mesh), *arguments))
-        # Fetched only now: no batch waits for the one before it to come back.
+        # Results are fetched only now, so that no batch waits for the result of the one before.
         fetched = jax.device_get(parts)
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *fetched)
 
@@ -120,7 +121,7 @@ def _over_batches(
 
 
 def nothing() -> Predictions:
-    """Predictions of no examples."""
+    """Return the predictions for no examples."""
     none = np.zeros(0, np.int32)
     return Predictions(none, np.zeros(0, np.float32), none)
 
@@ -129,14 +130,14 @@ def over_parts(
     parts: Iterable[tuple[Sequence[str], np.ndarray, np.ndarray]],
     models: Mapping[str, Callable[[np.ndarray], Predictions]],
 ) -> tuple[Shaped[np.ndarray, " examples"], Int[np.ndarray, " examples"], dict[str, Predictions]]:
-    """What models say of images that come in parts, each of which is looked at once.
+    """Predict images that come in parts with several models, reading each part once.
 
     Args:
-      parts: ids, images and labels of each.
-      models: from a part's images to predictions of them.
+      parts: ids, images and labels of each part.
+      models: by name, functions from a part's images to their predictions.
 
     Returns:
-      Ids (UTF-8) and labels of all images, and what each model has predicted for them.
+      Ids (UTF-8) and labels of all images, and each model's predictions for them.
     """
     ids = [np.zeros(0, "S1")]
     labels = [np.zeros(0, np.int32)]
@@ -156,23 +157,23 @@ def over_parts(
 def confusion_matrix(
     labels: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, " examples"], classes: int
 ) -> Int[np.ndarray, "classes classes"]:
-    """Counts examples by true class (row) and predicted class (column)."""
+    """Count examples by true class (row) and predicted class (column)."""
     cells = labels.astype(np.int64) * classes + predicted
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def per_class_recall(confusion: Int[np.ndarray, "classes classes"]) -> list[float | None]:
-    """Per cent of each class' examples that are predicted as it; None for a class without any."""
+    """Return the per cent of each class' examples predicted as that class; None if it has none."""
     return _per_cent(confusion.diagonal(), confusion.sum(axis=1))
 
 
 def per_class_precision(confusion: Int[np.ndarray, "classes classes"]) -> list[float | None]:
-    """Per cent of the predictions of each class that are right; None where there are none."""
+    """Return the per cent of each class' predictions that are right; None if it has none."""
     return _per_cent(confusion.diagonal(), confusion.sum(axis=0))
 
 
 def class_balanced_accuracy(confusion: Int[np.ndarray, "classes classes"]) -> float:
-    """Mean of the per-class recalls in per cent; on a balanced test set, the accuracy.
+    """Return the mean of the per-class recalls in per cent; on a balanced test set, the accuracy.
 
     Classes without an example are left out.
     """
@@ -183,12 +184,12 @@ def class_balanced_accuracy(confusion: Int[np.ndarray, "classes classes"]) -> fl
 def summarize(
     labels: Int[np.ndarray, " examples"], predictions: Predictions, classes: int
 ) -> dict[str, Any]:
-    """Returns the figures of one evaluation, in per cent, ready for JSON.
+    """Return the figures of one evaluation, in per cent, ready for JSON.
 
     Args:
-      labels: of this host's examples.
-      predictions: of them.
-      classes: how many.
+      labels: true classes of this host's examples.
+      predictions: predictions for these examples.
+      classes: number of classes.
     """
     plain, adjusted = (
         distributed.total(confusion_matrix(labels, predicted, classes))

@@ -1,7 +1,7 @@
-"""Experiments: which file a name or a command line means, and the config that it makes.
+"""Experiments: finding the file that a name or a command line means, and loading its config.
 
-`--config=FILE.py[:key=value,...] --config.field=value ...` is read by ml_collections. What it, absl
-or the file raise is made a line here that names the flag, and what it may be.
+`--config=FILE.py[:key=value,...] --config.field=value ...` is read by ml_collections. Errors that
+it, absl or the file raise are converted here to one line that names the flag and its valid values.
 """
 
 import os
@@ -19,7 +19,7 @@ from crest_jax.algorithms import ALGORITHMS
 from crest_jax.config import type_of
 from crest_jax.errors import ConfigError
 
-# The project's own.
+# The folder of the project's own experiments.
 FOLDER = bundled.FOLDER / "experiments"
 
 
@@ -27,12 +27,12 @@ def experiment(name: str | os.PathLike, **arguments: Any) -> ConfigDict:
     """Return the config of an experiment, whose fields can then be changed.
 
     Args:
-      name: one of the project's, such as `cifar10_lt`, or the path of a file of one's own that has
-        a function `get_config`.
-      **arguments: of the experiment, as after the colon of `--config`: `gamma=50`.
+      name: name of one of the project's experiments, such as `cifar10_lt`, or path of a
+        user-provided file that defines a function `get_config`.
+      **arguments: arguments of the experiment, as after the colon of `--config`: `gamma=50`.
 
     Raises:
-      ConfigError: there is no such file, it fails, or an argument is not one of it.
+      ConfigError: There is no such file, it fails, or an argument is not valid for it.
 
     Example:
       config = crest_jax.experiment("cifar10_lt", gamma=50, rebalance="crest_plus")
@@ -49,17 +49,17 @@ def experiment(name: str | os.PathLike, **arguments: Any) -> ConfigDict:
 
 
 def read(argv: Sequence[str]) -> Any:
-    """Returns what a command line's experiment has made, which should be a ConfigDict.
+    """Return the result of a command line's `get_config`, which should be a ConfigDict.
 
     Args:
-      argv: the command line, whose first word is the program.
+      argv: the command line; its first word is the program.
 
     Raises:
-      ConfigError: a flag cannot be used, or the experiment's file.
+      ConfigError: A flag or the experiment's file cannot be used.
     """
     try:
         return _read(argv)
-    except Exception as error:  # of flags, of fields that there are not, of an experiment's file
+    except Exception as error:  # from flags, unknown fields, or the experiment's file
         raise explained(error, argv) from error
 
 
@@ -71,24 +71,27 @@ def _read(argv: Sequence[str]) -> Any:
 
 
 def loaded(config: Any) -> Any:
-    """Returns the config; raises what its file has raised when it was read, if it has."""
+    """Return the config, or raise the error that its file raised when it was read.
+
+    ml_collections defers that error to the first access to an attribute of the config.
+    """
     getattr(config, "to_dict", None)
     return config
 
 
 def folder() -> Path:
-    """Return the folder of the project's experiments, by the shortest path that works from here."""
+    """Return the shortest path to the project's experiments that works from this folder."""
     return Path(FOLDER.name) if files.absolute(Path(FOLDER.name)) == FOLDER else FOLDER
 
 
 def with_paths(argv: Sequence[str]) -> list[str]:
-    """Return a command line whose `--config` is the path of a file.
+    """Return the command line with the value of `--config` replaced by the path of a file.
 
-    `~` is the home; `cifar10_lt` and `experiments/cifar10_lt.py` are the project's, from any folder
-    that has no such file itself.
+    `~` is replaced by the home folder. `cifar10_lt` and `experiments/cifar10_lt.py` mean the
+    project's experiment, unless the current folder has such a file itself.
 
     Raises:
-      ConfigError: there is no such home.
+      ConfigError: The home folder does not exist.
     """
     words = list(argv)
     for at, word in enumerate(words):
@@ -115,15 +118,15 @@ def _with_path(value: str) -> str:
 
 
 def missing() -> ConfigError:
-    """The error where no experiment is named."""
+    """Return the error for a command line that names no experiment."""
     return ConfigError(f"--config is missing; {_advice('digits_lt.py')}")
 
 
 def explained(error: Exception, argv: Sequence[str]) -> ConfigError:
-    """What went wrong when flags were parsed, or in the experiment's file, in a line.
+    """Return an error that says in one line what failed in the flags or the experiment's file.
 
     Args:
-      error: whatever was raised.
+      error: the exception that was raised.
       argv: the command line, which names the file.
     """
     if isinstance(error, ConfigError):
@@ -138,7 +141,8 @@ def explained(error: Exception, argv: Sequence[str]) -> ConfigError:
     chain = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(before)
-    # The first is what others were made of; flags that cannot be parsed say more themselves.
+    # Look at the original error first, from which the others were raised. A SyntaxError in
+    # "<unknown>" comes from a flag's value, and the error of that flag, used below, says more.
     for cause in reversed(chain):
         lines = [
             frame.lineno
@@ -152,9 +156,9 @@ def explained(error: Exception, argv: Sequence[str]) -> ConfigError:
     for wrong in _wrong_fields(given[-1], argv):
         return ConfigError(wrong)
     said = str(error).strip()
-    if "Traceback" in said:  # of a file whose get_config could not even be called
+    if "Traceback" in said:  # get_config could not even be called
         return ConfigError(f"--config={path}: {_in_a_line(said.splitlines()[-1])}")
-    # An error of flags names its own.
+    # Errors of absl already name the flag.
     return ConfigError(
         ("" if isinstance(error, flags.Error) else f"--config={path}: ") + _in_a_line(said)
     )
@@ -165,7 +169,7 @@ def _in_a_line(text: str) -> str:
 
 
 def _no_file(path: str) -> str:
-    """Says that a path is no experiment's file, and which there are."""
+    """Return a message that a path is not an experiment's file, and which files there are."""
     if not path:
         wrong = "--config= names no file"
     elif os.path.isdir(path):  # noqa: PTH112
@@ -177,7 +181,7 @@ def _no_file(path: str) -> str:
 
 
 def _advice(name: str) -> str:
-    """Which file to name; `name` is what it was taken to be called."""
+    """Return advice on which file to name instead of `name`."""
     names = sorted(path.name for path in FOLDER.glob("*.py"))
     for found in (name, f"{name}.py"):
         if found in names:
@@ -186,10 +190,10 @@ def _advice(name: str) -> str:
 
 
 def _wrong_fields(experiment: str, argv: Sequence[str]) -> Iterator[str]:
-    """Says which `--config.field=value` of a command line the experiment's config cannot take."""
+    """Yield a message for each `--config.field=value` that the experiment's config rejects."""
     try:
         config = _read(["", f"--config={experiment}"])
-    except Exception:  # it is not the fields then
+    except Exception:  # then the fields are not the cause
         return
     if not isinstance(config, ConfigDict):
         return
@@ -203,7 +207,7 @@ def _wrong_fields(experiment: str, argv: Sequence[str]) -> Iterator[str]:
 
 
 def _wrong_field(config: ConfigDict, field: str, value: str | None) -> str:
-    """Says why a field of a config cannot have a value; nothing if it can."""
+    """Return why a field of a config cannot have a value, or an empty string if it can."""
     found, within = config, ""
     for key in field.split("."):
         if not isinstance(found, ConfigDict):
@@ -234,7 +238,7 @@ def _wrong_field(config: ConfigDict, field: str, value: str | None) -> str:
 
 
 def _meant(config: ConfigDict, field: str) -> str:
-    """Which fields a wrong one may have been meant to be, wherever they are."""
+    """Return a question that suggests fields, anywhere in the config, for one that is wrong."""
     fields = list(_names(config))
     last = field.rpartition(".")[2]
     named = [name for name in fields if name.rpartition(".")[2] == last]

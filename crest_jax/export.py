@@ -1,24 +1,24 @@
-"""A trained model for use without this package.
+"""Export a trained model for use without this package.
 
 python -m crest_jax.export --workdir=DIR --output=DIR [--generation=N]
 
-The folder then has:
-  model.safetensors  the weights in float32, by names such as params/Dense_0/kernel. Any version of
-                     the package safetensors reads them, so this is the form to keep
-  model.json         all else that it takes to compute logits from them: the architecture, what an
-                     image becomes before it, class names in the order of the logits. And p(y) of
-                     what this generation was trained on (logits - log p(y) are the logit-adjusted
-                     ones), generation, versions, and the run's config
-  model.jax          the model as a serialised JAX function, its weights within, for CPU, GPU and
-                     TPU, which needs the packages jax and flatbuffers:
+The output folder has these files:
+  model.safetensors  The weights in float32, under names such as params/Dense_0/kernel. Any version
+                     of the package safetensors reads them, so this is the form to keep.
+  model.json         All else that is needed to compute logits from them: the architecture, the
+                     preprocessing of images, and the class names in the order of the logits. Also
+                     p(y) of the labels that this generation was trained on (logits - log p(y) are
+                     the logit-adjusted logits), generation, versions, and the run's config.
+  model.jax          The model as a serialised JAX function that includes its weights, for CPU, GPU
+                     and TPU. It needs the packages jax and flatbuffers:
                          from jax import export
                          model = export.deserialize(pathlib.Path("model.jax").read_bytes())
                          logits = model.call(images)
-                     images are uint8 of shape [batch, height, width, channels], any batch; logits
-                     are float32 of shape [batch, classes]. JAX promises to read it for six months,
-                     with versions that are newer than the one that wrote it
-  checkpoint/        the weights once more, {"params", "batch_stats"}, as Orbax's
-                     StandardCheckpointer saves them
+                     Images are uint8 of shape [batch, height, width, channels], for any batch;
+                     logits are float32 of shape [batch, classes]. JAX promises that versions newer
+                     than the one that wrote the file can read it for six months.
+  checkpoint/        The weights again, as {"params", "batch_stats"}, in the format of Orbax's
+                     StandardCheckpointer.
 """
 
 import argparse
@@ -46,7 +46,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def serialise(model: Trained) -> bytes:
-    """Returns the model as a function of a batch of any size, for all platforms."""
+    """Return the model, serialised as a function of a batch of any size for all platforms."""
     variables = _variables(model)
 
     def logits(images):
@@ -62,17 +62,17 @@ def _variables(model: Trained) -> dict[str, PyTree]:
 
 
 def named_weights(model: Trained) -> dict[str, Float[np.ndarray, "..."]]:
-    """Return a model's weights in float32, by their path such as `params/Dense_0/kernel`."""
+    """Return a model's weights in float32, by paths such as `params/Dense_0/kernel`."""
     flat = flatten_dict(jax.device_get(_variables(model)), sep="/")
     return {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
 
 
 def describe(model: Trained, config: ConfigDict) -> dict[str, Any]:
-    """Return what model.json says, in JSON's terms.
+    """Return the content of model.json as JSON values.
 
     Args:
-      model: that is exported.
-      config: of its run.
+      model: the exported model.
+      config: the config of its run.
     """
     return {
         "architecture": {"name": config.model.name, **structure(model.model)},
@@ -85,7 +85,7 @@ def describe(model: Trained, config: ConfigDict) -> dict[str, Any]:
         },
         "image_shape": list(model.image_shape),
         "class_names": list(model.class_names),
-        # Of the labels that this generation was trained on, for logit adjustment.
+        # p(y) of the labels that this generation was trained on, for logit adjustment.
         "class_distribution": model.class_distribution.tolist(),
         "generation": model.generation,
         "environment": workdir.environment(),
@@ -94,16 +94,16 @@ def describe(model: Trained, config: ConfigDict) -> dict[str, Any]:
 
 
 def export(run: Path, output: Path, *, generation: int | None = None) -> Trained:
-    """Writes a run's model to a new folder, which an error removes again; returns the model.
+    """Write a run's model to a new folder, and return the model; an error removes the folder again.
 
     Args:
       run: the run's folder.
-      output: must not exist yet.
-      generation: which, from 1; the last that is finished by default.
+      output: the folder to make; it must not exist yet.
+      generation: number of the generation, from 1; by default, the last finished one.
 
     Raises:
-      WorkdirError: `output` exists or cannot be made; and as `trained.load`.
-      ConfigError: as `trained.load`.
+      WorkdirError: `output` exists or cannot be made; or as for `trained.load`.
+      ConfigError: As for `trained.load`.
     """
     if output.exists():
         advice = "choose another folder"
@@ -135,7 +135,7 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
 
 @command.entry
 def main() -> None:
-    """Exports."""
+    """Export the model of the run that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

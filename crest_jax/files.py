@@ -1,8 +1,8 @@
-"""Files that are complete or absent, on a disk or in a bucket (`gs://`).
+"""Read and write files that are complete or absent, on a disk or in a bucket (`gs://`).
 
-On a disk a file is written beside its place, then renamed; a bucket shows an object when all of it
-is there. A folder cannot be given its name at once in a bucket, so one of several files is whole
-when the file that describes the others is there: it is written last.
+On a disk a file is written under a temporary name, then renamed; a bucket shows an object only when
+all of it is there. A bucket cannot rename a folder in one operation, so a folder of several files
+is complete when it has the manifest that describes the others, which is written last.
 """
 
 import hashlib
@@ -23,33 +23,34 @@ from etils.epath import Path
 from crest_jax.errors import ConfigError, UnavailableError, WorkdirError
 
 MANIFEST = "manifest.json"
-# In a JSON object, the SHA-256 of the rest of it.
+# The member of a JSON object that holds the SHA-256 of its other members.
 _DIGEST = "digest"
-# What libraries take for a pattern in a path, or for a slash; or for the name of a file system; and
-# bytes that are no text, which they cannot be told.
+# Characters that libraries take for a pattern in a path, or (the backslash) for a slash.
 _PATTERN = re.compile(r"[*?\[\]\\]")
+# Also what they take for the name of a file system, and bytes that are not text, which cannot be
+# passed to them.
 _UNUSUAL = re.compile(_PATTERN.pattern + "|:(/|$)|[\udc80-\udcff]")
 
 
 def given(text: str, name: str = "") -> Path:
-    """Returns the path that a user names, on a command line or in a config.
+    """Return the path that a user gives on a command line or in a config.
 
-    As in a shell, `~` at its beginning is the user's home, and `~name` that of another; a file that
-    is called so is `./~`.
+    As in a shell, a leading `~` is the user's home, and `~name` that of another user; a file whose
+    name begins with `~` is given as `./~`.
 
     Args:
-      text: as it was given.
-      name: of the flag or field, for the message.
+      text: The path as the user gave it.
+      name: The name of the flag or config field, for the error message.
 
     Raises:
-      ConfigError: it is neither on a disk nor in a bucket, or there is no such home.
+      ConfigError: The path is neither on a disk nor in a bucket, or there is no such home.
     """
     what = f"{name}={text}" if name else text
     if not is_supported(text):
         raise ConfigError(f"{what} is neither on a disk nor in a bucket (gs://)")
     if not text.startswith("~"):
         path = Path(text)
-        # `./~` has become `~`, which libraries would expand.
+        # `Path` has turned `./~` into `~`, which libraries would expand.
         return absolute(path) if str(path).startswith("~") else path
     first, _, rest = text.partition("/")
     user = first[1:]
@@ -61,10 +62,10 @@ def given(text: str, name: str = "") -> Path:
 
 
 def home(user: str = "") -> Path | None:
-    """Returns a user's home; None where there is no such user, or no home.
+    """Return a user's home folder; None if there is no such user or no home.
 
     Args:
-      user: by name; the one whose process this is by default, whose HOME counts.
+      user: The user's name; by default the user of this process, whose HOME takes precedence.
     """
     try:
         if user:
@@ -78,9 +79,13 @@ def home(user: str = "") -> Path | None:
 
 
 def user_cache() -> Path | None:
-    """Returns our folder in the user's cache; None where only others can have, or can change, one.
+    """Return this package's folder in the user's cache, and create it if needed.
 
-    That is where XDG_CACHE_HOME says, or else in the home.
+    The cache is the folder that XDG_CACHE_HOME names, or else `.cache` in the user's home.
+
+    Returns:
+      The folder; None if it cannot be made or written, belongs to another user, or is writable by
+      all users.
     """
     above = os.environ.get("XDG_CACHE_HOME")
     base = Path(above) if above else home() and home() / ".cache"
@@ -95,35 +100,35 @@ def user_cache() -> Path | None:
 
 
 def is_ours(path: os.PathLike) -> bool:
-    """Whether nobody but this user, and perhaps their group, can have put it there."""
+    """Return whether a path is owned by this user, and writable by nobody but their group."""
     status = os.stat(path)  # noqa: PTH116
     return status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path names something in a bucket."""
+    """Return whether a path is in a bucket."""
     return "://" in str(path)
 
 
 def is_supported(path: str) -> bool:
-    """Whether a path is on a disk or in a bucket; of others `Path` makes an error."""
+    """Return whether a path is on a disk or in a bucket; `Path` raises an error for others."""
     return "://" not in path or path.startswith("gs://")
 
 
 def absolute(path: Path) -> Path:
-    """The same place, wherever the program runs."""
+    """Return a path as an absolute one, relative to the current folder of the process."""
     return Path(os.getcwd()) / path  # noqa: PTH109
 
 
 @contextmanager
 def plainly_named(folder: Path) -> Iterator[Path]:
-    """Yields a path to a folder that libraries take as it is: its own, or that of a link to it.
+    """Yield a path to a folder that libraries take literally: its own, or that of a link to it.
 
-    Orbax and what it is made of take `[1]` and `*` anywhere in a path for a pattern, and a
+    Orbax and the libraries that it uses take `[1]` and `*` anywhere in a path for a pattern, and a
     backslash for a slash.
 
     Raises:
-      WorkdirError: there can be no such link.
+      WorkdirError: A path in a bucket has a pattern character, or no usable link can be made.
     """
     path = absolute(folder)
     if is_remote(folder):
@@ -159,18 +164,18 @@ def _unusual(folder: Path, link: str) -> WorkdirError:
 
 
 def nearest(path: Path) -> Path:
-    """The path itself, or the innermost of the folders it is to be in that is there."""
+    """Return the path itself if it exists, or else its innermost parent folder that exists."""
     return next(found for found in (path, *absolute(path).parents) if found.exists())
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What reading and writing may raise: TensorFlow, which reaches buckets, its own."""
+    """Return the exceptions of reading and writing; TensorFlow raises its own for buckets."""
     tensorflow = sys.modules.get("tensorflow")
     return (OSError,) if tensorflow is None else (OSError, tensorflow.errors.OpError)
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in a line."""
+    """Return a description of an error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]
@@ -178,10 +183,10 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within, what goes wrong is said of `path`.
+    """Re-raise I/O errors in the block as WorkdirError naming `path`.
 
     Raises:
-      WorkdirError: it cannot be written.
+      WorkdirError: The path cannot be written.
     """
     try:
         yield
@@ -191,10 +196,11 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Within, what goes wrong is said of `path`, but for its not being there.
+    """Re-raise I/O errors in the block as UnavailableError naming `path`.
 
     Raises:
-      UnavailableError: it cannot be read.
+      FileNotFoundError: The path does not exist; this error is passed on as it is.
+      UnavailableError: The path cannot be read.
     """
     try:
         yield
@@ -207,10 +213,10 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def check_name(path: Path, flag: str) -> None:
-    """Makes sure that a path is text: TensorFlow and Orbax write to no other.
+    """Check that a path is valid UTF-8, since TensorFlow and Orbax cannot write to others.
 
     Raises:
-      ConfigError: it, or a folder that it is in, has a name that is not UTF-8.
+      ConfigError: The path, or a folder that it is in, has a name that is not UTF-8.
     """
     try:
         str(absolute(path)).encode()
@@ -222,10 +228,12 @@ def check_name(path: Path, flag: str) -> None:
 
 
 def check_bucket(path: Path) -> None:
-    """Finds out whether a path's bucket is there; TensorFlow writes to one that is not for minutes.
+    """Check that the bucket of a path exists.
+
+    Without this check, TensorFlow would try for minutes to write to a bucket that does not exist.
 
     Raises:
-      WorkdirError: it is not, or cannot be reached.
+      WorkdirError: The path names no bucket, or the bucket does not exist or cannot be reached.
     """
     _, scheme, *names = path.parts
     if not names:
@@ -245,16 +253,17 @@ def check_bucket(path: Path) -> None:
 
 
 def check_writable(output: Path) -> None:
-    """Finds out before any work whether a file or folder can be made.
+    """Check before any work that an output file can be written.
 
     Raises:
-      WorkdirError: it is a folder itself, or its folder is not there or cannot be written.
+      WorkdirError: The path is a folder, device or pipe; or its folder or bucket does not exist or
+        cannot be used.
     """
     if output.is_dir():
         raise WorkdirError(f"--output={output} is a folder: name a file")
     if not is_remote(output) and output.exists() and not os.path.isfile(output):  # noqa: PTH113
         raise WorkdirError(f"--output={output} is a device or pipe, and no file: name a file")
-    if is_remote(output):  # no folders there; and whether it may be written, only writing shows
+    if is_remote(output):  # has no folders, and only writing shows whether it is writable
         check_bucket(output)
         return
     if not output.parent.is_dir():
@@ -264,10 +273,10 @@ def check_writable(output: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file that is never seen half-written, in place of one that may be there.
+    """Write a file so that it is never seen half-written; replace one that exists.
 
     Raises:
-      WorkdirError: it cannot be written.
+      WorkdirError: The file cannot be written.
     """
     with writing(path):
         if is_remote(path):
@@ -286,28 +295,28 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` in UTF-8, as `write_bytes` does."""
+    """Write `text` in UTF-8, as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes an object, sealed, as `write_text` does."""
+    """Write an object as JSON with a digest of itself (`sealed`), as `write_text` does."""
     write_text(path, json.dumps(sealed(value), indent=1, allow_nan=False))
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """An object with a digest of itself, by which `parse_json` knows it from a damaged one.
+    """Return an object with a digest of itself, by which `parse_json` detects damage.
 
-    A flipped bit may well leave JSON that is as good as before, with another figure in it.
+    A flipped bit may well leave valid JSON with another number in it.
     """
     return {**value, _DIGEST: _digest(value)}
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parses JSON; of an object that was sealed, without its digest.
+    """Parse JSON; check and remove the digest of an object that was sealed.
 
     Raises:
-      ValueError: it is no JSON, or not what was sealed.
+      ValueError: The text is not JSON, is nested too deep, or does not match its digest.
     """
     try:
         value = json.loads(text, parse_constant=_refused)
@@ -321,20 +330,22 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _refused(constant: str) -> None:
-    """NaN and infinities, which Python would read in JSON."""
+    """Reject NaN and infinities, which Python would accept in JSON."""
     raise ValueError(f"{constant} is no JSON")
 
 
 def _digest(value: Mapping[str, Any]) -> str:
-    plain = json.loads(json.dumps(value))  # keys, for one, are text there
+    plain = json.loads(json.dumps(value))  # as it is read back: keys, for example, become text
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def append_text(path: Path, text: str) -> None:
-    """Adds `text` at the end of a file. A process that is killed meanwhile may leave a part of it.
+    """Append `text` to a file.
+
+    A process that is killed while it writes may leave a part of the text.
 
     Raises:
-      WorkdirError: it cannot be written.
+      WorkdirError: The file cannot be written.
     """
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
@@ -344,22 +355,22 @@ def append_text(path: Path, text: str) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Reads a whole file.
+    """Read a whole file.
 
     Raises:
-      FileNotFoundError: it is not there.
-      UnavailableError: it cannot be read at the moment.
+      FileNotFoundError: The file does not exist.
+      UnavailableError: The file cannot be read at the moment.
     """
     with reading(path):
         return path.read_bytes()
 
 
 def read_json(path: Path) -> Any:
-    """Reads what `write_json` wrote.
+    """Read a file that `write_json` wrote.
 
     Raises:
-      WorkdirError: the file is not there, or damaged.
-      UnavailableError: it cannot be read.
+      WorkdirError: The file does not exist or is damaged.
+      UnavailableError: The file cannot be read.
     """
     try:
         return parse_json(read_bytes(path))
@@ -372,35 +383,38 @@ def read_json(path: Path) -> Any:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file.
+    """Return the size of a file in bytes.
 
     Raises:
-      FileNotFoundError: it is not there.
-      UnavailableError: it cannot be looked at.
+      FileNotFoundError: The file does not exist.
+      UnavailableError: The size of the file cannot be read.
     """
     with reading(path):
-        # Of a file on a disk `Path.stat` wants to know its owner's name, which may have none.
+        # On a disk, `Path.stat` also looks up the name of the file's owner, who may have none.
         return path.stat().length if is_remote(path) else os.stat(path).st_size  # noqa: PTH116
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files in a folder; 0 where it is not there."""
+    """Return the size of all files below a folder in bytes; 0 if the folder does not exist."""
     if not folder.is_dir():
         return 0
     return sum(folder_size(path) if path.is_dir() else size(path) for path in folder.iterdir())
 
 
 def free_bytes(path: Path) -> int | None:
-    """What can still be written where a path is or is to be; None in a bucket, which has no end."""
+    """Return the free space in bytes for a path that may not exist yet.
+
+    None is returned for a bucket, which has no limit.
+    """
     return None if is_remote(path) else shutil.disk_usage(nearest(path)).free
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file's content, which is not held in memory.
+    """Return the SHA-256 of a file's content, without holding all of it in memory.
 
     Raises:
-      FileNotFoundError: it is not there.
-      UnavailableError: it cannot be read.
+      FileNotFoundError: The file does not exist.
+      UnavailableError: The file cannot be read.
     """
     digest = hashlib.sha256()
     with reading(path), path.open("rb") as file:
@@ -410,12 +424,12 @@ def sha256(path: Path) -> str:
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, but for hidden ones and what is in hidden folders.
+    """Yield all files below a folder, except hidden files and those in hidden folders.
 
-    Links are followed; a folder that several lead to is looked into once.
+    Links are followed; a folder that is reached by several paths is listed once.
 
     Raises:
-      UnavailableError: a folder cannot be looked into.
+      UnavailableError: A folder cannot be listed.
     """
     with reading(folder):
         if is_remote(folder):
@@ -439,10 +453,12 @@ def _raise(error: OSError) -> None:
 
 
 def begin_folder(folder: Path) -> None:
-    """Makes a folder that is not whole yet, without what an earlier attempt has left in it.
+    """Create an empty folder, and delete what an earlier attempt has left in its place.
+
+    The folder is not complete (`is_whole`) until its manifest is written.
 
     Raises:
-      WorkdirError: it cannot be written.
+      WorkdirError: The folder cannot be written.
     """
     with writing(folder):
         folder.rmtree(missing_ok=True)
@@ -450,5 +466,5 @@ def begin_folder(folder: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder has the file that is written last."""
+    """Return whether a folder is complete, which is when it has the manifest, written last."""
     return (folder / MANIFEST).exists()

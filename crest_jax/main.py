@@ -1,10 +1,11 @@
-"""The command line: one experiment, all its generations.
+"""The training command: it runs all generations of one experiment.
 
 python -m crest_jax.main --config=experiments/cifar10_lt.py[:key=value,...] [--workdir=DIR]
     [--config.field=value ...] [--dry_run]
 
-Exit status: 0 done; 1 something is wrong with data, workdir or training; 64 with a flag or the
-config; 75 stopped by SIGTERM, and the same command continues; 130 interrupted, likewise.
+Exit status: 0 if the run is finished; 1 for an error in the data, the workdir or training; 64 for
+an error in a flag or the config; 75 if stopped by SIGTERM, and 130 if interrupted: in both cases
+the same command continues the run.
 """
 
 import hashlib
@@ -43,16 +44,17 @@ _DRY_RUN = flags.DEFINE_boolean(
 _PICTURES = flags.DEFINE_boolean(
     "pictures", True, "Show some of the images on the run's page, unless they are streamed."
 )
-# Arguments which the name of a folder has so that they could be read from it again.
+# Arguments that can be part of a folder's name and be read back from it unambiguously.
 _NAMEABLE = re.compile(r"\w+=[\w.+-]*(,\w+=[\w.+-]*)*", re.ASCII)
 _LONGEST_NAME = 255  # bytes
 
 
 def default_workdir(config_argument: str) -> Path:
-    """Returns the folder of a run that is given none; other arguments have another one.
+    """Return the default folder of a run, which differs for different arguments.
 
-    `experiments/cifar10_lt.py:gamma=50` runs in `runs/cifar10_lt-gamma=50`. Where a name would be
-    too long, or could be that of other arguments, as with paths, it ends in a digest of them.
+    `experiments/cifar10_lt.py:gamma=50` runs in `runs/cifar10_lt-gamma=50`. A name that would be
+    too long, or that other arguments could also have (as with paths), ends in a digest of the
+    arguments.
     """
     path, _, arguments = config_argument.partition(":")
     name = "-".join(filter(None, [Path(path).stem, arguments.replace(",", "-")]))
@@ -65,7 +67,7 @@ def default_workdir(config_argument: str) -> Path:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the experiment that the flags name."""
+    """Run the experiment that the flags name."""
     if len(argv) > 1:
         raise ConfigError(f"unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["config"].present:
@@ -80,9 +82,9 @@ def main(argv: list[str]) -> None:
 
 
 def join(config: ConfigDict) -> None:
-    """Joins the other hosts that the flags or the environment name, if there are any."""
+    """Join the other hosts that the flags or the environment name, if there are any."""
     config_lib.validate(config)
-    # Imported only now, as is what follows: a wrong flag is reported without waiting for it.
+    # Imported late, like `job` in `main`, so that a wrong flag is reported without this delay.
     from crest_jax import backend, distributed
 
     backend.settle()
@@ -99,7 +101,7 @@ def join(config: ConfigDict) -> None:
 
 @command.entry
 def console() -> None:
-    """Reads the flags, and runs."""
+    """Read the flags and run the experiment."""
     app.run(main, flags_parser=_parse_flags)
 
 
@@ -109,19 +111,19 @@ def _parse_flags(argv: list[str]) -> list[str]:
         words = flags.FLAGS(argv)
         experiments.loaded(_CONFIG.value)
         return words
-    except Exception as error:  # of flags, of fields that there are not, of an experiment's file
+    except Exception as error:  # from flags, unknown fields, or the experiment's file
         raise experiments.explained(error, argv) from error
 
 
 def _log_plainly() -> None:
-    """Logs evaluations where there is no progress bar, without the libraries' inner life."""
+    """Log evaluations where there is no progress bar, without INFO messages of libraries."""
     if not sys.stderr.isatty():
         logging.set_verbosity(logging.INFO)
 
     def is_wanted(record: logging_levels.LogRecord) -> bool:
         if {"crest_jax", "clu"} & set(Path(record.pathname).parts):
             return True
-        # What has gone wrong for a library is also raised, and said in a line.
+        # A library's error is also raised, and then reported in one line without a traceback.
         record.exc_info = None
         return record.levelno > logging_levels.INFO
 

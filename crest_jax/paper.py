@@ -1,21 +1,21 @@
-"""The paper's tables and figures: what to run for each, and what came out.
+"""Run the experiments behind the paper's tables and figures, and collect the results.
 
 python -m crest_jax.paper --table=N --list [--unfinished]
-                                                         commands, one a line
+                                                         list the commands, one per line
 python -m crest_jax.paper --table=N --run [--cell=I] [-- FLAGS]
-                                                         runs them, or the I-th, here
+                                                         run all of them, or the I-th, here
 python -m crest_jax.paper --table=N --collect [--output=FILE.md|FILE.csv]
-                                                         ours beside the published, so far
+                                                         our figures so far and the published ones
 python -m crest_jax.paper --figure=N --list | --run [--cell=I]
 python -m crest_jax.paper --figure=N --collect --output=FILE.svg|FILE.pdf|FILE.png
 Everywhere: [--scale=full|small|mnist|smoke] [--folds=K] [--runs=DIR] [--config.field=value ...]
 
-A line of --list is a command for a shell, whichever batch system starts it. Cells that come from
-the same run share it, tables too. Whatever was interrupted continues.
+Each line of --list is a shell command that any batch system can start. Cells that need the same
+run share it, also across tables. Interrupted runs continue where they stopped.
 
-FLAGS after a bare `--` are for crest_jax.main, as they are: `-- --find_hosts`. On several hosts the
-same command is started on each. They find the same runs finished, because all of them look before
-any of them can train: a run begins when every host has joined it.
+FLAGS after a bare `--` are passed unchanged to crest_jax.main: `-- --find_hosts`. On several hosts,
+start the same command on each. All hosts agree on which runs are finished, because each of them
+checks before any of them can train: a run begins only when every host has joined it.
 """
 
 import argparse
@@ -40,24 +40,24 @@ from crest_jax.report.paper_figures import FIGURES, PaperFigure, drawn
 from crest_jax.report.paper_table import Comparison
 from crest_jax.report.published import TABLES, Column, Figure, Row, Table
 
-# Exit statuses of a run that was told to stop, and can go on.
+# Exit statuses of a run that was told to stop and can be continued.
 STOPPED, INTERRUPTED = Preempted.exit_status, command.INTERRUPTED
 TABLE_FORMATS = {".md": paper_table.markdown, ".csv": paper_table.comma_separated}
 FIGURE_FORMATS = (".svg", ".pdf", ".png")
 
 
 class Scale(NamedTuple):
-    """How much smaller than the paper's a run is."""
+    """A scale of runs: how much smaller they are than the paper's."""
 
-    note: str  # what every output says of it; nothing of the paper's own
-    fields: Mapping[str, str]  # config fields
-    steps: int  # of a generation; 0 leaves the experiment's
-    generations: int  # of self-training; 0 likewise
-    experiment: str | None = None  # in place of others
+    note: str  # remark in every output; empty for the paper's own scale
+    fields: Mapping[str, str]  # config fields to set
+    steps: int  # steps per generation; 0 keeps the experiment's
+    generations: int  # generations of self-training; 0 keeps the experiment's
+    experiment: str | None = None  # the experiment that runs instead of the paper's
     stands_for: Collection[str] | None = None  # the experiments that it replaces; None for all
-    gamma: float = 1  # by what imbalance ratios are divided
-    beta: float = 1  # and labeled parts
-    arguments: Mapping[str, Mapping[str, str]] = {}  # further ones of some experiments
+    gamma: float = 1  # divisor of imbalance ratios
+    beta: float = 1  # divisor of labeled fractions
+    arguments: Mapping[str, Mapping[str, str]] = {}  # additional arguments, by experiment
 
 
 SCALES = {
@@ -108,12 +108,13 @@ SCALES = {
 }
 
 
-# Where methods of one generation train as long as one of self-training's, and not as all of them.
+# Experiments in which methods without self-training train for as many steps as one generation of
+# self-training, instead of as many as all its generations together.
 ONE_GENERATION = ("imagenet127",)
 
 
 class Job(NamedTuple):
-    """A run that some cells of a table come from."""
+    """A run that cells of a table, or a curve of a figure, come from."""
 
     experiment: str
     arguments: tuple[tuple[str, str], ...]
@@ -122,7 +123,7 @@ class Job(NamedTuple):
 
     @property
     def command(self) -> list[str]:
-        """The command that runs it, and continues it."""
+        """The command that starts or continues the run."""
         arguments = ",".join(f"{key}={value}" for key, value in self.arguments)
         return [
             "python", "-m", "crest_jax.main",
@@ -133,7 +134,7 @@ class Job(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One figure of a table, and the runs that ours comes from, one for each fold."""
+    """A published figure of a table, and the runs that ours comes from, one for each fold."""
 
     row: Row
     column: Column
@@ -144,14 +145,14 @@ class Cell(NamedTuple):
 def cells(
     table: Table, *, scale: str, folds: int, runs: Path, fields: Mapping[str, str]
 ) -> list[Cell]:
-    """Every cell that has a published figure and is run at this scale, row by row.
+    """Return every cell that has a published figure and is run at this scale, row by row.
 
     Args:
-      table: of the paper.
-      scale: a key of `SCALES`.
-      folds: how many.
-      runs: the folder of all runs.
-      fields: config fields, as on the command line; they overrule the scale's.
+      table: The table of the paper.
+      scale: A key of `SCALES`.
+      folds: The number of folds.
+      runs: The folder of all runs.
+      fields: Config fields from the command line; they overrule the scale's.
     """
     return [
         Cell(
@@ -161,7 +162,7 @@ def cells(
             tuple(
                 job_of(
                     column.experiment,
-                    # In one order, so that tables share what they have in common.
+                    # The order is part of the run's name: keep it, so that tables share runs.
                     {**row.arguments, **column.arguments, "fold": str(fold)},
                     scale=scale,
                     runs=runs,
@@ -177,13 +178,13 @@ def cells(
 
 
 def _stands_for(scale: str, experiment: str) -> bool:
-    """Whether an experiment of the paper is run at this scale."""
+    """Return whether an experiment of the paper is run at this scale."""
     replaced = SCALES[scale].stands_for
     return replaced is None or experiment in replaced
 
 
 def jobs(found: Sequence[Cell]) -> dict[Job, list[str]]:
-    """Every run once, with the names of the cells that come from it."""
+    """Return every run once, with the names of the cells that come from it."""
     columns: dict[Job, dict[str, list[str]]] = {}
     for cell in found:
         for job in cell.jobs:
@@ -203,15 +204,15 @@ def job_of(
     fields: Mapping[str, str],
     own: Mapping[str, str] = {},
 ) -> Job:
-    """The run of an experiment at a scale.
+    """Return the run of an experiment at a scale.
 
     Args:
-      experiment: its file's name.
-      arguments: of the experiment.
-      scale: a key of `SCALES`.
-      runs: the folder of all runs; those of a scale share a folder in it.
-      fields: config fields that overrule the scale's.
-      own: config fields that make it another run than that of its arguments, as arguments do.
+      experiment: The name of the experiment's file.
+      arguments: The arguments of the experiment.
+      scale: A key of `SCALES`.
+      runs: The folder of all runs; it has a subfolder for each scale.
+      fields: Config fields that overrule the scale's.
+      own: Config fields that distinguish the run; like the arguments, they are part of its name.
     """
     at = SCALES[scale]
     arguments = {**arguments, **at.arguments.get(experiment, {})}
@@ -219,7 +220,7 @@ def job_of(
         if at.experiment and name in arguments and smaller != 1:
             arguments = {**arguments, name: f"{float(arguments[name]) / smaller:g}"}
     as_all = experiment not in ONE_GENERATION
-    # After what runs, and not after what it stands for.
+    # Name the run after the experiment that runs, not after the one that it replaces.
     experiment = at.experiment or experiment
     name = "-".join(
         [experiment, *(f"{key}={value}" for key, value in {**arguments, **own}.items())]
@@ -232,7 +233,7 @@ def job_of(
         scaled.pop("ramp_up_steps", None)
     self_trains = bool(set(parts(arguments["rebalance"])) & set(SELF_TRAINING))
     if at.steps:
-        # As many in all, whether in one generation or in several.
+        # The same total number of steps, whether in one generation or in several.
         scaled["steps"] = str(at.steps * (at.generations if as_all and not self_trains else 1))
     if at.generations and self_trains:
         scaled["generations"] = str(at.generations)
@@ -245,10 +246,10 @@ def job_of(
 
 
 def config_of(job: Job) -> ConfigDict:
-    """The config that a run's command makes.
+    """Return the config that a run's command makes.
 
     Raises:
-      ConfigError: the experiment's file is not there, or a field is not one of it.
+      ConfigError: The experiment's file is missing, or its config lacks one of the fields.
     """
     words = [word for word in job.command[2:] if not word.startswith("--workdir=")]
     try:
@@ -258,28 +259,28 @@ def config_of(job: Job) -> ConfigDict:
 
 
 class Done(NamedTuple):
-    """What a run has come to."""
+    """What a run has finished so far."""
 
-    results: Mapping[str, Any]  # results.json
-    planned: int  # generations
+    results: Mapping[str, Any]  # content of results.json
+    planned: int  # number of generations that the run will have
 
     @property
     def generations(self) -> Sequence[Mapping[str, Any]]:
-        """Results of those that are finished."""
+        """The results of the finished generations."""
         return self.results["generations"]
 
     @property
     def is_finished(self) -> bool:
-        """Whether all of them are."""
+        """Whether all planned generations are finished."""
         return len(self.generations) == self.planned
 
 
 def done(job: Job) -> Done | None:
-    """Reads what a run has come to; None before its first generation is finished.
+    """Read the results of a run so far; None before its first generation is finished.
 
     Raises:
-      WorkdirError: its files are damaged, or it has another config than the job.
-      ConfigError: as `config_of`.
+      WorkdirError: The run's files are damaged, or its config is not the job's.
+      ConfigError: As for `config_of`.
     """
     if not RunFolder(job.workdir).results.exists():
         return None
@@ -292,7 +293,7 @@ def done(job: Job) -> Done | None:
 
 
 def found_of(jobs: Iterable[Job]) -> dict[Job, Done]:
-    """Reads what there is of these runs; says of those that are not usable why."""
+    """Read the results of those runs that have any; print why unusable ones are left out."""
     found = {}
     for job in jobs:
         try:
@@ -306,12 +307,13 @@ def found_of(jobs: Iterable[Job]) -> dict[Job, Done]:
 
 
 def figure_of(one: Done, row: Row, column: Column) -> int | float | None:
-    """Ours, from one run; None where it has not come that far.
+    """Return our figure from one run; None where the run has not come that far.
 
-    A generation beyond the run's last, at a smaller scale than the paper's, is its last.
+    Runs at a smaller scale than the paper's may have fewer generations: a generation beyond the
+    run's last one is replaced by the last.
 
     Raises:
-      WorkdirError: results.json lacks the figure.
+      WorkdirError: The run's results.json lacks the figure.
     """
     wanted = min(column.generation or row.generation or one.planned, one.planned)
     if len(one.generations) < wanted:
@@ -331,10 +333,12 @@ def figure_of(one: Done, row: Row, column: Column) -> int | float | None:
 
 
 def is_finished(job: Job) -> bool:
-    """Whether nothing is left to run. Damage is not looked into: the run will report or mend it.
+    """Return whether nothing is left to run.
+
+    A damaged run counts as unfinished: running it will report or repair the damage.
 
     Raises:
-      ConfigError: as `config_of`.
+      ConfigError: As for `config_of`.
     """
     try:
         one = done(job)
@@ -344,18 +348,18 @@ def is_finished(job: Job) -> bool:
 
 
 def run(chosen: Sequence[Job], flags: Sequence[str] = ()) -> int:
-    """Runs, or continues, one after the other what is not finished.
+    """Run or continue all unfinished runs, one after the other.
 
-    A run that fails does not keep the others from running; being told to stop does, once the run
-    that is going on has saved itself.
+    A run that fails does not keep the others from running. A signal to stop does, once the current
+    run has saved itself.
 
     Args:
-      chosen: what to run.
-      flags: further ones for the command of each.
+      chosen: The runs.
+      flags: Additional flags for the command of each run.
 
     Returns:
-      The exit status: 0, that of a run that was stopped, or that of the first that has failed; as
-      in a shell, 128 and the signal where one has died by it.
+      The exit status: 0, that of a run that was stopped, or that of the first run that failed. As
+      in a shell, it is 128 plus the signal's number where a run was killed by a signal.
     """
     failed = {}
     process: subprocess.Popen | None = None
@@ -374,13 +378,13 @@ def run(chosen: Sequence[Job], flags: Sequence[str] = ()) -> int:
             if is_finished(job):
                 continue
             process = subprocess.Popen([sys.executable, *job.command[1:], *flags])
-            if stopped:  # just before there was a process to tell
+            if stopped:  # the signal came before there was a process
                 process.terminate()
             while True:
                 try:
                     status = process.wait()
                     break
-                except KeyboardInterrupt:  # which the run gets too, and answers
+                except KeyboardInterrupt:  # the run gets it too, and handles it
                     stopped = INTERRUPTED
             if stopped or status in (STOPPED, INTERRUPTED):
                 return stopped or status
@@ -394,7 +398,7 @@ def run(chosen: Sequence[Job], flags: Sequence[str] = ()) -> int:
 
 
 def collect(found: Sequence[Cell]) -> list[Comparison]:
-    """Sets ours beside the published figure in every cell."""
+    """Compare our figure with the published one in every cell."""
     compared = []
     there = found_of(jobs(found))
     for cell in found:
@@ -421,7 +425,7 @@ def collect(found: Sequence[Cell]) -> list[Comparison]:
 
 @command.entry
 def main() -> None:
-    """Lists, runs or collects."""
+    """List, run or collect."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -455,7 +459,7 @@ def main() -> None:
     if arguments.output:
         _check_output(arguments.output, TABLE_FORMATS if arguments.table else FIGURE_FORMATS)
     where = {"scale": arguments.scale, "runs": arguments.runs, "fields": _fields(rest)}
-    # The paper's figures are of one run a curve.
+    # The paper's figures have one run per curve.
     published = TABLES[arguments.table].folds if arguments.table else 1
     folds = published if arguments.folds is None else arguments.folds
     if folds < 1:
@@ -473,7 +477,7 @@ def main() -> None:
             " alone, of which there is nothing here: take another --scale"
         )
     note = note_of(arguments.scale, where["fields"])
-    if where["fields"] or arguments.run:  # before any of them has run for days
+    if where["fields"] or arguments.run:  # find errors before a run has taken days
         for job in named:
             config_of(job)
     if arguments.list:
@@ -489,7 +493,7 @@ def main() -> None:
         _write_table(title, collect(found), note, arguments.output)
     else:
         figure = FIGURES[arguments.figure]
-        # What runs in place of the paper's data is named by the note.
+        # Where other data replaces the paper's, the note names it.
         data = [] if SCALES[arguments.scale].experiment else [figure.data]
         _write_figure(figure, drawn_from, [*data, *filter(None, [note])], arguments.output)
 
@@ -497,9 +501,9 @@ def main() -> None:
 def curves(
     figure: PaperFigure, *, scale: str, folds: int, runs: Path, fields: Mapping[str, str]
 ) -> dict[str, tuple[Job, ...]]:
-    """The runs of every curve of a figure at this scale, one for each fold.
+    """Return the runs of every curve of a figure at this scale, one for each fold.
 
-    Arguments are those of `cells`.
+    Arguments are as for `cells`.
     """
     return {
         curve.name: tuple(
@@ -527,7 +531,7 @@ def _chosen(jobs: Sequence[Job], cell: int | None) -> Sequence[Job]:
 
 
 def note_of(scale: str, fields: Mapping[str, str]) -> str:
-    """What every output says of runs that are not the paper's; empty for the paper's own."""
+    """Return the remark for outputs of runs that differ from the paper's; empty if none does."""
     changed = [
         f"{field}={value}" for field, value in fields.items() if field not in workdir.INCIDENTAL
     ]
@@ -584,7 +588,7 @@ def _check_output(output: Path, formats: Collection[str]) -> None:
 
 
 def _split(words: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
-    """What is before a bare `--`, whether there is one, and what follows it."""
+    """Return the words before a bare `--`, whether there is one, and the words after it."""
     if "--" not in words:
         return words, False, ()
     at = words.index("--")
@@ -592,14 +596,14 @@ def _split(words: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
 
 
 def _check_flags(for_runs: Sequence[str]) -> None:
-    """These two say which run it is, and would make it another than the one that is collected."""
+    """Check that the flags do not change config or workdir, by which runs are collected."""
     for flag in for_runs:
         if flag.lstrip("-").startswith(("config", "workdir")):
             raise ConfigError(f"{flag} cannot follow --: put --config.field=value before it")
 
 
 def _fields(rest: Sequence[str]) -> dict[str, str]:
-    """Reads `--config.field=value` arguments."""
+    """Parse `--config.field=value` arguments."""
     fields = {}
     for argument in rest:
         name, equals, value = argument.partition("=")

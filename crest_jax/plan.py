@@ -1,12 +1,12 @@
-"""A dry run: what a run would do and take, without doing it.
+"""A dry run: it reports what a run would do and what it would need, without doing it.
 
 `python -m crest_jax.main --config=... --dry_run` makes every check that the run makes before it
-trains, reads the data, compiles the step and times a few. Nothing is written to the workdir. Splits
-that are not there yet are written to a temporary folder, which is removed; a data set that is to be
-downloaded is, and compiled programs are cached, where the run finds them.
+trains, reads the data, compiles the step and times a few steps. Nothing is written to the workdir.
+Splits that do not exist yet are written to a temporary folder, which is removed. A data set that
+the run would download is downloaded, and compiled programs are cached, where the run finds them.
 
-What is timed is steps and predictions of random images, so that streamed data need not be read. A
-run takes longer where reading does not keep up.
+Steps and predictions are timed on random images, so that streamed data need not be read. The run
+takes longer if reading does not keep up.
 """
 
 import math
@@ -35,12 +35,13 @@ from crest_jax.schema import printable
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import Constants, DeviceBatch
 
-# As many groups of steps are timed, after the first, as take this long, within bounds.
+# After the first timed group of steps, further groups are timed for about this many seconds, within
+# the bounds on their number.
 _SECONDS = 3.0
 _FEWEST, _MOST = 1, 50
-# Bytes on disk. In an evaluation: of a count in its confusion matrices, mostly 0, of a share, and
-# of everything else. In a result: of a count, which has a line there. At most, of a pseudo-label.
-# And what Orbax writes beside each array of a checkpoint.
+# Estimated bytes on disk. Of an evaluation: for each count of its confusion matrices (mostly 0),
+# for each share, and for everything else. Of a result: for each count, which has its own line. Of a
+# pseudo-label, at most. And what Orbax writes in addition for each array of a checkpoint.
 _COUNT, _SHARE, _EVALUATION = 3, 20, 1500
 _COUNT_LINE = 8
 _PSEUDO_LABEL = 64
@@ -51,38 +52,40 @@ class Disk(NamedTuple):
     """Bytes that a finished run has written."""
 
     splits: int
-    labeled: int  # what generations train on
-    checkpoint: int  # one
-    kept: int  # checkpoints that stay, of each generation
+    labeled: int  # the labeled sets that the generations train on
+    checkpoint: int  # a single one
+    kept: int  # number of checkpoints that stay in each generation
     checkpoints: int  # all that stay, and one that is being written
     figures: int  # pseudo-labels, evaluations and results
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The bytes of all files together."""
         return self.splits + self.labeled + self.checkpoints + self.figures
 
 
 class Pace(NamedTuple):
-    """What was measured."""
+    """The measured time and memory of training and predictions."""
 
-    compilation: float  # seconds
-    step: float  # seconds
-    batch: float  # of predictions, in seconds
-    device_bytes: int  # that training takes on each device
+    compilation: float  # in seconds
+    step: float  # in seconds
+    batch: float  # seconds for a batch of predictions
+    device_bytes: int  # memory that training takes on each device
 
 
 def show(config: ConfigDict, folder: Path) -> None:
-    """Checks, measures and prints, on all hosts together; an error comes after what is known.
+    """Check, measure and print what a run needs, on all hosts together.
+
+    Before an error is raised, everything known until then is printed.
 
     Args:
-      config: validated.
-      folder: the run's.
+      config: the validated config.
+      folder: the run's folder.
 
     Raises:
-      ConfigError: a step does not fit into a device; or as the run.
-      DataError: the splits do not fit into memory; or as the run.
-      WorkdirError: the run does not fit on the disk; or as the run.
+      ConfigError: A step does not fit into a device's memory; or as for the run.
+      DataError: The splits do not fit into memory; or as for the run.
+      WorkdirError: The run does not fit on the disk; or as for the run.
     """
     available = _available_memory()
     say = distributed.say
@@ -102,14 +105,14 @@ def show(config: ConfigDict, folder: Path) -> None:
     say(_time(config, sizes, pace, finished, step))
 
 
-# Where, and what is there
+# The workdir and what it holds
 
 
 def _look(config: ConfigDict, folder: Path) -> tuple[bool, int, int]:
-    """Finds out whether the run may be there, whether it is, and how far, as `progress`.
+    """Check that the run may use the folder; return whether it is there, and its `progress`.
 
     Raises:
-      WorkdirError: the folder cannot be written, or belongs to another config.
+      WorkdirError: The folder cannot be written, or belongs to another config.
     """
     return (workdir.check(folder, config), *progress(config, folder))
 
@@ -135,7 +138,10 @@ def _where(config: ConfigDict, folder: Path, is_there: bool, finished: int, step
 
 
 def progress(config: ConfigDict, folder: Path) -> tuple[int, int]:
-    """How many generations of a run are finished, and which step the next has a checkpoint of."""
+    """Return the number of finished generations, and the latest checkpoint's step in the next.
+
+    The step is 0 if the next generation has no checkpoint.
+    """
     finished = 0
     run = RunFolder(folder)
     while finished < config.generations and stages.is_finished(run.generation(finished)):
@@ -149,10 +155,10 @@ def progress(config: ConfigDict, folder: Path) -> tuple[int, int]:
 
 
 def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Sizes, Splits, str]:
-    """Reads the splits, but for images that are to be streamed, and says where from.
+    """Read the splits, except for images to be streamed, and say where they were read from.
 
     Raises:
-      DataError: they do not fit into memory; or as the run.
+      DataError: The splits do not fit into memory; or as for the run.
     """
     together = distributed.together
     of_run = RunFolder(folder).splits
@@ -161,9 +167,9 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
         together(partial(_check_splits_fit, config, sizes, available))
         together(partial(splits_lib.warn_of_changes, config, of_run), first_only=True)
         return sizes, together(partial(splits_lib.load, config.data, of_run)), f"in {of_run}"
-    # The first host fetches what is not there yet.
+    # The first host fetches missing data before the others read it.
     with tempfile.TemporaryDirectory(prefix="crest_jax_dry_run_") as temporary:
-        # Stays, since messages name it.
+        # The listing is not in the temporary folder: it must stay, since messages name it.
         name = f"crest_jax_{os.getpid()}_{RunFolder(folder).unreadable.name}"
         listing = Path(tempfile.gettempdir()) / name
         expected_sizes = partial(splits_lib.expected_sizes, config, listing)
@@ -181,12 +187,12 @@ def _read_source(config: ConfigDict, folder: Path) -> tuple[Sizes, Splits]:
 
 
 def host_bytes(config: ConfigDict, sizes: Sizes) -> int:
-    """What images take in a host's memory: all splits, or what is under way of streamed ones."""
+    """Return the bytes of images in a host's memory: all splits, or those in flight if streamed."""
     image = math.prod(sizes.image_shape)
     if config.data.stream:
         encoded = sum(sizes.bytes.values()) / max(sum(sizes.examples.values()), 1)
         return round(2 * (PART * image + config.data.window * encoded))
-    # All splits; labeled and unlabeled images together; those that a generation trains on.
+    # All splits; labeled and unlabeled images joined; and the images that a generation trains on.
     training = sizes.examples["labeled"] + sizes.examples["unlabeled"]
     return image * (sum(sizes.examples.values()) + 2 * training)
 
@@ -218,11 +224,11 @@ def _data(config: ConfigDict, sizes: Sizes, source: str) -> str:
 
 
 def _count(per_class: Int[np.ndarray, " classes"] | None, label: int) -> str:
-    """How many images a split has of a class, where that is known."""
+    """Return the number of a class' images in a split as text, or ? if it is not known."""
     return "?" if per_class is None else f"{per_class[label]:,}"
 
 
-# What is trained, and written
+# Training, and the files that it writes
 
 
 def _training(config: ConfigDict, state: TrainState) -> str:
@@ -241,13 +247,13 @@ def _training(config: ConfigDict, state: TrainState) -> str:
 
 
 def disk_of(config: ConfigDict, splits: Splits, sizes: Sizes, state: TrainState) -> Disk:
-    """What a run writes.
+    """Estimate what a run writes to disk.
 
     Args:
-      config: of the run.
-      splits: of it.
-      sizes: of these.
-      state: what a checkpoint holds.
+      config: the run's config.
+      splits: the run's splits.
+      sizes: the sizes of these splits.
+      state: the state that a checkpoint holds.
     """
     checkpoint = _bytes_of(state) + _ARRAY * len(jax.tree.leaves(state))
     schedule = program.schedule_of(config)
@@ -255,13 +261,14 @@ def disk_of(config: ConfigDict, splits: Splits, sizes: Sizes, state: TrainState)
     unlabeled = sizes.examples["unlabeled"]
     labeled = config.generations * sizes.bytes["labeled"]
     if config.generations > 1:
-        # As if predictions were distributed as the labels.
+        # Assume that predictions have the class distribution of the labels.
         rates = program.sampling_rates(config, splits)
         share = float(splits.labeled_distribution @ rates)
         labeled += round((config.generations - 1) * share * sizes.bytes["unlabeled"])
     held_out = 1 + (sizes.examples["validation"] > 0)
     cells = len(sizes.class_names) ** 2
-    # EMA and raw weights, with and without logit adjustment; recall and precision of each.
+    # A matrix for EMA and raw weights, each with and without logit adjustment; and the recall and
+    # precision of each matrix.
     evaluation = held_out * (4 * cells * _COUNT + 8 * len(sizes.class_names) * _SHARE) + _EVALUATION
     result = 2 * cells * _COUNT_LINE  # in result.json, and in results.json again
     each = (
@@ -280,10 +287,10 @@ def disk_of(config: ConfigDict, splits: Splits, sizes: Sizes, state: TrainState)
 
 
 def _check_disk(config: ConfigDict, folder: Path, disk: Disk) -> str:
-    """Says what a run writes.
+    """Describe what a run writes to disk.
 
     Raises:
-      WorkdirError: that is more than there is room for.
+      WorkdirError: The run writes more than is free on the disk.
     """
     free = files.free_bytes(folder)
     left = max(disk.total - files.folder_size(folder), 0)
@@ -301,14 +308,14 @@ def _check_disk(config: ConfigDict, folder: Path, disk: Disk) -> str:
     )
 
 
-# What is measured
+# Measurements
 
 
 def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Program) -> Pace:
-    """Compiles a generation's step and scoring pass, and times them on random images.
+    """Compile a generation's step and scoring pass, and time them on random images.
 
     Raises:
-      ConfigError: the step does not fit into a device.
+      ConfigError: The step does not fit into a device's memory.
     """
     hosts = jax.process_count()
     rng = np.random.default_rng(0)
@@ -343,7 +350,7 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Progra
     compiled = built.train_steps.lower(state, batches, constants).compile()
     compilation = time.perf_counter() - began
     device_bytes = _step_bytes(compiled.memory_analysis())
-    # While it works on some batches, the next are there already.
+    # While a device works on a group of batches, its memory already holds the next group.
     device_bytes += _bytes_of(batches) // jax.device_count()
     limit = _device_limit()
     if limit is not None and device_bytes > limit:
@@ -362,7 +369,7 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Progra
     predict(some)
     seconds_of_batch = min(_timed(lambda: predict(some)) for _ in range(2))
     train_on_them()
-    # As often on every host.
+    # Every host uses the first host's time, so that all run the same number of steps.
     first = distributed.gather_json(_timed(train_on_them))[0]
     times = min(max(int(_SECONDS / first), _FEWEST), _MOST)
     seconds = _timed(lambda: [train_on_them() for _ in range(times)])
@@ -370,14 +377,14 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Progra
 
 
 def _timed(do: Callable[[], Any]) -> float:
-    """Seconds that something takes."""
+    """Return the seconds that a call takes."""
     began = time.perf_counter()
     do()
     return time.perf_counter() - began
 
 
 def _step_bytes(analysis: Any) -> int:
-    """What a compiled program takes of a device's memory; inputs that it reuses count once."""
+    """Return the device memory of a compiled program in bytes; inputs that it reuses count once."""
     return (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
@@ -388,10 +395,10 @@ def _step_bytes(analysis: Any) -> int:
 
 
 def _check_memory(config: ConfigDict, sizes: Sizes, pace: Pace, available: int | None) -> str:
-    """Says what a run takes of hosts and devices.
+    """Describe the memory that a run takes on hosts and devices.
 
     Raises:
-      DataError: on a CPU, both together are more than there is.
+      DataError: On a CPU, images and training together take more memory than is available.
     """
     needed, limit = host_bytes(config, sizes), _device_limit()
     on_cpu = jax.devices()[0].platform == "cpu"
@@ -412,7 +419,7 @@ def _check_memory(config: ConfigDict, sizes: Sizes, pace: Pace, available: int |
 
 
 def _time(config: ConfigDict, sizes: Sizes, pace: Pace, finished: int, step: int) -> str:
-    """Says how long a run, or what is left of it, takes on these devices."""
+    """Describe how long a run, or what is left of it, takes on these devices."""
     evaluations, scoring = predicted_batches(config, sizes)
     evaluating = pace.batch * (evaluations + scoring)
     generation = config.steps * pace.step + evaluating
@@ -435,14 +442,14 @@ def _time(config: ConfigDict, sizes: Sizes, pace: Pace, finished: int, step: int
 
 
 def predicted_batches(config: ConfigDict, sizes: Sizes) -> tuple[int, int]:
-    """How many batches of images a host evaluates in a generation, and scores at its end."""
+    """Return how many batches a host evaluates in a generation, and scores at its end."""
 
     def batches(*names: str) -> int:
         shares = (math.ceil(sizes.examples[name] / jax.process_count()) for name in names)
         return sum(math.ceil(share / config.eval_batch_size) for share in shares)
 
     known = "validation" if sizes.examples["validation"] else "labeled"
-    # EMA and raw weights.
+    # Once with the EMA weights and once with the raw weights.
     evaluation = 2 * batches("test", "validation")
     if config.unlabeled_distribution.source == "predicted":
         evaluation += batches("unlabeled", known)
@@ -455,7 +462,7 @@ def _bytes_of(tree: PyTree) -> int:
 
 
 def _available_memory() -> int | None:
-    """Bytes of memory that programs can still have; None where the system does not say."""
+    """Return the bytes of memory available to programs; None where the system does not say."""
     path = Path("/proc/meminfo")
     if not path.exists():
         return None
@@ -466,19 +473,19 @@ def _available_memory() -> int | None:
 
 
 def _device_limit() -> int | None:
-    """Bytes of a device's memory that JAX may take; None where it does not say."""
+    """Return the bytes of a device's memory that JAX may take; None where it does not say."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def _size(number: int) -> str:
-    """Bytes in the largest unit that leaves a figure before the point."""
+    """Format a number of bytes in the largest unit that leaves a digit before the point."""
     units = ("bytes", "kB", "MB", "GB", "TB")
     power = min(max((len(str(number)) - 1) // 3, 0), len(units) - 1)
     return f"{number / 1000**power:.{min(power, 1)}f} {units[power]}"
 
 
 def _duration(seconds: float) -> str:
-    """In the two largest units, or in seconds."""
+    """Format a duration in seconds, in minutes, or in hours or days with the next smaller unit."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,14 +1,14 @@
-"""Classes of your own images, by a trained model.
+"""Predict the classes of user-provided images with a trained model.
 
 python -m crest_jax.predict --workdir=DIR --images=FOLDER --output=predictions.csv
     [--generation=N] [--logit-adjust [--tau=TAU]]
 
-Every image below the folder is one line: its path there, its class, and the model's confidence in
-it; with --logit-adjust also the class and confidence after logit adjustment (Menon et al., 2021) by
-the class distribution that the generation was trained on.
-Images are made grey or RGB, and resized, as those that the model was trained on; what is
-transparent becomes white. Every file is looked at, whatever its name, but for hidden ones. Those
-that cannot be read as an image are left out, each with its reason on standard error.
+The output has a line for every image below the folder: its path relative to the folder, its class,
+and the model's confidence in that class; with --logit-adjust also the class and confidence after
+logit adjustment (Menon et al., 2021) by the class distribution that the generation was trained on.
+Images are converted to grey or RGB and resized, like those that the model was trained on;
+transparent parts become white. All files except hidden ones are read, whatever their names. Files
+that cannot be read as an image are left out, and standard error gives the reason for each.
 """
 
 import argparse
@@ -34,10 +34,10 @@ ADJUSTED_COLUMNS = ("adjusted_class", "adjusted_confidence")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Returns the files below a folder, of whatever kind they are, sorted; hidden ones are not.
+    """Return all files below a folder except hidden ones, of whatever kind, sorted.
 
     Raises:
-      DataError: there are none.
+      DataError: The folder does not exist, or has no such file.
     """
     if not folder.is_dir():
         raise DataError(f"--images={folder} is not a folder")
@@ -50,16 +50,16 @@ def image_files(folder: Path) -> list[Path]:
 def read_image(
     path: Path, shape: tuple[int, int, int], view: View, *, max_pixels: int
 ) -> pictures.Seen:
-    """Reads an image of any size and kind, as evaluations see those of a data set.
+    """Read an image of any size and kind, as evaluations see the images of a data set.
 
     Args:
-      path: of the file.
+      path: path of the file.
       shape: height, width and channels of the data set's images.
-      view: of these.
-      max_pixels: an image of more is not decoded.
+      view: view of the data set's images.
+      max_pixels: an image of more pixels is not decoded.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: The file cannot be read as an image.
     """
     try:
         content = pictures.content_of(path)
@@ -71,14 +71,14 @@ def read_image(
 def logits_of(
     model: Trained, paths: Sequence[Path]
 ) -> tuple[dict[Path, pictures.Note], Float[np.ndarray, "readable classes"], list[DataError]]:
-    """Runs the model on image files, a batch in memory at a time.
+    """Run the model on image files, with one batch in memory at a time.
 
     Returns:
-      The files that could be read, in their order, with what should be said of each; their logits;
-      and what is wrong with the others.
+      The files that could be read, in their order, each with a note on how it was read; their
+      logits; and the errors of the other files.
     """
     mesh = distributed.data_mesh()
-    # No larger than needed: a handful of images is not padded to a thousand.
+    # No larger than needed, so that a handful of images is not padded to a thousand.
     size = min(model.eval_batch_size, len(paths))
     logits = evaluate.make_logits(model.model, mesh, batch_size=size)
     params, batch_stats = distributed.replicate((model.params, model.batch_stats), mesh)
@@ -105,13 +105,13 @@ def table(
     logits: Float[np.ndarray, "files classes"],
     tau: float | None,
 ) -> str:
-    """Returns the CSV.
+    """Return the predictions as CSV.
 
     Args:
-      model: that gave the logits.
-      names: of the images.
-      logits: of the images.
-      tau: of logit adjustment, whose columns are left out where it is None.
+      model: the model that computed the logits.
+      names: names of the images.
+      logits: logits of the images.
+      tau: strength of logit adjustment; None leaves out its columns.
     """
     views = [logits]
     if tau is not None:
@@ -131,7 +131,7 @@ def table(
 
 @command.entry
 def main() -> None:
-    """Writes the CSV."""
+    """Predict the images that the command line names, and write the CSV."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""SIGTERM: what machines send before they are taken away, and what closing a terminal counts as."""
+"""Handle SIGTERM, which is sent before a machine is taken away; closing a terminal counts as it."""
 
 import itertools
 import signal
@@ -11,19 +11,20 @@ from jax.experimental import multihost_utils
 
 from crest_jax.errors import Preempted
 
-# All steps that this process has made, since those of a generation begin anew and JAX's must not.
+# Counts all steps of this process: the step numbers of each generation start again from the
+# beginning, and those that JAX is given must not.
 _steps = itertools.count(1)
 
 
 @contextmanager
 def raised_on_sigterm() -> Iterator[None]:
-    """Within, SIGTERM raises `Preempted` wherever the program is.
+    """Raise `Preempted` when SIGTERM arrives in the block, wherever the program is.
 
-    So does the closing of its terminal (SIGHUP), unless that was to be ignored, as after `nohup`.
-    Nothing is lost by that: what is not whole is made anew. Where it was, others may make another
-    error of it.
+    The closing of the terminal (SIGHUP) does the same, unless that signal is ignored, as after
+    `nohup`. Nothing is lost: whatever is incomplete is rebuilt. If the code that was interrupted
+    turns `Preempted` into another error, `Preempted` is raised instead of that.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone can handle signals
+    if threading.current_thread() is not threading.main_thread():  # only it can handle signals
         yield
         return
     stopped: list[Preempted] = []
@@ -33,7 +34,7 @@ def raised_on_sigterm() -> Iterator[None]:
         raise stopped[0]
 
     with _handled_as_sigterm(signal.SIGHUP), ExitStack() as held:
-        if not jax.distributed.is_initialized():  # or else JAX takes care of the signal
+        if not jax.distributed.is_initialized():  # otherwise JAX handles the signal
             held.enter_context(_handler(signal.SIGTERM, stop))
         try:
             yield
@@ -45,13 +46,13 @@ def raised_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def deferred_sigterm() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM only makes the function that this yields return True.
+    """Defer SIGTERM in the block; yield a function that returns whether it has arrived.
 
-    Several hosts all ask it after every step, and it says the same on all of them, whichever was
-    told to stop. A SIGTERM that nobody asked about is raised again on leaving; with several hosts,
-    it is heard after the next step.
+    Several hosts must all call this function after every step; it returns the same on all of them,
+    whichever host received the signal. On leaving the block without an error, a SIGTERM that
+    arrived in it is raised again; with several hosts, it is noticed after the next step instead.
     """
-    if jax.distributed.is_initialized():  # JAX takes care of the signal
+    if jax.distributed.is_initialized():  # JAX handles the signal
         yield lambda: multihost_utils.reached_preemption_sync_point(next(_steps))
         return
     if threading.current_thread() is not threading.main_thread():

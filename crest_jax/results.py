@@ -1,4 +1,4 @@
-"""What result.json and results.json say: the figures of a generation, and of a run."""
+"""The content of result.json and results.json: the figures of a generation and of a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,18 +15,20 @@ from crest_jax.layout import RunFolder
 from crest_jax.rebalancing import label_shift
 from crest_jax.schedule import LAST_EVALUATIONS
 
-# Whose sizes are reported.
+# The splits whose sizes are reported.
 SPLITS = ("labeled", "unlabeled", "test", "validation")
 
-# The estimate of the unlabeled split's class distribution, of an evaluation or of a generation.
+# The key of the estimated class distribution of the unlabeled split, in the figures of an
+# evaluation or of a generation.
 UNLABELED_DISTRIBUTION = "unlabeled_distribution"
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Reads a run's results.json.
+    """Read a run's results.json.
 
     Raises:
-      WorkdirError: no generation of it is finished, or another version wrote it.
+      WorkdirError: No generation of the run is finished, or the file is damaged or was written by
+        another version.
     """
     path = RunFolder(folder).results
     if not path.exists():
@@ -50,10 +52,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def read_generation(path: Path, classes: int) -> dict[str, Any]:
-    """Reads a generation's result.json.
+    """Read a generation's result.json.
 
     Raises:
-      WorkdirError: it is not there, damaged, or of another number of classes.
+      WorkdirError: The file is missing, damaged, or has another number of classes.
     """
     result = files.read_json(path)
     for wrong in schema.mismatches(result, {"generation": schema.COUNT, **_of_generation(classes)}):
@@ -65,7 +67,7 @@ def read_generation(path: Path, classes: int) -> dict[str, Any]:
 
 
 def _of_generation(classes: int) -> schema.Schema:
-    """What is read of a result.json."""
+    """Return the schema of those members of a result.json that are read."""
     counts = schema.Each(schema.COUNT, classes)
     shares = schema.Each(schema.FIGURE_OR_NONE, classes)
     figures = schema.Each(schema.FIGURE, classes)
@@ -103,7 +105,7 @@ def _of_generation(classes: int) -> schema.Schema:
 
 
 def _of_run(classes: int) -> schema.Schema:
-    """What is read of a results.json: what the run was, and its generations."""
+    """Return the schema of those members of a results.json that are read."""
     counts = schema.or_null(schema.Each(schema.COUNT, classes), "counts by class")
     split = {"images": schema.COUNT, "per_class": counts}
     test = {**split, "held_out": schema.TRUTH}
@@ -130,7 +132,7 @@ _OF_WEIGHTS = {
     "confusion_matrix": schema.CONFUSION_MATRIX,
     "confusion_matrix_logit_adjusted": schema.CONFUSION_MATRIX,
 }
-# What is read of a line of metrics.jsonl.
+# The schema of those members of a line of metrics.jsonl that are read.
 EVALUATION = {
     "step": schema.COUNT,
     "seconds": schema.FIGURE,
@@ -141,10 +143,10 @@ EVALUATION = {
 
 
 def check_classes(line: Mapping[str, Any], classes: int, where: Path) -> None:
-    """Finds out whether a line of metrics.jsonl is of so many classes.
+    """Check that a line of metrics.jsonl has the given number of classes.
 
     Raises:
-      WorkdirError: it is of another number.
+      WorkdirError: The line has another number of classes.
     """
     matrices = [of[name] for of in line["test"].values() for name in of if "matrix" in name]
     lists = [*matrices, line.get("unlabeled_distribution", [None] * classes)]
@@ -157,10 +159,11 @@ def check_classes(line: Mapping[str, Any], classes: int, where: Path) -> None:
 
 
 def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the reported figures of a generation from its evaluations.
+    """Return the reported figures of a generation, computed from its evaluations.
 
-    The last evaluations' confusion matrices of the EMA model are added up, so that the accuracy
-    is the mean of theirs, and recall and precision are of all their predictions together.
+    The EMA model's confusion matrices of the last evaluations are summed, so that the accuracy is
+    the mean of their accuracies, and recall and precision are those of all their predictions
+    together.
     """
     last = [line["test"] for line in history[-LAST_EVALUATIONS:]]
 
@@ -180,7 +183,7 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
         "per_class_precision_logit_adjusted": evaluate.per_class_precision(adjusted),
         "confusion_matrix": plain.tolist(),
         "evaluations": len(last),
-        # Chosen on the test set, so no figure to report.
+        # Selected on the test set, so not a figure to report.
         "best_on_test": {"step": best["step"], "accuracy": best["test"]["ema"]["accuracy"]},
         "steps": history[-1]["step"],
         "seconds": history[-1]["seconds"],
@@ -198,18 +201,19 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
 def summarize_pseudo_labels(
     all_of_them: Int[np.ndarray, "truths classes"], chosen: Int[np.ndarray, "truths classes"]
 ) -> dict[str, list]:
-    """Counts pseudo-labels by predicted class, and compares them with the truth.
+    """Count pseudo-labels by predicted class, and compare them with the true classes.
 
     Args:
-      all_of_them: the unlabeled examples by true class (row) and pseudo-label (column); the last
-        row is of those whose true class is not known.
-      chosen: likewise, those that the next generation trains on.
+      all_of_them: numbers of unlabeled examples by true class (row) and pseudo-label (column); the
+        last row counts those whose true class is unknown.
+      chosen: the same for the examples that the next generation trains on.
 
     Returns:
-      Per class: how many `examples` there are, `predicted` and `selected` counts, `precision` and
-      `selected_precision` (right ones among these, per cent, None where there are none), and
-      `recall` on the unlabeled split. Where the true class of any is not known, everything but the
-      counts of `predicted` and `selected` is None.
+      Lists with one entry per class: the number of `examples`, the numbers of `predicted` and
+      `selected` pseudo-labels, their `precision` and `selected_precision` (per cent that are
+      correct, None where there are none), and the `recall` on the unlabeled split (per cent). Where
+      the true class of any example is unknown, all entries but those of `predicted` and `selected`
+      are None.
     """
     counts = {
         "predicted": all_of_them.sum(axis=0).tolist(),
@@ -229,12 +233,12 @@ def summarize_pseudo_labels(
 
 
 def truth_is_known(pseudo_labels: Mapping[str, Any]) -> bool:
-    """Whether what `summarize_pseudo_labels` has returned says how many are right."""
+    """Return whether a result of `summarize_pseudo_labels` says how many labels are correct."""
     return None not in pseudo_labels["examples"]
 
 
-# How much of the probability the intervals of the unlabeled set's class distribution hold, and how
-# improbable a set must be, if its distribution is the labeled one's, to be called another.
+# The probability that each interval of the unlabeled set's class distribution contains, and the
+# p-value below which that distribution is said to differ from the labeled set's.
 LEVEL = 0.9
 IMPROBABLE = 0.01
 
@@ -246,18 +250,18 @@ def summarize_unlabeled(
     *,
     known_from: str,
 ) -> dict[str, Any]:
-    """Returns what is thought of the unlabeled split's class distribution, in shares.
+    """Return a summary of the unlabeled split's estimated class distribution, in shares.
 
     Args:
-      estimate: of each class.
-      interval: around it, of `LEVEL`.
-      labeled: the original labeled set's distribution.
-      known_from: the split that says how the model errs.
+      estimate: the estimated share of each class.
+      interval: the interval of `LEVEL` around the estimate, with its p-value.
+      labeled: the class distribution of the original labeled set.
+      known_from: the name of the split from which the model's errors are known.
 
     Returns:
-      These, and in `differs` the classes whose labeled share is outside its interval, where the
-      two distributions can hardly be the same. Of many intervals some miss by chance, so that one
-      alone does not say so.
+      The arguments, and in `differs` the classes whose labeled share is outside its interval, if
+      the p-value is below `IMPROBABLE`. Among many intervals some miss by chance, so one miss alone
+      does not show that the distributions differ.
     """
     outside = (labeled < interval.low) | (labeled > interval.high)
     improbable = interval.p_value < IMPROBABLE
@@ -273,7 +277,7 @@ def summarize_unlabeled(
     }
 
 
-# Figures of the last generation that stand above those of all.
+# The figures of the last generation that results.json has at its top level, too.
 _HEADLINE = (
     "accuracy", "accuracy_logit_adjusted", "per_class_recall", "per_class_precision",
     "labeled_per_class", "logit_adjustment", "pseudo_labels", "steps", "seconds",
@@ -288,14 +292,14 @@ def of_run(
     splits: Mapping[str, Any],
     generations: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What results.json holds: the last generation's figures above those of all generations.
+    """Return the content of results.json: the last generation's figures, and all generations.
 
     Args:
-      config: of the run.
-      data: what was read, from `data_of`.
-      class_names: by label.
-      splits: how many images there are in each.
-      generations: their result.json.
+      config: the config of the run.
+      data: the data that was read, from `data_of`.
+      class_names: the names of the classes, in the order of the labels.
+      splits: the numbers of images in each split.
+      generations: the content of each generation's result.json.
     """
     return {
         "format": FORMAT,
@@ -320,10 +324,11 @@ def of_run(
 
 
 def data_of(config: ConfigDict) -> str:
-    """Return the data set's name; of one's own also where it was, so that two are told apart.
+    """Return the name of the data set, with the paths of user-provided images to tell them apart.
 
     Args:
-      config: that the run began with. Data may have moved since, and then has not been read there.
+      config: the config that the run began with. Data may have been moved since, and was then not
+        read from its new place.
     """
     folders = [config.data[name] for name in ("labeled", "unlabeled", "test")]
     return " ".join([config.data.name, *filter(None, folders)])

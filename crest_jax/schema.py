@@ -1,7 +1,7 @@
-"""What a value that comes from outside must look like: a config's field, or a file of JSON.
+"""Schemas of values that come from outside: the fields of a config, or a JSON file.
 
-A schema is nested as the value is: a `Kind` says what a single value may be, `Each` what a list is
-made of, and a mapping what the members of an object are.
+A schema is nested like the value: a `Kind` describes a single value, `Each` the elements of a list,
+a mapping the members of an object by name, and `Members` those of an object with any names.
 """
 
 import difflib
@@ -15,27 +15,27 @@ import numpy as np
 
 
 class Kind(NamedTuple):
-    """What a single value may be."""
+    """The schema of a single value."""
 
-    words: str  # that follow "must be"
+    words: str  # what the value must be, following "must be" in messages
     fits: Callable[[Any], bool]
 
 
 class Each(NamedTuple):
-    """A list, or a tuple, of so many values of a schema; of any number where none is given."""
+    """A list or tuple of `length` values of a schema; of any number if that is None."""
 
     schema: "Schema"
     length: int | None = None
 
 
 class Maybe(NamedTuple):
-    """A member of an object that may be missing."""
+    """An optional member of an object."""
 
     schema: "Schema"
 
 
 class Members(NamedTuple):
-    """An object whose members, whatever they are called, are all of a schema."""
+    """An object whose members have any names and are all of one schema."""
 
     schema: "Schema"
 
@@ -62,7 +62,7 @@ def _is_file_name(value: Any) -> bool:
 
 
 def _is_confusion_matrix(value: Any) -> bool:
-    """There may be millions of cells: these are looked at a row at a time."""
+    """Check a confusion matrix by rows, since it may have millions of cells."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -85,7 +85,8 @@ _HEXADECIMAL = set("0123456789abcdef")
 
 TRUTH = Kind("True or False", lambda value: isinstance(value, bool))
 TEXT = Kind("text without control characters", _is_text)
-# What JAX computes with. Of numbers, infinities and NaN are left to those who know the range.
+# Values that JAX computes with. NUMBER allows infinities and NaN, which are left to the checks that
+# know the range of a value.
 WHOLE = Kind(
     f"a whole number between -{_LARGEST_WHOLE} and {_LARGEST_WHOLE}, which 32 bits hold",
     lambda value: _is_whole(value, -_LARGEST_WHOLE, _LARGEST_WHOLE),
@@ -97,7 +98,7 @@ NUMBER = Kind(
         and not (abs(value) > _LARGEST_NUMBER and (isinstance(value, int) or math.isfinite(value)))
     ),
 )
-# What files say.
+# Values in files.
 COUNT = Kind("a whole number of at least 0", lambda value: _is_whole(value, 0, int(_LARGEST_COUNT)))
 FIGURE = Kind(
     "a finite number",
@@ -111,7 +112,7 @@ SHA256 = Kind(
     "a SHA-256 in hexadecimal",
     lambda value: isinstance(value, str) and len(value) == 64 and set(value) <= _HEXADECIMAL,
 )
-# A manifest is no way out of its folder.
+# A manifest must not refer to files outside its folder.
 FILE_NAME = Kind("the name of a file, in no other folder", _is_file_name)
 CONFUSION_MATRIX = Kind("a square table of whole numbers of at least 0", _is_confusion_matrix)
 
@@ -119,13 +120,13 @@ CONFUSION_MATRIX = Kind("a square table of whole numbers of at least 0", _is_con
 def mismatches(
     value: Any, schema: Schema, name: str = "", *, closed: bool = False
 ) -> Iterator[str]:
-    """Says in what a value does not fit a schema, as `shards[2].bytes=-1 must be a ...`.
+    """Yield how a value does not fit a schema, such as `shards[2].bytes=-1 must be a ...`.
 
     Args:
-      value: anything.
-      schema: what it must be.
-      name: of the value; empty for a whole file.
-      closed: whether an object may have no members but the schema's.
+      value: Any value.
+      schema: The schema that the value must fit.
+      name: The name of the value in messages; empty for a whole file.
+      closed: Whether members of an object that are not in the schema are errors.
     """
     match schema:
         case Kind(words, fits):
@@ -164,7 +165,7 @@ def mismatches(
 
 
 def or_null(schema: Schema, words: str) -> Kind:
-    """A value of a schema, or null; `words` say what that is."""
+    """Return the kind of a value of a schema, or null; `words` describe the value in messages."""
     return Kind(
         f"{words}, or null", lambda value: value is None or not any(mismatches(value, schema))
     )
@@ -176,15 +177,15 @@ _shortened.maxstring = _shortened.maxother = 200
 
 
 def shown(value: Any) -> str:
-    """A value in a line of bounded length, whatever it is."""
+    """Return any value as text on one line of bounded length."""
     try:
         return _shortened.repr(value).replace("\n", " ")
-    except ValueError:  # Python writes no number of thousands of digits
+    except ValueError:  # Python refuses to write numbers of thousands of digits
         return f"a {type(value).__name__} of {value.bit_length()} bits"
 
 
 def printable(text: str) -> str:
-    """Text with what a terminal would obey, or UTF-8 cannot have, in escapes instead."""
+    """Escape control characters and lone surrogates, so that the text is safe to print."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
@@ -192,6 +193,6 @@ def printable(text: str) -> str:
 
 
 def meant(given: str, names: Iterable[str]) -> str:
-    """The end of a message, which asks for the most similar of the names if one is similar."""
+    """Return the end of a message that suggests the most similar name; empty if none is similar."""
     found = difflib.get_close_matches(given, names, n=1)
     return f"; did you mean {found[0]}?" if found else ""

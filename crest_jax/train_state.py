@@ -1,4 +1,4 @@
-"""The state of a generation as one immutable pytree: everything that a step reads and writes."""
+"""The training state of a generation: one immutable pytree of all that a step reads and writes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,31 +15,31 @@ from crest_jax.rebalancing.distribution_alignment import WINDOW
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds."""
+    """The state that a step updates and a checkpoint holds."""
 
     step: Int[Array, ""]
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
-    # The averaged model: an exponential moving average of `params`, and the batch statistics as
-    # they are, or their average.
+    # The averaged model: the exponential moving average of `params`, and either a copy or the
+    # moving average of `batch_stats`.
     ema_params: PyTree
     ema_batch_stats: PyTree
-    # Running average of the labeled batches' class frequencies, starting uniform.
+    # The running average of the labeled batches' class frequencies; initially uniform.
     labeled_distribution: Float[Array, " classes"]
-    # The mean prediction on each of the last 128 unlabeled batches, a ring starting uniform.
+    # A ring buffer of the mean predictions on the last 128 unlabeled batches; initially uniform.
     predictions: Float[Array, "window classes"]
-    # Pseudo-labels of every unlabeled example, where DARP refines them.
+    # The pseudo-labels of all unlabeled examples, if DARP refines them.
     darp: DarpState | None = None
 
     @property
     def weights(self) -> tuple[PyTree, PyTree]:
-        """Parameters and batch statistics of the model that is trained."""
+        """The parameters and batch statistics of the model that is trained."""
         return self.params, self.batch_stats
 
     @property
     def ema_weights(self) -> tuple[PyTree, PyTree]:
-        """Parameters and batch statistics of the averaged model, which the figures are of."""
+        """The parameters and batch statistics of the averaged model, whose figures are reported."""
         return self.ema_params, self.ema_batch_stats
 
     @property
@@ -57,15 +57,15 @@ def create(
     classes: int,
     refined_examples: int = 0,
 ) -> TrainState:
-    """Initialises a fresh model and everything around it.
+    """Initialise a fresh model and the rest of the training state.
 
     Args:
-      key: seeds the weights.
+      key: seed of the weights.
       model: one of `crest_jax.models`.
       optimizer: an optax optimiser.
       image_shape: height, width and channels.
-      classes: how many.
-      refined_examples: how many unlabeled examples DARP keeps pseudo-labels of, if it is used.
+      classes: number of classes.
+      refined_examples: number of unlabeled examples whose pseudo-labels DARP keeps; 0 without DARP.
     """
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=True)
     params = variables["params"]
@@ -91,15 +91,16 @@ def learning_rate_schedule(
     warm_up: int = 0,
     drops: Sequence[int] = (),
 ) -> optax.Schedule:
-    """`learning_rate cos(pi step/steps level/16)`; level 1 ends at 0.98 of where it began.
+    """Return the schedule `learning_rate cos(pi step/steps level/16)`, with warm-up and drops.
 
-    FixMatch's ImageNet recipe (section 4.2 there) is warm-up, drops, and level 0.
+    Level 1 ends at 0.98 of the initial rate. FixMatch's ImageNet recipe (section 4.2 there) is
+    warm-up, drops, and level 0.
 
     Args:
-      learning_rate: at step 0 unless there is a warm-up, and otherwise at its end.
-      steps: of the whole generation.
-      level: how far down the half cosine to go, up to 8 for 0 (FixMatch section 2.3 takes 7).
-      warm_up: steps of linear increase, from one such step's share.
+      learning_rate: the rate at step 0, or at the end of the warm-up if there is one.
+      steps: number of steps of the whole generation.
+      level: how far down the half cosine to go; 8 ends at 0 (FixMatch section 2.3 takes 7).
+      warm_up: number of steps of linear increase, which starts at `learning_rate / warm_up`.
       drops: steps from which on the rate is a tenth of what it was before.
     """
 
@@ -114,9 +115,10 @@ def learning_rate_schedule(
 def make_optimizer(
     schedule: optax.Schedule, *, momentum: float, weight_decay: float
 ) -> optax.GradientTransformation:
-    """Nesterov SGD with the L2 term `0.5 weight_decay |w|^2` on all weights but batch norm's.
+    """Return Nesterov SGD with the L2 term `0.5 weight_decay |w|^2`, except for batch norm.
 
-    The term enters as its gradient, before the momentum, which is the same as in the loss.
+    The gradient of the term is added before the momentum, which is equivalent to adding the term to
+    the loss.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=_outside_batch_norm),

@@ -1,7 +1,7 @@
 """One training step: `(state, batch, constants) -> (state, metrics)`, pure and mapped.
 
-Written for one device, with explicit collectives over the mesh axis. An example's randomness
-comes from the seed, the step and its place in the global batch, so the number of devices changes
+It is written for one device, with explicit collectives over the mesh axis. An example's randomness
+depends on the seed, the step and its place in the global batch, so the number of devices changes
 nothing but the order of floating-point sums.
 """
 
@@ -31,17 +31,17 @@ from crest_jax.train_state import TrainState
 
 
 class Constants(NamedTuple):
-    """Inputs that stay the same from step to step; as inputs, one compilation serves all."""
+    """Values that stay the same from step to step, as inputs so that one compilation serves all."""
 
     key: Key[Array, ""]
     temperature: Float[Array, ""]  # t of the alignment target, in [0, 1]
-    # p(y) that the pseudo-labels' classes are held against.
+    # p(y), the target of the pseudo-labels' class distribution.
     target_distribution: Float[Array, " classes"]
-    class_weights: Float[Array, " classes"]  # of the labeled loss, with a mean of 1
+    class_weights: Float[Array, " classes"]  # class weights of the labeled loss, with a mean of 1
 
 
 class _Part(NamedTuple):
-    """What one device computes a gradient from in one go."""
+    """The examples of which one device computes a gradient at once."""
 
     labeled: UInt8[Array, "labeled height width channels"]
     labels: Int[Array, " labeled"]
@@ -52,12 +52,12 @@ class _Part(NamedTuple):
 
 
 class DeviceBatch(NamedTuple):
-    """`crest_jax.data.pipeline.Batch` on the devices."""
+    """A `crest_jax.data.pipeline.Batch` on the devices."""
 
     labeled: UInt8[Array, "labeled height width channels"]
     labels: Int[Array, " labeled"]
     unlabeled: UInt8[Array, "unlabeled height width channels"]
-    # Which of all unlabeled examples these are.
+    # The row of each example among all unlabeled examples.
     unlabeled_rows: Int[Array, " unlabeled"]
 
 
@@ -66,17 +66,17 @@ TrainStep = Callable[[TrainState, DeviceBatch, Constants], tuple[TrainState, Met
 
 
 def in_a_row(train_step: TrainStep) -> TrainStep:
-    """The same for several batches one after the other, which the devices are sent together.
+    """Return a step that trains on several batches in a row, sent to the devices together.
 
-    Batches and metrics have one axis more, in front: the steps. Between them no device waits for
-    the host, and each works in the memory of the one before; the operating system need not clear
-    it anew, which on a CPU is a quarter of the time of a small model's step.
+    Batches and metrics have an additional leading axis, the steps. Between these no device waits
+    for the host, and each step reuses the memory of the one before. The operating system then need
+    not clear it again, which on a CPU takes a quarter of the time of a small model's step.
     """
 
     def steps(
         state: TrainState, batches: DeviceBatch, constants: Constants
     ) -> tuple[TrainState, Metrics]:
-        if len(batches.labels) == 1:  # XLA would keep the loop
+        if len(batches.labels) == 1:  # XLA would keep a loop of one step
             state, metrics = train_step(
                 state, jax.tree.map(lambda leaf: leaf[0], batches), constants
             )
@@ -100,23 +100,23 @@ def make_train_step(
     augmentation: Augmentation,
     accumulation: int = 1,
 ) -> TrainStep:
-    """Compiles the step for all devices of the mesh; the state is donated.
+    """Compile the step for all devices of the mesh; the state is donated.
 
     Args:
       loss: an algorithm with its hyper-parameters bound.
-      model: built with the mesh's axis name if batch norm is synchronised.
-      optimizer: as the state was created with.
-      mesh: from `distributed.data_mesh`.
-      steps: of the whole generation.
+      model: the network, built with the mesh's axis name if batch norm is synchronised.
+      optimizer: the optimiser that the state was created with.
+      mesh: the result of `distributed.data_mesh`.
+      steps: number of steps of the whole generation.
       alignment_target: one of `distribution_alignment.TARGETS`.
-      refinement: when DARP refines pseudo-labels; None leaves them alone.
-      ema_decay: of the weights' moving average, in [0, 1].
-      ema_batch_norm: whether batch norm's running statistics are averaged likewise for the averaged
-        model, or copied as they are.
-      augmentation: of weak and strong views.
-      accumulation: how many parts of a batch to compute one after the other, in so much less
-        memory. Batch norm normalises each part by itself; its running statistics and the gradient
-        are means over the parts, as they are over devices without synchronised batch norm.
+      refinement: when DARP refines pseudo-labels; None for no refinement.
+      ema_decay: decay of the weights' moving average, in [0, 1].
+      ema_batch_norm: whether the averaged model has the moving average of batch norm's running
+        statistics, rather than a copy of them.
+      augmentation: settings of weak and strong views.
+      accumulation: number of parts of a batch that are computed one after the other, which takes so
+        much less memory. Batch norm normalises each part by itself; its running statistics and the
+        gradient are means over the parts, as they are over devices without synchronised batch norm.
     """
     moves = {"flip": augmentation.flip, "shift": augmentation.shift}
 
@@ -195,7 +195,7 @@ def make_train_step(
         gradients, result = _accumulated(
             jax.grad(loss_of, has_aux=True), state.params, whole, shuffle_key, accumulation
         )
-        # Without synchronised batch norm each device has statistics of its own to contribute.
+        # Without synchronised batch norm the devices' statistics differ.
         batch_stats, prediction, metrics = jax.tree.map(
             lambda leaf: lax.pmean(leaf, AXIS),
             (result.batch_stats, result.prediction, result.metrics),
@@ -250,7 +250,7 @@ def _accumulated(
     key: Key[Array, ""],
     parts: int,
 ) -> tuple[PyTree, Loss]:
-    """The mean gradient and result of a batch's parts, each with a key of its own."""
+    """Return the mean gradient and result of a batch's parts, each computed with its own key."""
     if parts == 1:
         return gradient(params, whole, key)
     split = jax.tree.map(
@@ -272,16 +272,16 @@ def _accumulated(
 
 
 def _example_keys(key: Key[Array, ""], examples: int) -> Key[Array, " examples"]:
-    """One key per example of this device, by its place in the global batch."""
+    """Return a key for each example of this device, derived from its place in the global batch."""
     places = lax.axis_index(AXIS) * examples + jnp.arange(examples)
     return jax.vmap(partial(jax.random.fold_in, key))(places)
 
 
 def shuffle(key: Key[Array, ""], parts: Sequence[PyTree]) -> list[PyTree]:
-    """Permutes the examples of all parts and all devices together; see `StepInputs.shuffle`.
+    """Permute the examples of all parts and all devices together; see `StepInputs.shuffle`.
 
-    The parts of the global batch are laid end to end in their order, whatever the devices, so that
-    the permutation does not depend on their number.
+    The parts of the global batch are concatenated in their order, regardless of the devices, so
+    that the permutation does not depend on the number of devices.
     """
     sizes = [len(jax.tree.leaves(part)[0]) for part in parts]
     whole = [distributed.gather(part) for part in parts]

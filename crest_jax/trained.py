@@ -1,4 +1,4 @@
-"""A trained model: a finished generation's averaged weights, and what is needed to use them."""
+"""A trained model: the averaged weights of a finished generation, and all that using them needs."""
 
 import functools
 from typing import NamedTuple
@@ -23,26 +23,26 @@ from crest_jax.rebalancing.logit_adjustment import adjustment
 
 
 class Predictions(NamedTuple):
-    """A model's answers for some images."""
+    """A model's predictions for some images."""
 
-    labels: Int[np.ndarray, " images"]  # which of the class names
+    labels: Int[np.ndarray, " images"]  # indices into the class names
     confidence: Float[np.ndarray, " images"]  # softmax probability of the label, in [0, 1]
-    logits: Float[np.ndarray, "images classes"]  # adjusted, where a tau is given
+    logits: Float[np.ndarray, "images classes"]  # after logit adjustment, if a tau is given
 
 
 class Trained(NamedTuple):
     """The model that one generation has trained, ready for use."""
 
     model: nn.Module
-    params: PyTree  # their moving average, which the reported figures are of
+    params: PyTree  # the moving average of the weights, whose figures are reported
     batch_stats: PyTree
     class_names: tuple[str, ...]
-    # p(y) of what the generation was trained on, for logit adjustment.
+    # p(y) of the labels that the generation was trained on, for logit adjustment.
     class_distribution: Float[np.ndarray, " classes"]
     image_shape: tuple[int, int, int]
-    view: View  # of an image
-    max_pixels: int  # an image of more is not decoded
-    generation: int  # from 1
+    view: View  # size, crop and channels of the images that the model sees
+    max_pixels: int  # an image of more pixels is not decoded
+    generation: int  # counted from 1
     eval_batch_size: int
 
     def predict(self, images: ArrayLike, *, tau: float = 0.0) -> Predictions:
@@ -50,13 +50,13 @@ class Trained(NamedTuple):
 
         Args:
           images: uint8 of shape [images, height, width, channels], from 0 to 255, with as many
-            channels as the run's. Where the run resizes its images they may have
-            any height and width, and otherwise have the run's.
+            channels as the run's images. If the run resizes its images, height and width may be
+            any; otherwise they must be the run's.
           tau: strength of logit adjustment (Menon et al., 2021) by the class distribution that the
             generation was trained on, at least 0; 0 adjusts nothing.
 
         Raises:
-          ConfigError: the images are of another type or shape, or tau is out of range.
+          ConfigError: The images have another type or shape, or tau is out of range.
         """
         if not 0 <= tau < np.inf:
             raise ConfigError(f"tau={tau} must be at least 0, and finite")
@@ -76,7 +76,7 @@ class Trained(NamedTuple):
     def _seen(
         self, images: ArrayLike
     ) -> UInt8[np.ndarray, "images {self.image_shape[0]} {self.image_shape[1]} channels"]:
-        """Check images, and resize them as the run's own."""
+        """Check images, and resize them like the run's images."""
         height, width, channels = self.image_shape
         wanted = (
             f"[images, height, width, {channels}]"
@@ -100,23 +100,24 @@ class Trained(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _logits(model: nn.Module, mesh: Mesh, batch_size: int) -> evaluate.Logits:
-    """Return a compiled model, which the next call of the same kind finds compiled."""
+    """Return a function that computes logits, cached so that it is not compiled again."""
     return evaluate.make_logits(model, mesh, batch_size=batch_size)
 
 
 def load(folder: Path, *, generation: int | None = None, step: int | None = None) -> Trained:
-    """Reads a model from a run.
+    """Read a model from a run.
 
     Args:
-      folder: the run's.
-      generation: which, from 1; the last that is finished by default.
-      step: of one of the evaluations that the reported figures are of; the last by default.
+      folder: the run's folder.
+      generation: number of the generation, from 1; by default, the last finished one.
+      step: step of one of the evaluations that the reported figures are the mean of; by default,
+        the last one.
 
     Raises:
-      ConfigError: there is no such generation, or the run's config is not usable.
+      ConfigError: There is no such finished generation, or the run's config is not usable.
       WorkdirError: `folder` is not a run of this version, no generation of it is finished, or a
         checkpoint is missing or damaged.
-      DataError: a manifest of its splits is missing or damaged.
+      DataError: A manifest of the run's splits is missing or damaged.
     """
     config = config_of(folder)
     finished = finished_generations(folder)
@@ -167,14 +168,14 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
 
 
 def class_distribution(folder: Path, generation: int) -> Float[np.ndarray, " classes"]:
-    """Return p(y) of what a finished generation was trained on, pseudo-labels included.
+    """Return p(y) of the labels that a finished generation was trained on, with pseudo-labels.
 
     Args:
-      folder: the run's.
-      generation: which, from 1.
+      folder: the run's folder.
+      generation: number of the generation, from 1.
 
     Raises:
-      WorkdirError: its result is missing or damaged.
+      WorkdirError: The generation's result is missing or damaged.
     """
     class_names = records.read_manifest(RunFolder(folder).splits / "labeled")["class_names"]
     path = RunFolder(folder).generation(generation - 1).result
@@ -185,8 +186,8 @@ def config_of(folder: Path) -> ConfigDict:
     """Read a run's config.
 
     Raises:
-      WorkdirError: `folder` is not a run, or its config is none of this program's.
-      ConfigError: a field is not usable.
+      WorkdirError: `folder` is not a run, or its config was not written by this program.
+      ConfigError: A field is not usable.
     """
     config = workdir.read_config(folder)
     validate(config)
@@ -194,7 +195,7 @@ def config_of(folder: Path) -> ConfigDict:
 
 
 def finished_generations(folder: Path) -> list[int]:
-    """Which generations of a run are finished, from 1."""
+    """Return the numbers of the finished generations of a run, counted from 1."""
     numbers = range(workdir.read_config(folder).generations)
     run = RunFolder(folder)
     return [number + 1 for number in numbers if stages.is_finished(run.generation(number))]

@@ -1,4 +1,4 @@
-"""One generation's training: the step loop, its evaluations, checkpoints and metrics."""
+"""The training of one generation: the step loop with its evaluations, checkpoints and metrics."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ from crest_jax.schedule import Schedule
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import Constants, DeviceBatch, Metrics, TrainStep
 
-# Seconds. Steps that are sent together and take longer are waited for.
+# In seconds. If a group of steps sent together takes longer, the host waits for it.
 _SLOW = 1.0
 
 
@@ -38,29 +38,30 @@ def train(
     schedule: Schedule,
     title: str,
 ) -> TrainState:
-    """Trains to the last step, from the latest checkpoint if there is one.
+    """Train to the last step, from the latest checkpoint if there is one.
 
-    Writes checkpoints, metrics and TensorBoard events. An evaluation's
-    line is on disk before the checkpoint of its step, so a checkpoint never lacks one. Its `train`
-    part is averaged over the steps since the evaluation before, or since the run was continued.
+    It writes checkpoints, metrics and TensorBoard events. An evaluation's line is on disk before
+    the checkpoint of its step, so that no checkpoint lacks its evaluation. The `train` part of a
+    line is averaged over the steps since the previous evaluation, or since the run was continued.
 
     Args:
       state: a fresh state, replicated over the devices.
-      train_steps: from `train_step.in_a_row`.
-      batches: gives the batches from a step on, several together: never any that are on both sides
-        of an evaluation or a checkpoint.
-      constants: gives the step's other inputs until the next evaluation, from the latest one;
-        from None before the first.
-      evaluate: gives a JSON-ready summary of a state; called every `eval_every` steps.
-      folder: the generation's.
+      train_steps: the result of `train_step.in_a_row`.
+      batches: returns the batches from a step on, in groups. No group extends beyond an evaluation
+        or a checkpoint.
+      constants: returns the step's other inputs until the next evaluation, given the latest
+        evaluation, or None before the first.
+      evaluate: returns a JSON-ready summary of a state; called every `eval_every` steps and
+        after the last one.
+      folder: the generation's folder.
       schedule: when to stop, evaluate and save.
-      title: what to call the generation on the terminal.
+      title: name of the generation on the terminal.
 
     Raises:
       Preempted: SIGTERM arrived; a checkpoint of the current step was saved first.
-      NonFiniteError: a loss or a weight is NaN or infinite; nothing of it was saved.
-      WorkdirError: no checkpoint can be used, since it or an evaluation before it is damaged; or
-        something cannot be written.
+      NonFiniteError: A loss or a weight is NaN or infinite; such a state was not saved.
+      WorkdirError: No checkpoint can be used, since it or an evaluation before it is damaged; or a
+        file cannot be written.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     steps, reported = schedule.steps, schedule.reported
@@ -73,7 +74,7 @@ def train(
         )
         start = int(state.step)
         distributed.check_agreement({"step": start})
-        # What came after the checkpoint comes again.
+        # Evaluations after the checkpoint are dropped, since they will be made again.
         history = distributed.first_says(partial(keep_metrics, folder.metrics, up_to=start))
         if start == steps:
             return state
@@ -95,9 +96,9 @@ def train(
                     # Compilation is not training: the clock starts when the first steps are done.
                     jax.block_until_ready(metrics)
                     began, untimed = time.perf_counter(), done
-                # While the devices work on what they have just been sent, the host prepares what
-                # comes next, and does not run further ahead. Nor that far where it takes long:
-                # SIGTERM is heard when what was sent is done.
+                # While the devices work on the group just sent, the host prepares the next one, but
+                # does not run further ahead. If groups are slow it waits for each of them, since
+                # SIGTERM is only acted on when the steps already sent are done.
                 slow = (time.perf_counter() - began) * together > _SLOW * max(done - untimed, 1)
                 if len(pending) > 1 or slow:
                     jax.block_until_ready(pending[-1 if slow else -2])
@@ -133,9 +134,9 @@ def train(
 
 
 def keep_metrics(path: Path, *, up_to: int) -> list[dict[str, Any]]:
-    """Reads the evaluations up to a step, and drops later ones from the file.
+    """Read the evaluations up to a step, and remove later ones from the file.
 
-    A run that was killed may have evaluated after its last checkpoint, or left half a line.
+    A killed run may have evaluated after its last checkpoint, or left half a line.
     """
     kept = [(line, record) for line, record in _intact_lines(path) if record["step"] <= up_to]
     cleaned = b"".join(line for line, _ in kept)
@@ -145,7 +146,7 @@ def keep_metrics(path: Path, *, up_to: int) -> list[dict[str, Any]]:
 
 
 def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of a file, with what they say, before the first that is damaged."""
+    """Yield the lines of a file before the first damaged one, each with its parsed record."""
     if not path.exists():
         return
     for line in files.read_bytes(path).splitlines(keepends=True):
@@ -159,10 +160,10 @@ def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def _check_metrics(path: Path, schedule: Schedule, step: int) -> None:
-    """Makes sure that all evaluations before a step's checkpoint are there.
+    """Check that all evaluations before a step's checkpoint are there.
 
     Raises:
-      WorkdirError: some are not.
+      WorkdirError: Some are missing or damaged.
     """
     lines = len(files.read_bytes(path).splitlines()) if path.exists() else 0
     found = sum(record["step"] <= step for _, record in _intact_lines(path))
@@ -174,10 +175,11 @@ def _check_metrics(path: Path, schedule: Schedule, step: int) -> None:
 
 
 def _average(pending: list[Metrics], *, last_step: int, title: str) -> dict[str, float]:
-    """Fetches the metrics since the last evaluation, and averages them if all are finite.
+    """Fetch the metrics since the last evaluation, and average them if all are finite.
 
     Raises:
-      NonFiniteError: one is not; it names all that are not at the first step where this is so.
+      NonFiniteError: A metric is not finite. The message names all such metrics of the first step
+        that has one.
     """
     fetched = jax.device_get(pending)
     values = {
@@ -202,10 +204,10 @@ def _finite(state: TrainState) -> PyTree[Bool[Array, ""]]:
 
 
 def _check_state(state: TrainState, *, step: int, title: str) -> None:
-    """The loss of a step tells of the weights before it; these are the ones after it.
+    """Check the state after the step; the step's loss only reflects the weights before it.
 
     Raises:
-      NonFiniteError: something in the state is not finite.
+      NonFiniteError: A value in the state is not finite.
     """
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_finite(state)))
     wrong = [
@@ -226,10 +228,11 @@ def _non_finite(title: str, what: str, step: int) -> NonFiniteError:
 
 @contextmanager
 def _writer(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """Writes scalars of a step as TensorBoard events, and as log lines without a progress bar.
+    """Yield a function that writes the scalars of a step as TensorBoard events.
 
-    What that takes is loaded when there is something to write: TensorBoard brings Keras with it,
-    for which no first step should wait.
+    Where there is no progress bar, it also writes them as log lines. The writers are imported when
+    there is something to write, since TensorBoard imports Keras, and the first step should not wait
+    for that.
     """
     opened = []
 
@@ -261,7 +264,7 @@ def _progress(title: str, start: int, steps: int) -> tqdm:
 
 
 def _scalars(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flattens the numbers of a nested summary to `test/ema/accuracy` and the like."""
+    """Flatten the numbers of a nested summary to names such as `test/ema/accuracy`."""
     scalars = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The run folder: whom it belongs to."""
+"""The run folder: which config it belongs to, and which process may work in it."""
 
 import errno
 import fcntl
@@ -23,21 +23,23 @@ from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.layout import RunFolder
 
 _PROBE = ".writable-"
-# Fields that may change within a run: where TFDS keeps data, since a run has splits of its own; how
-# long hosts wait for each other; and how long devices work before the host hears SIGTERM.
+# Fields that may change within a run: where TFDS keeps data and whether it may download it, since a
+# run has its own splits; how long hosts wait for each other; and how long devices work before the
+# host notices SIGTERM.
 INCIDENTAL = ("data.data_dir", "data.download", "heartbeat_timeout", "steps_at_once")
-# Fields that may change from one path to another, since one's own images may be moved. A path that
-# is given where there was none, or taken away, makes it another experiment.
+# Fields that may change from one path to another, since user-provided images may be moved. Giving a
+# path where there was none, or removing one, makes it another experiment.
 _MOVABLE = ("data.labeled", "data.unlabeled", "data.test")
-# May be raised within a run, and is then remembered.
+# A field whose value may be raised within a run; the new value is then written to config.json.
 RESEED = "reseed"
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Return the config of a run, with the defaults of fields that it was begun without.
+    """Return the config of a run, with defaults for the fields that did not exist when it began.
 
     Raises:
-      WorkdirError: the folder is not a run's, or its config is none of this program's.
+      WorkdirError: The folder is not a run, or its config was not written by this program or has
+        another format.
     """
     path = RunFolder(workdir).config
     if not path.exists():
@@ -69,12 +71,15 @@ def of_another_format(folder: Path, found: Any) -> WorkdirError:
 
 
 def differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
-    """Lists the fields in which a run's config is not ours, but for what may change."""
+    """List the fields in which a run's config differs from ours, except those that may change."""
     return config_lib.described(_changes(theirs, ours))
 
 
 def _changes(theirs: ConfigDict, ours: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """The fields in which a run's config is not ours, but for what may change, with both values."""
+    """Return the fields in which a run's config differs from ours, with both values.
+
+    Fields that may change within a run are left out.
+    """
     changed = config_lib.changes(*map(config_lib.to_plain, (theirs, ours)))
     return {
         name: values
@@ -84,7 +89,7 @@ def _changes(theirs: ConfigDict, ours: ConfigDict) -> dict[str, tuple[Any, Any]]
 
 
 def versions() -> dict[str, str]:
-    """Of this program, and of the packages that its results depend on."""
+    """Return the versions of Python, this program, and the packages that its results depend on."""
     packages = ("crest_jax", "jax", "jaxlib", "flax", "optax", "tensorflow", "tensorflow-cpu",
                 "tensorflow-datasets", "numpy")  # fmt: skip
     found = {}
@@ -97,7 +102,7 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """What, besides the config, the last bits of a result depend on."""
+    """Return what the last bits of a result depend on, besides the config."""
     device = jax.devices()[0]
     return {
         "devices": f"{jax.device_count()} x {device.device_kind}",
@@ -109,15 +114,15 @@ def environment() -> dict[str, Any]:
 
 
 def claim(workdir: Path, config: ConfigDict) -> AbstractContextManager:
-    """Makes `workdir` this config's, or finds that it is already.
+    """Make `workdir` the folder of this config, or check that it already is.
 
     Returns:
-      What keeps other processes out of it until it is left, or this process ends, however it does.
-      In a bucket nothing does.
+      A context manager that keeps other processes out of the folder until it is left, or until this
+      process ends, however it ends. In a bucket it has no effect.
 
     Raises:
-      WorkdirError: it cannot be written, belongs to another config, is something else, or another
-        process is at work in it.
+      WorkdirError: The folder cannot be written, belongs to another config, is not a run, or is in
+        use by another process.
     """
     _make_folder(workdir)
     _check_foreign(workdir)
@@ -135,7 +140,7 @@ def _make_folder(workdir: Path) -> None:
         files.check_bucket(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f"{_PROBE}{os.getpid()}"  # of no two processes the same
+        probe = workdir / f"{_PROBE}{os.getpid()}"  # unique to this process
         probe.touch()
         probe.unlink()
     except files.failures() as error:
@@ -143,15 +148,15 @@ def _make_folder(workdir: Path) -> None:
 
 
 def check(workdir: Path, config: ConfigDict) -> bool:
-    """Finds out whether `claim` could succeed, as far as that shows without writing anything.
+    """Check whether `claim` could succeed, as far as possible without writing anything.
 
-    Whether another process is at work there is not asked.
+    It does not check whether another process is using the folder.
 
     Returns:
-      Whether there is something of this run already.
+      Whether the folder already belongs to this run.
 
     Raises:
-      WorkdirError: as `claim`.
+      WorkdirError: As for `claim`.
     """
     _check_name(workdir)
     if files.is_remote(workdir):
@@ -169,11 +174,11 @@ def check(workdir: Path, config: ConfigDict) -> bool:
 
 
 def _check_name(workdir: Path) -> None:
-    """Makes sure that the libraries which write to a folder can be told where it is.
+    """Check that the libraries that write to a folder can handle its name.
 
     Raises:
-      ConfigError: its name is not UTF-8.
-      WorkdirError: there can be no plain name for it.
+      ConfigError: The name is not UTF-8.
+      WorkdirError: Libraries would misread the name, and no link with a plain name can be made.
     """
     files.check_name(workdir, "--workdir")
     with files.plainly_named(workdir):
@@ -187,7 +192,7 @@ def _not_writable(workdir: Path, reason: str) -> WorkdirError:
 
 
 def _check_foreign(workdir: Path) -> None:
-    """Makes sure that what is in a folder is of a run."""
+    """Check that the content of a folder, if there is any, is that of a run."""
     ours = RunFolder(workdir)
     if ours.config.exists() or not workdir.exists():
         return
@@ -202,7 +207,7 @@ def _check_foreign(workdir: Path) -> None:
 
 
 def _lock(workdir: Path) -> AbstractContextManager:
-    """Locks a file that says who has locked it; the system unlocks it when that process ends."""
+    """Lock a file that names the process that locks it; the system unlocks it when that ends."""
     if files.is_remote(workdir):
         return nullcontext()
     path = RunFolder(workdir).lock
@@ -230,10 +235,10 @@ def _lock(workdir: Path) -> AbstractContextManager:
 
 
 def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
-    """What config.json is to say for the folder to be this config's; None where it does.
+    """Return what to write to config.json so that the folder is this config's; None if it is.
 
     Raises:
-      WorkdirError: it belongs to another config, or is not readable.
+      WorkdirError: The folder belongs to another config, or its config.json is not readable.
     """
     path = RunFolder(workdir).config
     ours = {
@@ -243,7 +248,7 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     }
     if not path.exists():
         return ours
-    # Nothing was made with the old config yet, so that an error in it can be mended.
+    # If nothing was made with the old config yet, a mistake in it can still be corrected.
     untouched = not RunFolder(workdir).splits.exists()
     try:
         theirs = files.read_json(path)
@@ -281,7 +286,7 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
 
 
 def _visible_cpus() -> int | None:
-    """Cores that XLA may use, on which the order of its sums depends."""
+    """Return the number of CPU cores that XLA may use; the order of its sums depends on it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()

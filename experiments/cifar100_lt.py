@@ -7,7 +7,7 @@ from crest_jax.config import default_config, parse_arguments
 
 
 def get_config(arguments=None):
-    """Returns the paper's setting; the defaults are gamma = 100, beta = 10 %, CReST+, fold 0."""
+    """Return the paper's setting; the defaults are gamma = 100, beta = 10 %, CReST+, fold 0."""
     config = default_config(parse_arguments(arguments))
     config.data.name = "cifar100"
     config.long_tail.n_max = 500

@@ -1,18 +1,18 @@
-"""CIFAR10 with a long-tailed labeled set and another long-tailed unlabeled set (Table 3).
+"""CIFAR10 with separate long tails of the labeled and the unlabeled set (Table 3).
 
-DARP's protocol (Kim et al., 2020): the labeled set's largest class has N_1 = 1500 images and the
-unlabeled set's M_1 = 3000, which is what DARP's own code takes; the caption of the paper's Table 3
-says beta = 10 % instead. gamma is 50, 100 or 150 there, for both sets.
+DARP's protocol (Kim et al., 2020): the largest class has N_1 = 1500 images in the labeled set and
+M_1 = 3000 in the unlabeled set, as in DARP's own code; the caption of the paper's Table 3 says
+beta = 10 % instead. gamma is 50, 100 or 150 there, for both sets.
 
-DARP labels the first images of each class in CIFAR-10's original order, in all of its runs: a fold
-is another training of the same split. TFDS shuffles them, and keeps their order in their ids. With
-split=random the fold draws them.
+DARP labels the first images of each class in CIFAR-10's original order, in all of its runs, so that
+a fold is another training on the same split. TFDS shuffles the images, and keeps their order in
+their ids. With split=random the fold draws the labeled images.
 
-Arguments: method, rebalance, fold and t as for cifar10_lt; gamma, of the labeled set; gamma_u, of
-the unlabeled set (as gamma unless given; 1 is uniform); order_u=reversed turns the unlabeled set's
-classes round, so that the rarest label is its most frequent class; split; target, what da, darp and
-crest_plus take its class distribution to be: labeled (the labeled set's), given (the true
-one) or predicted (estimated from the model's predictions).
+Arguments: method, rebalance, fold and t as for cifar10_lt; gamma of the labeled set; gamma_u of the
+unlabeled set (gamma by default; 1 is uniform); order_u=reversed, which reverses the order of the
+unlabeled set's classes, so that the rarest label is its most frequent class; split; and target, the
+unlabeled set's class distribution as assumed by da, darp and crest_plus: labeled (that of the
+labeled set), given (the true one) or predicted (estimated from the model's predictions).
 """
 
 from crest_jax.config import ARGUMENTS, default_config, parse_arguments, unlabeled_tail
@@ -29,13 +29,13 @@ DEFAULTS = {
 
 
 def get_config(arguments=None):
-    """Returns Table 3's setting; the defaults are gamma = 100 for both sets, CReST+, fold 0."""
+    """Return Table 3's setting; the defaults are gamma = 100 for both sets, CReST+, fold 0."""
     args = parse_arguments(arguments, DEFAULTS)
     config = default_config(args)
     config.long_tail = unlabeled_tail(args, labeled=N_1, unlabeled=M_1)
     config.unlabeled_distribution.source = args.target
     gamma_u = config.long_tail.unlabeled_gamma
-    if args.target == "given" and gamma_u >= 1:  # which is said of others when it is validated
+    if args.target == "given" and gamma_u >= 1:  # validation rejects a smaller one
         from crest_jax.data.long_tail import unlabeled_sizes  # imports TensorFlow
 
         sizes = unlabeled_sizes(M_1, gamma_u, 10, args.order_u)

@@ -8,5 +8,5 @@ from crest_jax.config import default_config, parse_arguments
 
 
 def get_config(arguments=None):
-    """Returns the paper's setting; the defaults are gamma = 100, beta = 10 %, CReST+, fold 0."""
+    """Return the paper's setting; the defaults are gamma = 100, beta = 10 %, CReST+, fold 0."""
     return default_config(parse_arguments(arguments))

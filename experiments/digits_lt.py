@@ -1,12 +1,12 @@
 """Long-tailed handwritten digits: the whole method in minutes on a CPU, with nothing to download.
 
-scikit-learn's 8 x 8 digits with WRN-10-1. Arguments as for cifar10_lt. Not an experiment of the
-paper: it is here to see, and to test, everything at work.
+scikit-learn's 8 x 8 digits with WRN-10-1. Arguments as for cifar10_lt. This is not an experiment of
+the paper: it serves to demonstrate and test all parts together.
 
-With gamma_u or order_u=reversed, as for cifar10_darp, the unlabeled set has a long tail of its own:
-its largest class has 80 images then, and the labeled set's 40; beta has nothing to say. target is
-what da, darp and crest_plus take its distribution to be: labeled, predicted, or given, as
---config.unlabeled_distribution.given says.
+With gamma_u or order_u=reversed, as for cifar10_darp, the unlabeled set has its own long tail. Its
+largest class then has 80 images, and that of the labeled set 40; beta is not used. target is the
+unlabeled set's class distribution as assumed by da, darp and crest_plus: labeled, predicted, or
+given (by --config.unlabeled_distribution.given).
 """
 
 from crest_jax.augment import DIGITS_OPERATIONS
@@ -23,7 +23,7 @@ DEFAULTS = {
 
 
 def get_config(arguments=None):
-    """Returns the setting of the README's figures."""
+    """Return the setting of the README's figures."""
     args = parse_arguments(arguments, DEFAULTS)
     config = default_config(args, budget=3 * 600, generations={"crest": 3, "crest_plus": 3})
     config.data.name = "digits"
@@ -35,7 +35,7 @@ def get_config(arguments=None):
     config.model.depth = 10
     config.model.width = 1
     config.model.batch_norm_momentum = 0.97
-    config.augment.flip = False  # a mirrored digit is no digit
+    config.augment.flip = False  # a mirrored digit is not a digit
     config.augment.operations = DIGITS_OPERATIONS
     config.batch_size = 16
     config.optimizer.learning_rate = 0.1

@@ -1,15 +1,17 @@
-"""Your own images: a folder for each class, and a folder of those whose class nobody knows.
+"""User-provided images: a folder for each class, and a folder of images of unknown class.
 
-Arguments: labeled, a folder of folders, or a CSV file with the columns path and label; unlabeled,
-any folder, or a CSV file with the column path; test, as labeled. Without test, a fifth of the
-labeled images is held out to test on. Without unlabeled, `beta` of the others keep their labels,
-and the rest goes without; with it, all keep theirs. image_size is what images are resized to, in
-pixels; method, rebalance, fold and t as for cifar10_lt. A path with a comma in it is given as
+Arguments: labeled, a folder with a folder for each class, or a CSV file with the columns path and
+label; unlabeled, any folder, or a CSV file with the column path; test, in the format of labeled.
+Without test, a fifth of the labeled images is held out for testing. Without unlabeled, a fraction
+`beta` of the other labeled images keep their labels, and the rest are used as unlabeled; with
+unlabeled, all keep their labels. image_size is the side in pixels to which images are resized.
+method, rebalance, fold and t are as for cifar10_lt. A path that contains a comma is given as
 --config.data.labeled=PATH.
 
-WRN-28-2 at 64 pixels, 3 generations of 2^14 steps of 960 images: some hours on a GPU. With fewer
-images, --config.steps; on a CPU, also a smaller image_size and --config.model.width=1. Images are
-kept in memory, decoded, 12 KB each at 64 pixels; --config.data.stream=True reads them from disk.
+The defaults are WRN-28-2 at 64 pixels and 3 generations of 2^14 steps of 960 images, which take
+some hours on a GPU. For fewer images, lower --config.steps; on a CPU, also use a smaller image_size
+and --config.model.width=1. Decoded images are kept in memory, 12 KB each at 64 pixels;
+--config.data.stream=True reads them from disk instead.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +32,7 @@ DEFAULTS = {
 
 
 def get_config(arguments=None):
-    """Returns a setting to start from; the defaults are CReST+, fold 0, beta = 10 % or 1."""
+    """Return a setting to start from; the defaults are CReST+, fold 0, beta = 10 % or 1."""
     args = parse_arguments(arguments, DEFAULTS)
     if args.unlabeled and args.beta is not None:
         raise ConfigError(

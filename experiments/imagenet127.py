@@ -1,16 +1,16 @@
 """ImageNet127 with ResNet-50: the paper's large-scale experiment (section 4.2, Table 4).
 
-The 1000 classes of ImageNet in 127 groups, whose sizes are long-tailed by nature (gamma = 286). The
-reported accuracy is the mean of the per-class recalls, because the test set is not balanced either.
-Hyper-parameters are those of FixMatch's ImageNet recipe (Sohn et al., 2020, appendix, and the
-commands of its published code, whose epochs are of labeled images: 3000 of 125 steps); the paper
-changes alpha and the number of generations.
+The 1000 classes of ImageNet are merged into 127 groups, whose sizes are naturally long-tailed
+(gamma = 286). The reported accuracy is the mean of the per-class recalls, because the test set is
+not balanced either. Hyper-parameters are those of FixMatch's ImageNet recipe (Sohn et al., 2020,
+appendix, and the commands of its published code, whose epochs count labeled images: 3000 epochs of
+125 steps); the paper changes alpha and the number of generations.
 
 Arguments: method, rebalance, beta (labeled fraction), fold and t as for cifar10_lt; resolution, 224
 for TFDS' imagenet2012, or 64 or 32 for its imagenet_resized, with WRN-28-2 and CIFAR's batch.
 
-At 224 a step is 1024 labeled and 2 x 5120 unlabeled images, for many devices; with fewer,
-`--config.batch_size` and `--config.optimizer.learning_rate` go down together.
+At 224 a step has 1024 labeled and 2 x 5120 unlabeled images, for many devices. With fewer devices,
+lower `--config.batch_size` and `--config.optimizer.learning_rate` together.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ from crest_jax.rebalancing import SELF_TRAINING, parts
 
 GENERATIONS = 3
 EPOCH = 128_116 // 1024  # in steps: a tenth of ImageNet's images over labeled images of a step
-STEPS = 3000 * EPOCH  # of a generation
+STEPS = 3000 * EPOCH  # of each generation
 DEFAULTS = {
     **{name: ARGUMENTS[name] for name in ("method", "rebalance", "beta", "fold", "t")},
     "resolution": 224,
@@ -29,11 +29,11 @@ DEFAULTS = {
 
 
 def get_config(arguments=None):
-    """Returns Table 4's setting; the defaults are beta = 10 %, CReST+, fold 0, 224 pixels."""
+    """Return Table 4's setting; the defaults are beta = 10 %, CReST+, fold 0, 224 pixels."""
     args = parse_arguments(arguments, DEFAULTS)
     if args.resolution not in (32, 64, 224):
         raise ConfigError(f"resolution={args.resolution} is not one of 32, 64, 224")
-    # A method of one generation trains as long as one of CReST's, which is how Table 4 compares.
+    # As in Table 4, a method of one generation trains as long as one generation of CReST.
     self_trains = bool(set(parts(args.rebalance)) & set(SELF_TRAINING))
     config = default_config(
         args,
@@ -71,13 +71,13 @@ def _as_imagenet(config):
         config.threshold = 0.7
         config.unlabeled_weight = 10.0
     config.optimizer.learning_rate = 0.4
-    # There 3e-4 |w|^2, without the half that is in ours.
+    # FixMatch's recipe has 3e-4 |w|^2, without the factor 0.5 of the L2 term here.
     config.optimizer.weight_decay = 6e-4
     config.optimizer.cosine_level = 0
     config.optimizer.warm_up = 50 * EPOCH
     config.optimizer.drops = tuple(range(500 * EPOCH, STEPS, 500 * EPOCH))
     config.ema_batch_norm = True
-    # Images are parts of larger ones, cropped at random on the host for both views.
+    # The host already crops each image at random from a larger one, for both views.
     config.augment.shift = False
     config.augment.cutout = 0.0
     config.augment.from_weak_view = True

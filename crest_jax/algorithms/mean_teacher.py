@@ -9,17 +9,18 @@ from crest_jax.rebalancing.class_balanced_loss import weighted_cross_entropy
 
 
 def mean_teacher(inputs: StepInputs, *, unlabeled_weight: float, ramp_up: float) -> Loss:
-    """Cross-entropy on labels, and agreement with the average of the model's past weights.
+    """Compute the cross-entropy of labels, and the squared difference from the teacher.
 
     `l_u = mean (p_student(y | u'_b) - p_teacher(y | u''_b))^2` over unlabeled images and classes,
-    for two weak views of each image; no gradient reaches the teacher. Labeled images, student and
-    teacher views pass the model separately, and running batch statistics come from the labeled
-    ones, as in the published FixMatch code.
+    for two weak views of each image. The teacher is the average of the model's past weights, and no
+    gradient reaches it. Labeled images, student views and teacher views have separate forward
+    passes, and running batch statistics come from the labeled images, as in the published FixMatch
+    code.
 
     Args:
-      inputs: the step.
-      unlabeled_weight: of l_u, once it has risen.
-      ramp_up: the part of training over which it rises from 0, in [0, 1].
+      inputs: the step's inputs.
+      unlabeled_weight: weight of l_u after the ramp-up.
+      ramp_up: the fraction of training over which the weight rises from 0, in [0, 1].
     """
     student_key, teacher_key = jnp.moveaxis(jax.vmap(jax.random.split)(inputs.unlabeled_keys), 1, 0)
     labeled_logits, batch_stats = inputs.forward(inputs.weak(inputs.labeled, inputs.labeled_keys))

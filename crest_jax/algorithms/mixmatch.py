@@ -13,7 +13,7 @@ from crest_jax.rebalancing.class_balanced_loss import weighted_cross_entropy
 def sharpen(
     probs: Float[Array, "batch classes"], temperature: float
 ) -> Float[Array, "batch classes"]:
-    """`Normalize(p^(1/T))` (Eq. 7 there): one-hot as T goes to 0, unchanged at T = 1."""
+    """Return `Normalize(p^(1/T))` (MixMatch Eq. 7): one-hot as T goes to 0, unchanged at T = 1."""
     return jax.nn.softmax(jnp.log(probs) / temperature)
 
 
@@ -25,21 +25,22 @@ def mixmatch(
     sharpening_temperature: float,
     mixup_alpha: float,
 ) -> Loss:
-    """Labels and sharpened guesses, all mixed with each other.
+    """Compute the loss of labels and sharpened guesses that are mixed with each other.
 
     The guess for an unlabeled image is the mean prediction on two weak views, aligned (CReST
-    section 3.4) and sharpened. Every labeled image, and both views of every unlabeled one, are
+    section 3.4) and sharpened. Every labeled image, and both views of every unlabeled image, are
     mixed with a partner drawn from all of these (MixUp). Then `l_s = mean H(p, p(y | x))` over the
     mixed labeled images and `l_u = mean (q - p(y | u))^2` over mixed unlabeled views and classes
-    (Eqs. 3 and 4 there). The mixed images share one forward pass, whose batch statistics are kept;
-    those of the guesses' pass are not.
+    (MixMatch Eqs. 3 and 4). The mixed images share one forward pass, whose batch statistics are
+    kept; those of the pass for the guesses are not.
 
     Args:
-      inputs: the step.
-      unlabeled_weight: lambda_u of l_u, once it has risen.
-      ramp_up_steps: over how many steps it rises from 0, whatever the length of a generation.
+      inputs: the step's inputs.
+      unlabeled_weight: lambda_u, the weight of l_u after the ramp-up.
+      ramp_up_steps: the number of steps over which the weight rises from 0, independent of the
+        length of a generation.
       sharpening_temperature: T, in (0, 1].
-      mixup_alpha: of the Beta distribution of MixUp's coefficients, above 0.
+      mixup_alpha: parameter of the Beta distribution of MixUp's coefficients, above 0.
     """
     labeled_view_key, labeled_mix_key = jnp.moveaxis(
         jax.vmap(jax.random.split)(inputs.labeled_keys), 1, 0

@@ -1,5 +1,7 @@
-"""Pseudo-Labeling (Lee, 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning
-Method for Deep Neural Networks", ICML workshop on challenges in representation learning).
+"""Pseudo-Labeling (Lee, 2013).
+
+"Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks",
+ICML workshop on challenges in representation learning.
 """
 
 import jax
@@ -13,17 +15,17 @@ from crest_jax.rebalancing.class_balanced_loss import weighted_cross_entropy
 def pseudo_label(
     inputs: StepInputs, *, threshold: float, unlabeled_weight: float, ramp_up: float
 ) -> Loss:
-    """Cross-entropy on labels, and on the model's own confident predictions for the same view.
+    """Compute the cross-entropy of labels, and of confident predictions for the same view.
 
     `l_u = mean 1[max(q_b) >= tau] H(argmax(q_b), p(y | u_b))`, with q_b = p(y | u_b) as a constant,
-    over all unlabeled images. Labeled and unlabeled images pass the model separately, and running
-    batch statistics come from the labeled ones, as in the published FixMatch code.
+    over all unlabeled images. Labeled and unlabeled images have separate forward passes, and
+    running batch statistics come from the labeled images, as in the published FixMatch code.
 
     Args:
-      inputs: the step.
+      inputs: the step's inputs.
       threshold: tau, in [0, 1].
-      unlabeled_weight: of l_u, once it has risen.
-      ramp_up: the part of training over which it rises from 0, in [0, 1].
+      unlabeled_weight: weight of l_u after the ramp-up.
+      ramp_up: the fraction of training over which the weight rises from 0, in [0, 1].
     """
     labeled_logits, batch_stats = inputs.forward(inputs.weak(inputs.labeled, inputs.labeled_keys))
     logits, _ = inputs.forward(inputs.weak(inputs.unlabeled, inputs.unlabeled_keys))

@@ -1,4 +1,4 @@
-"""Letting the unlabeled term in slowly, while the model's guesses are still poor."""
+"""Ramp-up of the unlabeled loss, for the time when the model's guesses are still poor."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -7,10 +7,10 @@ from jaxtyping import Array, Float, Int
 def linear_ramp_up(
     done: Float[Array, ""] | Int[Array, ""] | float, length: int | float
 ) -> Float[Array, ""]:
-    """Rise from 0 to 1 over the first part of training, and stay there.
+    """Return a factor that rises from 0 to 1 over the first part of training and then stays at 1.
 
     Args:
-      done: how much of training is done, as a part in [0, 1] or in steps.
-      length: how much the rise takes, likewise; at 0 it is 1 throughout.
+      done: how much of training is done, as a fraction in [0, 1] or in steps.
+      length: how long the rise takes, in the same unit; at 0 the factor is always 1.
     """
     return jnp.minimum(done / length, 1.0) if length else jnp.ones(())

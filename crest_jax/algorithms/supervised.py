@@ -1,4 +1,4 @@
-"""Supervised training: the labeled images and nothing else."""
+"""Supervised training on the labeled images only."""
 
 import jax
 
@@ -7,13 +7,13 @@ from crest_jax.rebalancing.class_balanced_loss import weighted_cross_entropy
 
 
 def supervised(inputs: StepInputs) -> Loss:
-    """Cross-entropy on the labels of weakly augmented images.
+    """Compute the cross-entropy of the labels of weakly augmented images.
 
-    With 10 % and with 100 % of the labels, what semi-supervised learning starts from and what it
-    aims at (paper Tables 3 and 4).
+    With 10 % of the labels this is what semi-supervised learning starts from, and with 100 % what
+    it aims for (paper Tables 3 and 4).
 
     Args:
-      inputs: the step; its unlabeled images are not looked at.
+      inputs: the step's inputs; unlabeled images are ignored.
     """
     logits, batch_stats = inputs.forward(inputs.weak(inputs.labeled, inputs.labeled_keys))
     labels = jax.nn.one_hot(inputs.labels, logits.shape[-1])

@@ -1,8 +1,8 @@
-"""Image augmentation as pure functions on batches, inside `jit`.
+"""Image augmentation as pure functions on batches, for use inside `jit`.
 
-Images come in as uint8 grey levels, with one random key each; an image's result depends on its own
-key and pixels only, so it does not change with the batch or the device it falls on. `weak` and
-`strong` are FixMatch's two views; `rand_augment` and `cutout` are what `strong` is made of.
+Images come in as uint8 grey levels, with one random key each. The result of an image depends only
+on its own key and pixels, so it does not change with the batch or the device. `weak` and `strong`
+are FixMatch's two views; `strong` is composed of `weak`, `rand_augment` and `cutout`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,8 @@ __all__ = [
     "weak",
 ]
 
-# For white digits on black, which have no colour, and a background that they differ from.
+# For white digits on black. Color is left out because the images have no colour, Invert and
+# SolarizeAdd because they brighten the background.
 DIGITS_OPERATIONS = (
     "AutoContrast", "Brightness", "Contrast", "Equalize", "Identity", "Posterize", "Rotate",
     "Sharpness", "ShearX", "ShearY", "Solarize", "TranslateX", "TranslateY",
@@ -34,11 +35,11 @@ DIGITS_OPERATIONS = (
 
 
 class Augmentation(NamedTuple):
-    """The settings of weak and strong views; the defaults are the paper's on CIFAR."""
+    """The settings of weak and strong views; the defaults are the paper's for CIFAR."""
 
-    flip: bool = True  # whether weak augmentation may mirror
-    shift: bool = True  # whether it may shift
-    operations: Sequence[str] = OPERATIONS  # what RandAugment draws from
-    cutout: float = CUTOUT  # side of the square over that of the image, in [0, 1]; 0 for none
-    # Whether a strong view is made from the weak one of the same image, or from another.
+    flip: bool = True  # whether weak augmentation may flip horizontally
+    shift: bool = True  # whether weak augmentation may shift
+    operations: Sequence[str] = OPERATIONS  # the operations that RandAugment draws from
+    cutout: float = CUTOUT  # side of the square relative to the image's, in [0, 1]; 0 for none
+    # Whether a strong view starts from the weak view that the loss uses, or from a separate one.
     from_weak_view: bool = False

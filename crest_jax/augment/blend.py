@@ -1,4 +1,4 @@
-"""RandAugment's operations that mix the image with a degraded copy of itself: Color, Sharpness."""
+"""RandAugment operations that blend an image with a degraded copy of it: Color and Sharpness."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ BLEND_OPERATIONS: tuple[str, ...] = ("Color", "Sharpness")
 
 
 def enhancement_factor(magnitude: Float[Array, ""]) -> Float[Array, ""]:
-    """Weight of the image against its degenerate: 0.1 to 1.9; 1 keeps the image."""
+    """Return the weight of the image against its degenerate, 0.1 to 1.9; 1 keeps the image."""
     return 1.8 * magnitude + 0.1
 
 
@@ -18,10 +18,10 @@ def blend(
     image: Int[Array, "..."] | UInt8[Array, "..."],
     factor: Float[Array, ""],
 ) -> UInt8[Array, "..."]:
-    """`degenerate + factor * (image - degenerate)`, clipped to 0..255 and truncated.
+    """Return `degenerate + factor * (image - degenerate)`, clipped to 0..255 and truncated.
 
-    As `PIL.Image.blend` in single precision. Truncation makes results jump where the exact value
-    is a whole number, so there they depend on the last bit of `factor`.
+    Matches `PIL.Image.blend` in single precision. Where the exact value is a whole number, the
+    truncated result depends on the last bit of `factor`.
     """
     start = degenerate.astype(jnp.float32)
     mixed = start + factor * (image.astype(jnp.float32) - start)
@@ -33,10 +33,10 @@ def blend_with_degenerate(
     drawn: Mapping[str, Bool[Array, ""]],
     magnitude: Float[Array, ""],
 ) -> UInt8[Array, "height width channels"]:
-    """Applies Color or Sharpness if the image drew it, in one blend for both; else no change.
+    """Apply Color or Sharpness if the image drew it, in one blend for both.
 
     Args:
-      image: grey levels; 1 or 3 channels.
+      image: grey levels; 1 or 3 channels if Color is in use, any number otherwise.
       drawn: for each operation in use, whether this image drew it. Operations that are not keys
         cost nothing.
       magnitude: in [0, 1].
@@ -45,18 +45,20 @@ def blend_with_degenerate(
       ValueError: Color is in use and the image has neither 1 nor 3 channels.
     """
     degenerate = image
-    if "Color" in drawn and image.shape[-1] != 1:  # one channel has no colour to lose
+    if "Color" in drawn and image.shape[-1] != 1:  # a single channel has no colour to remove
         degenerate = jnp.where(drawn["Color"], luma(image)[..., None].astype(jnp.uint8), degenerate)
     if "Sharpness" in drawn:
         degenerate = jnp.where(drawn["Sharpness"], smooth(image), degenerate)
     if degenerate is image:
         return image
-    # For any other operation the degenerate is the image itself, which a blend leaves as it is.
+    # For any other operation the degenerate is the image itself, and the blend changes nothing.
     return blend(degenerate, image, enhancement_factor(magnitude))
 
 
 def luma(image: UInt8[Array, "height width channels"]) -> Int[Array, "height width"]:
-    """Brightness of each pixel in 0..255: ITU-R 601-2 in 16-bit fixed point, as PIL's mode L.
+    """Return the brightness of each pixel in 0..255, as PIL's mode L.
+
+    It is computed by ITU-R 601-2 in 16-bit fixed point.
 
     Raises:
       ValueError: the image has neither 1 nor 3 channels.
@@ -76,12 +78,12 @@ def luma(image: UInt8[Array, "height width channels"]) -> Int[Array, "height wid
 def smooth(
     image: UInt8[Array, "height width channels"],
 ) -> UInt8[Array, "height width channels"]:
-    """3x3 mean in which the middle counts five times, rounded; the one-pixel border is kept.
+    """Return the rounded 3x3 mean with a centre weight of 5; the one-pixel border is kept.
 
-    As `PIL.ImageFilter.SMOOTH`.
+    Matches `PIL.ImageFilter.SMOOTH`.
     """
     height, width, channels = image.shape
-    # Rows as flat vectors, in which a neighbour is `channels` entries away: longer inner loops.
+    # Rows are flat vectors, where a neighbour is `channels` entries away, for longer inner loops.
     rows = image.reshape(height, width * channels)
     levels = rows.astype(jnp.uint16)
     inner = slice(channels, -channels)

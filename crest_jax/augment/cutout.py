@@ -12,11 +12,12 @@ def cutout(
     fraction: float = 0.5,
     fill: float = 0.0,
 ) -> Float[Array, "batch height width channels"]:
-    """Blanks one randomly placed rectangle of each image with `fill`.
+    """Blank one randomly placed rectangle of each image with `fill`.
 
-    Its sides are `round(fraction * side)` pixels of the image's own sides (a square in a square
-    image). Its centre is uniform over the pixels, so near the border part of it falls outside and
-    less is blanked. With an even side the centre is the pixel below and right of the middle.
+    The rectangle's sides are `round(fraction * side)` pixels, where `side` is the image's (a square
+    in a square image). Its centre is uniform over the pixels, so near the border part of it falls
+    outside and less is blanked. With an even side the centre is the pixel below and right of the
+    middle.
 
     Args:
       images: pixels; with the default `fill` expected in [-1, 1], where 0 is mid-grey.
@@ -45,7 +46,7 @@ def _hole(
 
 
 def _covered(centre: Int[Array, ""], size: int, length: int) -> Bool[Array, " {size}"]:
-    """Which of `size` pixels lie in the interval of `length` pixels around `centre`."""
+    """Return which of `size` pixels lie in the interval of `length` pixels around `centre`."""
     first = centre - length // 2
     index = jnp.arange(size)
     return (index >= first) & (index < first + length)

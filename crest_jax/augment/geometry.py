@@ -1,4 +1,4 @@
-"""RandAugment's operations that move pixels, as one affine map per image."""
+"""RandAugment operations that move pixels, as one affine map per image."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 GEOMETRIC_OPERATIONS: tuple[str, ...] = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
-FILL = 128  # mid-grey, where the map reads outside the image
+FILL = 128  # mid-grey, used where the map reads outside the image
 
 
 def move_pixels(
@@ -16,7 +16,7 @@ def move_pixels(
     magnitude: Float[Array, ""],
     sign: Float[Array, ""],
 ) -> UInt8[Array, "height width channels"]:
-    """Applies the geometric operation the image drew, if any, in one nearest-neighbour gather.
+    """Apply the geometric operation the image drew, if any, in one nearest-neighbour gather.
 
     Args:
       image: grey levels; sides under 32768 pixels (16.16 fixed point).
@@ -43,16 +43,16 @@ def inverse_affine(
     height: int,
     width: int,
 ) -> Float[Array, "2 3"]:
-    """The map from output to input positions, (x, y) in pixels: `PIL.Image.AFFINE`'s six numbers.
+    """Return the map from output to input positions, (x, y) in pixels.
 
-    With a positive sign:
+    Its entries are the six numbers of `PIL.Image.AFFINE`. With a positive sign:
 
     - Rotate turns by `30 m` degrees counter-clockwise about the centre of the image;
     - ShearX reads x + 0.3 m y, so that lower rows move left; ShearY likewise with y and columns;
     - TranslateX reads x + 10 m at a width of 32 pixels and x + 0.3 m width at any other, so that
-      the picture moves left by as much; TranslateY likewise moves it up.
+      the picture moves left by that amount; TranslateY likewise moves it up.
 
-    Without any of them it is the identity.
+    If the image drew none of these operations, the map is the identity.
     """
 
     def amount(name: str, most: float) -> Float[Array, ""]:
@@ -61,7 +61,7 @@ def inverse_affine(
     angle = amount("Rotate", 30.0) * (jnp.pi / 180)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     centre_x, centre_y = width / 2, height / 2
-    # At most one amount is not zero, so the maps can be added instead of multiplied.
+    # At most one amount is non-zero, so the maps can be added instead of multiplied.
     return jnp.stack(
         [
             cosine,
@@ -75,17 +75,17 @@ def inverse_affine(
 
 
 def _reach(side: int) -> float:
-    """Largest translation in pixels along a side."""
+    """Return the largest translation along a side, in pixels."""
     return 10.0 if side == 32 else 0.3 * side
 
 
 def source_pixels(
     affine: Float[Array, "2 3"], height: int, width: int
 ) -> tuple[Int[Array, "{height} {width}"], Int[Array, "{height} {width}"]]:
-    """Row and column of the input pixel under the centre of each output pixel; may lie outside.
+    """Return the row and column of the input pixel under the centre of each output pixel.
 
-    In 16.16 fixed point, rounded where PIL's affine transform rounds, so that both pick the same
-    pixel.
+    They may lie outside the image. They are computed in 16.16 fixed point and rounded where PIL's
+    affine transform rounds, so that both pick the same pixel.
     """
 
     def fixed(value: Float[Array, "..."]) -> Int[Array, "..."]:

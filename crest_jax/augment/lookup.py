@@ -1,4 +1,4 @@
-"""RandAugment's operations that replace each grey level by another, as one table per channel."""
+"""RandAugment operations that replace each grey level by another, as one table per channel."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,11 +25,11 @@ def replace_levels(
     drawn: Mapping[str, Bool[Array, ""]],
     magnitude: Float[Array, ""],
 ) -> UInt8[Array, "height width channels"]:
-    """Applies the value operation the image drew, if any, in one gather.
+    """Apply the value operation the image drew, if any, in one gather.
 
     Args:
-      image: grey levels; 1 or 3 channels if Contrast is in use, any number otherwise. Less than
-        2^22 pixels.
+      image: grey levels, fewer than 2^22 pixels; 1 or 3 channels if Contrast is in use, any number
+        otherwise.
       drawn: for each operation in use, whether this image drew it. Operations that are not keys
         cost nothing.
       magnitude: in [0, 1].
@@ -41,8 +41,8 @@ def replace_levels(
     if not names:
         return image
     tables = level_tables(image, names, magnitude)
-    # Indexing also keeps XLA from merging the making of the tables into the gather below, where it
-    # would be repeated for every pixel.
+    # Indexing also keeps XLA from fusing the computation of the tables into the gather below, where
+    # it would be repeated for every pixel.
     rows = list(range(1, len(names) + 1))
     table = tables[jnp.select([drawn[name] for name in names], rows, 0)]
     planes = as_planes(image).astype(jnp.int32)
@@ -55,10 +55,10 @@ def level_tables(
     names: Sequence[str],
     magnitude: Float[Array, ""],
 ) -> UInt8[Array, "tables channels 256"]:
-    """What becomes of each grey level, per channel: unchanged, then by each of the operations.
+    """Return the new value of each grey level per channel: the identity, then each operation.
 
-    Arguments made from the magnitude are truncated in float32: `int(4 m)` bits for Posterize, but
-    at least one; a threshold of `int(256 m)` for Solarize; an addition of `int(110 m)` for
+    Arguments derived from the magnitude m are truncated in float32: `int(4 m)` bits for Posterize,
+    but at least one; a threshold of `int(256 m)` for Solarize; an addition of `int(110 m)` for
     SolarizeAdd.
     """
     levels = jnp.arange(256)
@@ -82,16 +82,16 @@ def level_tables(
 def as_planes(
     image: UInt8[Array, "height width channels"],
 ) -> UInt8[Array, "channels height*width"]:
-    """The pixels of each channel in a row."""
+    """Return the pixels of each channel as one row."""
     return image.reshape(-1, image.shape[-1]).T
 
 
 def autocontrast_table(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channels 256"]:
-    """Stretches the darkest level to 0 and the lightest to 255, per channel.
+    """Return the table that maps the darkest level to 0 and the lightest to 255, per channel.
 
-    `(level - low) * 255 // (high - low)` in exact arithmetic. `PIL.ImageOps.autocontrast`
-    computes it in floating point, and comes out one lower where the exact value is a whole number
-    and its rounding goes down (so that its lightest level may be 254).
+    A level becomes `(level - low) * 255 // (high - low)` in exact arithmetic.
+    `PIL.ImageOps.autocontrast` computes this in floating point, and is one lower where the exact
+    value is a whole number and rounding goes down (so its lightest level may be 254).
     """
     low = planes.min(axis=1, keepdims=True).astype(jnp.int32)
     high = planes.max(axis=1, keepdims=True).astype(jnp.int32)
@@ -104,7 +104,7 @@ def autocontrast_table(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "c
 def contrast_table(
     image: UInt8[Array, "height width channels"], factor: Float[Array, ""]
 ) -> UInt8[Array, " 256"]:
-    """Blend with the flat grey of the image's mean brightness, rounded half up."""
+    """Return the table of a blend with flat grey, the mean brightness rounded half up."""
     brightness = luma(image)
     mean = (2 * brightness.sum() + brightness.size) // (2 * brightness.size)
     levels = jnp.arange(256)
@@ -112,9 +112,9 @@ def contrast_table(
 
 
 def equalize_table(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channels 256"]:
-    """Makes the cumulative distribution of grey levels a straight line, per channel.
+    """Return the table that makes the cumulative distribution of levels linear, per channel.
 
-    As `PIL.ImageOps.equalize`: a channel stays as it is if fewer than 255 pixels are darker than
+    Matches `PIL.ImageOps.equalize`: a channel is unchanged if fewer than 255 pixels are darker than
     its lightest level.
     """
     histogram = level_counts(planes)
@@ -127,10 +127,10 @@ def equalize_table(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "chann
 
 
 def level_counts(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channels 256"]:
-    """Histogram of each channel.
+    """Return the histogram of each channel.
 
-    A scatter of ones: of the ways tried (one-hot products, comparisons, sorting) the fastest by
-    far on a CPU, and integer additions give the same result in any order.
+    It is a scatter of ones, on a CPU by far the fastest of the ways tried (one-hot products,
+    comparisons, sorting); integer additions give the same result in any order.
     """
     channels = planes.shape[0]
     bins = planes + 256 * jnp.arange(channels)[:, None]
@@ -139,18 +139,18 @@ def level_counts(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channel
 
 
 def posterize_table(bits: Int[Array, ""]) -> Int[Array, " 256"]:
-    """Keep the top `bits`, 1 to 8, of the 8 bits of each level."""
+    """Return the table that keeps the top `bits`, 1 to 8, of the 8 bits of each level."""
     return jnp.arange(256) & ~(2 ** (8 - bits) - 1)
 
 
 def solarize_table(threshold: Int[Array, ""]) -> Int[Array, " 256"]:
-    """Inverts the levels at or above the threshold."""
+    """Return the table that inverts the levels at or above the threshold."""
     levels = jnp.arange(256)
     return jnp.where(levels < threshold, levels, 255 - levels)
 
 
 def solarize_add_table(addition: Int[Array, ""]) -> Int[Array, " 256"]:
-    """Brightens the darker half of the levels."""
+    """Return the table that brightens the darker half of the levels."""
     levels = jnp.arange(256)
     return jnp.where(levels < 128, jnp.minimum(levels + addition, 255), levels)
 
@@ -162,11 +162,11 @@ def _truncate(value: Float[Array, ""]) -> Int[Array, ""]:
 def _floor_divide(
     numerator: Int[Array, "*shape"], denominator: Int[Array, "*#shape"]
 ) -> Int[Array, "*shape"]:
-    """`numerator // denominator` by way of float32, for quotients up to 256.
+    """Return `numerator // denominator`, computed in float32, for quotients up to 256.
 
-    CPUs have no vector instruction for integer division. The half keeps the quotient away from
-    whole numbers by more than the rounding error while numerators stay under 2^22 and denominators
-    under 2^14.
+    CPUs have no vector instruction for integer division. Adding a half keeps the quotient away from
+    whole numbers by more than the rounding error, for numerators below 2^22 and denominators below
+    2^14.
     """
     quotient = (numerator.astype(jnp.float32) + 0.5) / denominator.astype(jnp.float32)
     return jnp.floor(quotient).astype(jnp.int32)

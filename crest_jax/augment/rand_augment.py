@@ -1,9 +1,10 @@
 """RandAugment (Cubuk et al., 2020) with uniform magnitudes, as FixMatch and CReST use it.
 
 Computing all sixteen operations for every image and keeping one would cost sixteen times too much.
-Instead an operation is one of three kinds, each a few passes over the pixels whichever of its
-operations is drawn: a table of grey levels (`lookup`), an affine map of positions (`geometry`),
-a blend with a degraded copy (`blend`). A layer computes the three and takes the one drawn.
+Instead each operation is of one of three kinds: a table of grey levels (`lookup`), an affine map of
+positions (`geometry`), or a blend with a degraded copy (`blend`). Each kind takes a few passes over
+the pixels, whichever of its operations is drawn. A layer computes all three kinds and keeps the one
+drawn.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,12 +31,12 @@ def apply_operations(
     magnitude: Float[Array, " batch"],
     sign: Float[Array, " batch"],
 ) -> UInt8[Array, "batch height width channels"]:
-    """One layer of RandAugment with given parameters: its own operation for each image.
+    """Apply one layer of RandAugment with given parameters, one operation per image.
 
     Args:
       images: grey levels; 1 or 3 channels.
       operation: index into `OPERATIONS`.
-      magnitude: in [0, 1]; `lookup`, `geometry` and `blend` say what it means for each.
+      magnitude: in [0, 1]; `lookup`, `geometry` and `blend` define its meaning per operation.
         AutoContrast, Equalize, Identity and Invert ignore it.
       sign: +1 or -1, the direction of a geometric operation; the others ignore it.
 
@@ -53,7 +54,7 @@ def rand_augment(
     layers: int = 2,
     probability: float = 0.5,
 ) -> UInt8[Array, "batch height width channels"]:
-    """Applies random operations to each image, one after the other.
+    """Apply random operations to each image, one after the other.
 
     In each layer an image is changed with `probability`, by an operation drawn uniformly from
     `operations`, with a magnitude uniform in [0, 1) and a random sign.
@@ -62,12 +63,12 @@ def rand_augment(
       images: grey levels; 1 or 3 channels (any number without Color and Contrast).
       keys: one key per image; a result depends on its own key and pixels only.
       operations: names from `OPERATIONS`; one given twice is drawn twice as often.
-      layers: how many operations an image gets at most.
-      probability: that a layer changes the image, in [0, 1].
+      layers: the largest number of operations that an image gets.
+      probability: the probability that a layer changes the image, in [0, 1].
 
     Raises:
       ValueError: `operations` is empty or has an unknown name, `probability` is outside [0, 1],
-        or the images have a number of channels that an operation does not know.
+        or the images have a number of channels that an operation does not support.
     """
     _check_operations(operations)
     if not 0 <= probability <= 1:
@@ -80,8 +81,9 @@ def rand_augment(
         draws = jax.vmap(lambda key: draw_layer(key, operations, probability))(layer_keys)
         return _apply_layer(images, *draws, operations), None
 
-    # Not unrolled: compiled once, and a layer reads finished pixels. XLA would merge the end of one
-    # layer into the start of the next and repeat its work for each neighbour that Sharpness reads.
+    # Not unrolled, so that a layer is compiled once and reads finished pixels. Otherwise XLA would
+    # fuse the end of one layer into the start of the next and repeat its work for each neighbour
+    # that Sharpness reads.
     images, _ = jax.lax.scan(apply_layer, images, jnp.arange(layers))
     return images
 
@@ -89,11 +91,11 @@ def rand_augment(
 def draw_layer(
     key: Key[Array, ""], operations: Sequence[str], probability: float
 ) -> tuple[Int[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Operation (index into `OPERATIONS`), magnitude and sign of one image in one layer.
+    """Draw the operation (index into `OPERATIONS`), magnitude and sign of one image in one layer.
 
-    An image that the layer leaves alone has drawn Identity.
+    The operation is Identity if the layer leaves the image unchanged.
     """
-    # One call for all numbers of a layer: calls are what takes long to compile.
+    # One call draws all numbers of a layer, because every call takes long to compile.
     for_applied, for_operation, magnitude, for_sign = jax.random.uniform(key, (4,))
     candidates = jnp.array([OPERATIONS.index(name) for name in operations])
     candidate = candidates[(for_operation * len(operations)).astype(jnp.int32)]
@@ -109,7 +111,7 @@ def _apply_layer(
     sign: Float[Array, " batch"],
     in_use: Iterable[str],
 ) -> UInt8[Array, "batch height width channels"]:
-    """`apply_operations` for draws from `in_use` only; the others are not even compiled."""
+    """Apply one layer of operations drawn from `in_use`; the others are not even compiled."""
 
     def layer(
         image: UInt8[Array, "height width channels"],

@@ -1,4 +1,4 @@
-"""Strong augmentation: RandAugment and Cutout on top of the weak one."""
+"""Strong augmentation: RandAugment and Cutout on top of weak augmentation."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from crest_jax.augment.rand_augment import OPERATIONS, rand_augment
 from crest_jax.augment.rescale import rescale
 from crest_jax.augment.weak import weak
 
-# Of the side of Cutout's square.
+# The default side of Cutout's square, relative to that of the image.
 CUTOUT = 0.5
 
 
@@ -25,16 +25,17 @@ def strong(
     operations: Sequence[str] = OPERATIONS,
     cutout_fraction: float = CUTOUT,
 ) -> Float[Array, "batch height width channels"]:
-    """Weak augmentation, RandAugment, then Cutout; float32 in [-1, 1].
+    """Apply weak augmentation, RandAugment, then Cutout; return float32 in [-1, 1].
 
     Args:
       images: grey levels; 1 or 3 channels (any number without Color and Contrast).
       keys: one key per image; a result depends on its own key and pixels only.
-      weak_keys: the keys of the weak views to start from; by default those of others, drawn anew.
-      flip: whether the weak part may mirror.
-      shift: whether it may shift.
-      operations: what RandAugment draws from, names from `OPERATIONS`.
-      cutout_fraction: side of Cutout's square over that of the image, in [0, 1]; 0 for none.
+      weak_keys: the keys of the weak views to start from; by default derived from `keys`, for weak
+        views of their own.
+      flip: whether the weak part may flip horizontally.
+      shift: whether the weak part may shift.
+      operations: the operations that RandAugment draws from, names from `OPERATIONS`.
+      cutout_fraction: side of Cutout's square relative to that of the image, in [0, 1]; 0 for none.
 
     Raises:
       ValueError: `operations` is empty or has an unknown name.

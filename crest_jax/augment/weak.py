@@ -12,7 +12,7 @@ def weak(
     flip: bool = True,
     shift: bool = True,
 ) -> UInt8[Array, "batch height width channels"]:
-    """Pads each image by reflection, crops it back at a random place, and flips it at random.
+    """Pad each image by reflection, crop it back at a random place, and flip it at random.
 
     The padding is an eighth of each side (`size // 8` pixels; none below 8 pixels), so every
     shift of -size//8 .. size//8 pixels is equally likely, independently in y and x. The horizontal
@@ -21,10 +21,8 @@ def weak(
     Args:
       images: grey levels.
       keys: one key per image; a result depends on its own key and pixels only.
-      flip: whether to mirror, which is to be off where mirror images mean something else (digits,
-        text).
-      shift: whether to shift, which is to be off where images are parts of larger ones that were
-        cropped at random already.
+      flip: whether to flip; turn it off where mirror images mean something else (digits, text).
+      shift: whether to shift; turn it off where images are already random crops of larger ones.
 
     Source: FixMatch (Sohn et al., 2020), section 2.3.
     """
@@ -34,7 +32,7 @@ def weak(
 def _moved(
     image: UInt8[Array, "height width channels"], key: Key[Array, ""], flip: bool, shift: bool
 ) -> UInt8[Array, "height width channels"]:
-    # One call for all numbers of an image: calls are what takes long to compile.
+    # One call draws all numbers of an image, because every call takes long to compile.
     for_y, for_x, for_flip = jax.random.uniform(key, (3,))
     height, width, _ = image.shape
     rows = _shifted(for_y, height) if shift else jnp.arange(height)
@@ -45,13 +43,13 @@ def _moved(
 
 
 def _shifted(uniform: Float[Array, ""], size: int) -> Int[Array, " {size}"]:
-    """Index of the pixel that each position along a side shows after a random shift."""
+    """Return the index of the pixel that each position along a side shows after a random shift."""
     pad = size // 8
     shift = (uniform * (2 * pad + 1)).astype(jnp.int32) - pad
     return _reflect(jnp.arange(size) + shift, size)
 
 
 def _reflect(index: Int[Array, " size"], size: int) -> Int[Array, " size"]:
-    """Index of the pixel seen at `index` in an endless mirror that does not repeat the edge."""
+    """Return the pixel seen at `index` under endless reflection that does not repeat the edge."""
     last = size - 1
     return last - jnp.abs(last - jnp.abs(index))

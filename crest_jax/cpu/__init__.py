@@ -1,11 +1,11 @@
-"""Kernels of our own on a CPU: convolutions, of which XLA's are several times slower, and norms.
+"""Compiled CPU kernels for convolutions, for which XLA is several times slower, and batch norms.
 
-`crest_jax.models` asks for a convolution and a norm, and takes XLA's wherever these cannot be had:
-on other platforms, without a C++ compiler, for arrays that are neither float32 nor bfloat16. The
-C++ compiler compiles them when the first model is built, into the user's cache, for the processor
-at hand. `CXX=false` in the environment leaves them off.
+`crest_jax.models` uses these kernels for convolutions and norms where they are available, and XLA
+elsewhere: on other platforms, without a C++ compiler, and for arrays that are neither float32 nor
+bfloat16. The C++ compiler compiles them for the processor at hand when the first model is built,
+and the result is kept in the user's cache. `CXX=false` in the environment disables them.
 
-  library      compiles the sources beside it, and says what the processor has
+  library      compiles the sources beside it, and reports what the processor supports
   convolution  convolutions of images and their gradients
   norm         batch norms with their activations, and their gradients
 """

@@ -1,4 +1,4 @@
-// What all kernels share: threads, memory, numbers, and vectors of them.
+// What all kernels share: threads, memory, number types, and vectors of numbers.
 
 #pragma once
 
@@ -19,15 +19,15 @@
 
 namespace crest {
 
-// The threads that a kernel may use: how many there are, and how to hand one some work.
+// The threads that a kernel may use: their number, and a function that gives one of them work.
 struct Threads {
   int64_t count;
   std::function<void(std::function<void()>)> schedule;
 };
 
-// Calls f(0) ... f(count - 1) on these threads and the one it is called on. It waits only for calls
-// that have begun, as no thread may ever become free to begin one. Returns when no call is under way
-// any more, and only then throws if memory was short in one.
+// Calls f(0) ... f(count - 1) on these threads and on the calling thread. It waits only for calls
+// that have begun, because the other threads may never become free to begin one. Returns when no
+// call is running any more, and only then throws if a call ran out of memory.
 inline void parallel(const Threads& threads, int64_t count, const std::function<void(int64_t)>& f) {
   struct Progress {
     std::atomic<int64_t> begun{0}, done{0};
@@ -47,16 +47,16 @@ inline void parallel(const Threads& threads, int64_t count, const std::function<
   try {
     for (int64_t helper = 1; helper < std::min(threads.count, count); ++helper)
       threads.schedule(work);
-  } catch (const std::bad_alloc&) {  // then there are fewer
+  } catch (const std::bad_alloc&) {  // then fewer threads help
   }
   work();
   for (int64_t done; (done = progress->done) < count;) progress->done.wait(done);
   if (progress->failed) throw std::bad_alloc();
 }
 
-// Memory on a cache line's boundary, which a thread keeps for the next call (`thread_local`): the
-// operating system would clear it anew. So each thread has what the largest of its calls took until
-// it ends. What was in it is lost when it grows.
+// Memory aligned to a cache line, which a thread keeps for its next call (`thread_local`), because
+// the operating system would clear new memory each time. Each thread therefore holds as much as its
+// largest call needed until the thread ends. The content is lost when the memory grows.
 template <typename T>
 class Memory {
  public:
@@ -64,7 +64,7 @@ class Memory {
   Memory(const Memory&) = delete;
   ~Memory() { std::free(data_); }
 
-  // Room for `size` values, whatever they are.
+  // Returns room for `size` values, whose content is unspecified.
   T* at_least(int64_t size) {
     if (size > size_) {
       std::free(data_);
@@ -88,7 +88,7 @@ struct bf16 {
   uint16_t bits;
 };
 
-// As many float32 as a register holds.
+// The number of float32 values that a register holds.
 #ifdef __AVX512F__
 constexpr int kLanes = 16;
 #else
@@ -112,7 +112,7 @@ inline Words widen(Halves halves) {
 #endif
 }
 
-// The float32 that are these bfloat16.
+// Converts bfloat16 values to float32.
 inline Vector expand(Halves halves) { return reinterpret_cast<Vector>(widen(halves) << 16); }
 
 inline Vector load(const bf16* from) {
@@ -121,7 +121,7 @@ inline Vector load(const bf16* from) {
   return expand(halves);
 }
 
-// Rounds to the nearest bfloat16, and to the even one of two.
+// Rounds to the nearest bfloat16, ties to even.
 inline Halves round(Vector values) {
 #ifdef __AVX512BF16__
   return reinterpret_cast<Halves>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(values)));
@@ -140,7 +140,7 @@ inline void store(bf16* to, Vector values) {
   std::memcpy(to, &halves, sizeof(halves));
 }
 
-// The first `count` numbers of a vector, all where there are more than it holds; zeros follow.
+// Loads the first `count` numbers of a vector (all if `count` is larger than it), then zeros.
 template <typename T>
 inline Vector load_some(const T* from, int64_t count) {
   if (count >= kLanes) return load(from);

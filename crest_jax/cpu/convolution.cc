@@ -1,4 +1,4 @@
-// Convolutions and their gradients, as XLA calls them.
+// The functions that XLA calls for convolutions and their gradients.
 
 #include "tile_convolution.h"
 #include "vector_convolution.h"
@@ -58,8 +58,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(KernelGradient, kernel_gradient, binding());
 
 }  // namespace crest
 
-// Whether the compiler has made tiles, and whether this process may use them: it has to ask the
-// operating system.
+// Whether the library was compiled with tiles, and whether this process may use them, for which it
+// has to ask the operating system.
 extern "C" bool made_with_tiles() { return crest::tiles::kHere; }
 extern "C" bool may_use_tiles() { return crest::tiles::permitted(); }
 extern "C" int lanes() { return crest::kLanes; }

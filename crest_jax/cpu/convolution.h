@@ -1,4 +1,4 @@
-// The shapes of a convolution, and its images with their padding.
+// The shapes of a convolution and of its padded images, and what all its kernels share.
 //
 // Images are [batch, height, width, channels], kernels [height, width, input channels, output
 // channels], and both are float32 or bfloat16.
@@ -13,7 +13,7 @@ struct Shape {
   int64_t batch, height, width, in, kernel_height, kernel_width, out_height, out_width, out;
   int64_t stride_y, stride_x, before_y, before_x;
 
-  // What the windows reach over, padding included.
+  // The extent that the windows cover, padding included.
   int64_t padded_height() const { return (out_height - 1) * stride_y + kernel_height; }
   int64_t padded_width() const { return (out_width - 1) * stride_x + kernel_width; }
   int64_t padded_row() const { return padded_width() * in; }
@@ -22,13 +22,14 @@ struct Shape {
   int64_t output_size() const { return out_height * out_width * out; }
   int64_t kernel_size() const { return kernel_height * kernel_width * in * out; }
 
-  // The convolution of gradients of outputs that gives those of inputs, at a stride of 1.
+  // The convolution of output gradients that computes input gradients, at a stride of 1.
   Shape of_input_gradient() const {
     return {batch, out_height, out_width, out, kernel_height, kernel_width, height, width, in,
             1, 1, kernel_height - 1 - before_y, kernel_width - 1 - before_x};
   }
 
-  // Calls f(pixels of the image, the same in the padded image, numbers) for each row of both.
+  // Calls f(offset in the image, offset in the padded image, count of numbers) for each row that is
+  // in both.
   template <typename F>
   void rows(F f) const {
     int64_t shared = std::min(width, padded_width() - before_x) * in;
@@ -59,7 +60,7 @@ inline void copy_some(const bf16* from, int64_t count, bf16* to) {
 #endif
 }
 
-// Sums of several parts, [parts, size], in the order of the parts.
+// Sums several parts, [parts, size], in the order of the parts.
 template <typename T>
 void total(const Threads& threads, const float* parts, int64_t count, int64_t size, T* to) {
   constexpr int64_t kAtOnce = 4096;
@@ -73,14 +74,14 @@ void total(const Threads& threads, const float* parts, int64_t count, int64_t si
   });
 }
 
-// A kernel as the gradient of inputs takes it: [height, width, out, in], with its taps in reverse.
+// Rearranges a kernel for the input gradient: [height, width, out, in], with its taps in reverse.
 template <typename T>
 void turn(const Threads& threads, const Shape& s, const T* kernel, T* to) {
   const int64_t taps = s.kernel_height * s.kernel_width, tap = s.in * s.out;
   parallel(threads, taps, [&](int64_t i) {
     const T* from = kernel + i * tap;
     T* turned = to + (taps - 1 - i) * tap;
-    constexpr int64_t kLine = 16;  // numbers of a cache line
+    constexpr int64_t kLine = 16;  // numbers per cache line
     for (int64_t c = 0; c < s.in; c += kLine)
       for (int64_t n = 0; n < s.out; ++n)
         for (int64_t k = c; k < std::min(s.in, c + kLine); ++k)

@@ -1,8 +1,9 @@
 """Convolutions of images and their gradients by the compiled kernels.
 
-float32 and bfloat16 are computed in float32 by vectors, or as products of tiles of bfloat16: those
-of bfloat16 where there are tiles, and those of float32, as three products, where that is asked for.
-Where tiles would be mostly filled up with zeros, vectors are faster, and take their place.
+Vector kernels compute convolutions of float32 and bfloat16 arrays in float32. Where the processor
+has tiles, tile kernels compute them as products of bfloat16 tiles: always for bfloat16 arrays, and
+on request for float32 arrays, as three products. Where tiles would mostly be filled up with zeros,
+vector kernels are faster and are used instead.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ from jaxtyping import Array, Float
 
 from crest_jax.cpu import library
 
-_Pair = tuple[int, int]  # of the height and the width
+_Pair = tuple[int, int]  # values for the height and the width
 
 
 def takes(x: Array, kernel: Array) -> bool:
-    """Whether there are kernels for arrays of these types."""
+    """Return whether there are kernels for arrays of these types."""
     return (
         x.dtype == kernel.dtype
         and x.dtype in (jnp.float32, jnp.bfloat16)
@@ -39,11 +40,11 @@ def forward(
 
     Args:
       x: the images.
-      kernel: which is not flipped.
-      like: what comes out.
-      strides: of the windows.
-      before: how much is padded above and to the left; less than the kernel's size.
-      high: whether three products of bfloat16 may make one of float32, where there are tiles.
+      kernel: the kernel, which is not flipped.
+      like: the shape and type of the output.
+      strides: the strides of the windows.
+      before: the padding above and to the left, in pixels; less than the kernel's size.
+      high: whether three bfloat16 products may replace one of float32, where there are tiles.
     """
     return _call("Forward", like, x, kernel, strides, before, high)
 
@@ -57,7 +58,16 @@ def input_gradient(
     before: Sequence[int],
     high: bool,
 ) -> Float[Array, "batch height width channels"]:
-    """Return the gradient of the images from that of `forward`'s outputs, with its arguments."""
+    """Return the gradient with respect to the images of `forward`.
+
+    Args:
+      dy: the gradient with respect to the output of `forward`.
+      kernel: as for `forward`.
+      like: the shape and type of the result.
+      strides: as for `forward`.
+      before: as for `forward`.
+      high: as for `forward`.
+    """
     return _call("InputGradient", like, dy, kernel, strides, before, high)
 
 
@@ -70,7 +80,16 @@ def kernel_gradient(
     before: Sequence[int],
     high: bool,
 ) -> Float[Array, "kernel_height kernel_width channels features"]:
-    """Return the gradient of the kernel from that of `forward`'s outputs, with its arguments."""
+    """Return the gradient with respect to the kernel of `forward`.
+
+    Args:
+      x: as for `forward`.
+      dy: the gradient with respect to the output of `forward`.
+      like: the shape and type of the result.
+      strides: as for `forward`.
+      before: as for `forward`.
+      high: as for `forward`.
+    """
     return _call("KernelGradient", like, x, dy, strides, before, high)
 
 

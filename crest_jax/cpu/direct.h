@@ -1,10 +1,11 @@
 // Convolutions of any shape by their definition, in float32 arithmetic.
 //
-// Once an image lies in memory with its padding around it, a convolution is products of matrices
-// that are already there: pixels of a row times the part of the kernel that they meet. Neighbouring
-// windows overlap, which is nothing but a stride smaller than the row. So is either gradient.
+// Once an image is in memory with its padding around it, a convolution consists of products of
+// matrices that are already there: pixels of a row times the part of the kernel that they meet.
+// Neighbouring windows overlap, which only means that the matrix has a stride smaller than its row.
+// The same holds for both gradients.
 //
-// The order of every sum depends on the shapes and the vectors' width alone, not on threads.
+// The order of every sum depends only on the shapes and the vector width, not on threads.
 
 #pragma once
 
@@ -40,7 +41,7 @@ void forward(const Threads& threads, const Shape& s, const T* x, const T* kernel
   });
 }
 
-// Takes the kernel as `turn` makes it.
+// Takes the kernel as rearranged by `turn`.
 template <typename T>
 void input_gradient(const Threads& threads, const Shape& s, const T* dy, const T* kernel, T* dx) {
   const int64_t taps = s.kernel_height * s.kernel_width, tap = packed_size(s.out, s.in);
@@ -79,8 +80,8 @@ void input_gradient(const Threads& threads, const Shape& s, const T* dy, const T
 template <typename T>
 void kernel_gradient(const Threads& threads, const Shape& s, const T* x, const T* dy, T* dkernel) {
   const int64_t size = s.kernel_size(), row = s.kernel_width * s.in;
-  // Images are summed in parts, whatever the number of threads. The rows of an image that are
-  // summed at once should fit into the first-level cache.
+  // Images are summed in parts that do not depend on the number of threads. The rows of an image
+  // that are summed at once should fit into the first-level cache.
   const int64_t parts = std::min<int64_t>(s.batch, 16);
   const int64_t at_once = std::max<int64_t>(1, 128 / s.out_width);
   thread_local Memory<float> all;

@@ -1,4 +1,4 @@
-"""The compiled kernels: made when they are first asked for, and kept for the next process."""
+"""The compiled kernels, which are built when first needed and kept for later processes."""
 
 import atexit
 import ctypes
@@ -29,22 +29,22 @@ _HANDLERS = (
 _FLAGS = (
     "-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-w",
 )  # fmt: skip
-# Of compilers, of what they make, and of CXX.
+# Errors of compilers, of loading what they produce, and of parsing CXX.
 _FAILURES = (AttributeError, OSError, RuntimeError, ValueError, subprocess.CalledProcessError)
-# By the float32 that a vector holds.
+# Names of vectors, by the number of float32 values in one.
 _VECTORS = {16: "AVX-512", 8: "256-bit"}
 
 
 class Kernels(NamedTuple):
-    """What the compiled kernels can do here."""
+    """What the compiled kernels can do on this machine."""
 
-    lanes: int  # float32 numbers of a vector
-    tiles: bool  # whether there are tiles of bfloat16 (AMX)
-    made_with_tiles: bool = True  # whether the compiler knows them, for this processor
+    lanes: int  # float32 values in a vector
+    tiles: bool  # whether bfloat16 tiles (AMX) can be used
+    made_with_tiles: bool = True  # whether the compiler supports tiles for this processor
 
 
 def whose() -> str:
-    """Return who computes convolutions and norms here. The last digits of results differ."""
+    """Return what computes convolutions and norms here; it affects the last digits of results."""
     found = kernels()
     if found is None:
         return "float32 and bfloat16: XLA"
@@ -56,7 +56,7 @@ def whose() -> str:
 
 @cache
 def kernels() -> Kernels | None:
-    """Compile the kernels if need be, and make them known to XLA; None if that cannot be."""
+    """Compile the kernels if necessary, and register them with XLA; None if that is impossible."""
     if jax.default_backend() != "cpu":
         return None
     try:
@@ -79,10 +79,10 @@ def kernels() -> Kernels | None:
 
 
 def register(library: ctypes.CDLL) -> Kernels:
-    """Make the handlers of a compiled library known to XLA, and return what they can do.
+    """Register the handlers of a compiled library with XLA, and return what they can do.
 
     Raises:
-      AttributeError: it has no such handlers.
+      AttributeError: The library lacks a handler.
     """
     for handler in _HANDLERS:
         capsule = jax.ffi.pycapsule(getattr(library, handler))
@@ -97,13 +97,13 @@ def call(
     *arrays: ArrayLike,
     **attributes: Any,
 ) -> Any:
-    """Have a kernel compute on arrays.
+    """Call a kernel on arrays.
 
     Args:
-      handler: its name.
-      like: shapes and types of what it returns.
-      arrays: that it takes.
-      attributes: that it takes besides, of NumPy's types.
+      handler: the kernel's name, one of `_HANDLERS`.
+      like: shapes and types of the arrays that it returns.
+      arrays: the arrays that it takes.
+      attributes: its other arguments, which have NumPy types.
     """
     return jax.ffi.ffi_call(target(handler), like, vmap_method="sequential")(*arrays, **attributes)
 
@@ -117,13 +117,14 @@ def compile_library(folder: Path, name: str, flags: Sequence[str] = _FLAGS) -> P
     """Compile the sources into a shared library.
 
     Args:
-      folder: that it appears in when it is whole, as others may be at it, too.
-      name: that the file's begins with; a digest of its content follows.
-      flags: of the compiler.
+      folder: where the library appears once it is complete, since other processes may be compiling
+        it, too.
+      name: the beginning of the file's name; a digest of its content follows.
+      flags: the compiler's flags.
 
     Raises:
-      OSError: there is no such compiler, or the folder cannot be written.
-      subprocess.CalledProcessError: it refuses.
+      OSError: There is no such compiler, or the folder cannot be written.
+      subprocess.CalledProcessError: The compiler fails.
     """
     with tempfile.TemporaryDirectory(dir=folder) as beside:
 
@@ -144,7 +145,7 @@ def compile_library(folder: Path, name: str, flags: Sequence[str] = _FLAGS) -> P
 
 
 def _processor_has_tiles() -> bool:
-    """As far as the operating system says."""
+    """Return whether the operating system reports that the processor has tiles (AMX)."""
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(errors="replace").split()
     except OSError:
@@ -152,15 +153,15 @@ def _processor_has_tiles() -> bool:
 
 
 def _library() -> Path:
-    """The compiled kernels; made unless they have been, for this processor and this JAX."""
-    # The compiler's version, and all that -march=native stands for.
+    """Return the library for this processor and this JAX, compiled unless it is in the cache."""
+    # The macros contain the compiler's version, and everything that -march=native stands for.
     macros = _run([*_compiler(), *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull]).stdout
     sources = [path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]*"))]
     rest = repr((_compiler(), _FLAGS, jaxlib.__version__)).encode()
     name = f"kernels_{_digest(b''.join([macros, *sources, rest]))}"
     folder = _cache_folder()
     for library in sorted(folder.glob(f"{name}_*.so")):
-        # A damaged one could end the process.
+        # Loading a damaged library could crash the process.
         whole = library.stem == f"{name}_{_digest(library.read_bytes())}"
         if whole and files.is_ours(library):
             return library
@@ -179,14 +180,17 @@ _run = partial(subprocess.run, check=True, capture_output=True)
 
 
 def _reason(error: Exception) -> str:
-    """The first line in which a compiler says what is wrong, or the error."""
+    """Return the first line in which the compiler reports an error, or the exception's text."""
     said = getattr(error, "stderr", None) or b""
     lines = [line for line in said.decode(errors="replace").splitlines() if "error" in line]
     return lines[0] if lines else str(error)
 
 
 def _cache_folder() -> Path:
-    """The user's, or one for this process alone where there is none that nobody else can change."""
+    """Return the user's cache folder, or else a temporary one for this process alone.
+
+    The temporary one is used where the user has none that nobody else can change.
+    """
     folder = files.user_cache()
     if folder is not None:
         return Path(folder)

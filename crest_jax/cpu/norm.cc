@@ -1,6 +1,6 @@
-// Batch norms with their activations, and their gradients, as XLA calls them.
+// The functions that XLA calls for batch norms with their activations, and for their gradients.
 //
-// An array that is not there is an empty one.
+// An optional array that is absent is passed as an empty one.
 
 #include "norm.h"
 

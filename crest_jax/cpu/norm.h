@@ -1,7 +1,7 @@
-// Batch norm with its activation, and its gradients, in as few passes over memory as there can be.
+// Batch norm with its activation, and its gradients, in as few passes over memory as possible.
 //
-// Images are [pixels, channels] of float32 or bfloat16; sums and arithmetic are float32. What is of
-// channels is [rows, channels] of float32.
+// Images are [pixels, channels] of float32 or bfloat16; arithmetic is in float32, and so are sums
+// within parts of the images. Per-channel values are [rows, channels] of float32.
 
 #pragma once
 
@@ -12,26 +12,26 @@
 
 namespace crest::norm {
 
-// Vectors side by side, whose sums are kept apart so that no addition waits for the one before.
+// Vectors processed side by side, with separate sums so that no addition waits for the one before.
 constexpr int kVectors = 4;
 constexpr int64_t kBlock = kVectors * kLanes;
 
-// How the numbers of images are gone through: in rows of whole pixels that are whole blocks, too, of
-// which only the last may end early. Parts of several rows are for the threads, and their number
-// is of the shape alone, so that sums do not depend on how many threads there are.
+// The order in which the numbers of images are processed: in rows that consist of whole pixels and
+// also of whole blocks; only the last row may end early. Threads work on parts of several rows. The
+// number of parts depends only on the shape, so that sums do not depend on the number of threads.
 struct Images {
   int64_t size, channels;
 
   int64_t row() const { return std::lcm(channels, kBlock); }
-  // Few numbers, so that float32 is enough for their sums, but many to the sums that are kept.
+  // Few enough numbers for sums in float32, but many compared with the sums that are kept.
   int64_t part() const {
     constexpr int64_t kNumbers = 1 << 14, kPixels = 32, kRows = 16;
     return std::max({kNumbers, kPixels * channels, kRows * row()}) / row() * row();
   }
   int64_t parts() const { return (size + part() - 1) / part(); }
 
-  // Calls f(vector of the block, where it begins, how many of its numbers there are) for each vector
-  // of a part in one block of each row.
+  // Calls f(index of the vector in the block, offset of its first number, count of its numbers) for
+  // each vector of one block (given by `column`) in each row of a part.
   template <typename F>
   [[gnu::always_inline]] void block(int64_t part_index, int64_t column, F f) const {
     const int64_t width = row(), end = std::min(size, (part_index + 1) * part());
@@ -47,7 +47,7 @@ struct Images {
   }
 };
 
-// Numbers of channels, repeated as they meet the numbers of a row.
+// Per-channel values, repeated to match the numbers of a row.
 class Table {
  public:
   Table(const Images& images, const float* values, int64_t count) : width_(images.row()) {
@@ -67,7 +67,7 @@ class Table {
   const float* values_;
 };
 
-// Leaky ReLU of some slope: 0 is ReLU, and 1 leaves all as it is.
+// Leaky ReLU: a slope of 0 is ReLU, and 1 the identity.
 struct Activation {
   float slope;
 
@@ -76,14 +76,14 @@ struct Activation {
     return z >= 0 ? z : slope * z;
   }
 
-  // That of z from that of what comes out; z may also be what comes out itself.
+  // The gradient of the input z from that of the output; z may also be the output itself.
   Vector gradient(Vector z, Vector dy) const {
     if (slope == 0) return z > 0 ? dy : Vector{};
     return z >= 0 ? dy : slope * dy;
   }
 };
 
-// The norm of a block's channels.
+// The normalisation of a block's channels.
 struct Normalized {
   Vector factor[kVectors], mean[kVectors], bias[kVectors];
 
@@ -98,7 +98,7 @@ struct Normalized {
   Vector operator()(int i, Vector about_mean) const { return about_mean * factor[i] + bias[i]; }
 };
 
-// What is left of a vector of which only the first `count` numbers are there.
+// Keeps the first `count` numbers of a vector, and sets the others to zero.
 inline Vector only(Vector values, int64_t count) {
   if (count >= kLanes) return values;
   Vector kept{};
@@ -106,7 +106,7 @@ inline Vector only(Vector values, int64_t count) {
   return kept;
 }
 
-// As they are when they have been stored.
+// Rounds values as storing them as T does.
 template <typename T>
 inline Vector rounded(Vector values) {
   if constexpr (sizeof(T) == sizeof(float)) return values;
@@ -115,8 +115,8 @@ inline Vector rounded(Vector values) {
   return load(stored);
 }
 
-// Two sums of each channel, [2, channels]. f(column) returns what computes the pair of vectors to
-// add from (vector of the block, where it begins, how many numbers there are).
+// Computes two sums for each channel, [2, channels]. f(column) returns a function that computes the
+// pair of vectors to add, from the arguments that `Images::block` passes.
 template <typename F>
 void two_sums(const Threads& threads, const Images& images, float* sums, F f) {
   const int64_t width = images.row(), parts = images.parts(), channels = images.channels;
@@ -146,7 +146,8 @@ void two_sums(const Threads& threads, const Images& images, float* sums, F f) {
   std::copy(totals.begin(), totals.end(), sums);
 }
 
-// Sums of x - about, and of their squares; of x + y in place of x where there is a y, and x + y.
+// Computes the sums of x - about and of their squares. If there is a y, x + y takes the place of x
+// and is also written out.
 template <typename T>
 void sums(const Threads& threads, const Images& images, const T* x, const T* y, const float* about,
           T* x_plus_y, float* sums) {
@@ -166,8 +167,8 @@ void sums(const Threads& threads, const Images& images, const T* x, const T* y, 
   });
 }
 
-// The activation of (x - mean) * factor + bias, with another array added before the activation where
-// there is one. `numbers` are factor, mean and bias.
+// Computes the activation of (x - mean) * factor + bias; if there is another array `added`, it is
+// added before the activation. `numbers` are factor, mean and bias.
 template <typename T>
 void forward(const Threads& threads, const Images& images, Activation activation, const T* x,
              const T* added, const float* numbers, T* y) {
@@ -184,8 +185,8 @@ void forward(const Threads& threads, const Images& images, Activation activation
   });
 }
 
-// Sums of g and of g * (x - mean), where g is the gradient of what the activation takes, from that
-// of what it gives. `y` is what it gave where that is not of x alone, else null.
+// Computes the sums of g and of g * (x - mean), where g is the gradient of the activation's input,
+// from `dy`, that of its output. `y` is its output if that does not depend on x alone, else null.
 template <typename T>
 void gradient_sums(const Threads& threads, const Images& images, Activation activation, const T* x,
                    const T* y, const T* dy, const float* numbers, float* sums) {
@@ -201,8 +202,8 @@ void gradient_sums(const Threads& threads, const Images& images, Activation acti
   });
 }
 
-// The gradient of x: g * factor + (x - mean) * rise + offset, to which `past`, the gradient that x
-// has from elsewhere, is added where there is one; and g itself where there is a place for it.
+// Computes the gradient of x: g * factor + (x - mean) * rise + offset, plus `past`, the gradient
+// that x receives from elsewhere, if it is not null. Also writes g to `g_to` if that is not null.
 // `numbers` are factor, mean, bias, rise and offset.
 template <typename T>
 void input_gradient(const Threads& threads, const Images& images, Activation activation, const T* x,

@@ -1,7 +1,7 @@
 """Batch norm with its activation, and its gradients, by the compiled kernels.
 
-Sums are in float32 within parts of the images, and in float64 over these. What is of channels is
-float32. An array that may be None is left out of what is computed.
+Sums are computed in float32 within parts of the images, and in float64 over these parts. Arrays of
+per-channel values are float32. Where an optional array is None, its term is left out.
 """
 
 import jax
@@ -16,16 +16,16 @@ _Sums = Float[Array, "2 channels"]
 
 
 def takes(x: Array) -> bool:
-    """Whether there are kernels for an array of this type."""
+    """Return whether there are kernels for an array of this type."""
     return x.dtype in (jnp.float32, jnp.bfloat16) and bool(library.kernels())
 
 
 def sums(
     x: _Images, y: _Images | None, about: Float[Array, " channels"]
 ) -> tuple[_Images | None, _Sums]:
-    """Return x + y where there is a y, and sums of its (or x's) distances from `about`.
+    """Return x + y, and per channel the sums of its deviations from `about` and of their squares.
 
-    The sums are those of the distances, and those of their squares.
+    If y is None, the first result is None, and the deviations are those of x.
     """
     like = (_like(_or_empty(y, x)), _two_sums_like(x))
     x_plus_y, both = library.call("NormSums", like, x, _or_empty(y, x), about)
@@ -39,9 +39,9 @@ def forward(
 
     Args:
       x: the images.
-      added: more images.
-      numbers: factor, mean and bias.
-      slope: of the activation below 0.
+      added: more images of the same shape, or None.
+      numbers: factor, mean and bias of each channel.
+      slope: the slope of the activation below 0.
     """
     return library.call(
         "NormForward", _like(x), x, _or_empty(added, x), numbers, slope=np.float32(slope)
@@ -55,14 +55,16 @@ def gradient_sums(
     numbers: Float[Array, "3 channels"],
     slope: float,
 ) -> _Sums:
-    """Return the sums of g and of g * (x - mean); g is the gradient of what the activation takes.
+    """Return the sums of g and of g * (x - mean) per channel.
+
+    g is the gradient with respect to the input of the activation.
 
     Args:
-      x: what `forward` took.
-      y: what it returned, if images were added.
-      dy: the gradient of what it returned.
-      numbers: factor, mean and bias.
-      slope: of the activation below 0.
+      x: the images that `forward` took.
+      y: what `forward` returned, if images were added; otherwise None.
+      dy: the gradient with respect to what `forward` returned.
+      numbers: factor, mean and bias of each channel.
+      slope: the slope of the activation below 0.
     """
     arrays = (x, _or_empty(y, x), dy, numbers)
     return library.call("NormGradientSums", _two_sums_like(x), *arrays, slope=np.float32(slope))
@@ -76,15 +78,17 @@ def input_gradient(
     numbers: Float[Array, "5 channels"],
     slope: float,
 ) -> tuple[_Images, _Images | None]:
-    """Return g * factor + (x - mean) * rise + offset + past, and g where there is a y.
+    """Return g * factor + (x - mean) * rise + offset + past, and g (None if y is None).
+
+    g is the gradient with respect to the input of the activation, and so to the added images.
 
     Args:
-      x: what `forward` took.
-      y: what it returned, if images were added, whose gradient is g.
-      dy: the gradient of what it returned.
-      past: the gradient that x has from elsewhere.
-      numbers: factor, mean, bias, rise and offset.
-      slope: of the activation below 0.
+      x: the images that `forward` took.
+      y: what `forward` returned, if images were added; otherwise None.
+      dy: the gradient with respect to what `forward` returned.
+      past: the gradient that x has from elsewhere, or None.
+      numbers: factor, mean, bias, rise and offset of each channel.
+      slope: the slope of the activation below 0.
     """
     like = (_like(x), _like(_or_empty(y, x)))
     arrays = (x, _or_empty(y, x), dy, _or_empty(past, x), numbers)

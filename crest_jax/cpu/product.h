@@ -1,4 +1,4 @@
-// Products of float32 matrices that are small, or parts of larger ones.
+// Products of float32 matrices that are small or parts of larger ones.
 
 #pragma once
 
@@ -9,28 +9,28 @@ namespace crest {
 // The sums of a tile must fit into the registers: 24 of 32 with AVX-512, 12 of 16 with AVX2.
 constexpr int kMostRows = kLanes == 16 ? 12 : 6;
 
-// One of the nested loops of a sum, and how far each step moves in either factor.
+// One of the nested loops of a sum, and how far each step moves in the factors A and B.
 struct Loop {
-  int64_t count, a, b;  // floats of A, rows of B
+  int64_t count, a, b;  // a in floats of A, b in rows of B
 };
 
-// C[m, n] = sum_ijk A[m, ijk] B[ijk, n], or C += that. B is packed.
+// C[m, n] = sum_ijk A[m, ijk] B[ijk, n], or C += that sum (`add`). B is packed.
 struct Product {
   Loop i, j, k;
-  int64_t a_row, c_row;  // how far apart rows of A and of C are; C's columns adjoin
-  int64_t b_rows;        // how many B has in all
+  int64_t a_row, c_row;  // distance between rows of A and of C; C's columns adjoin
+  int64_t b_rows;        // the number of rows of B in all
   bool add;
 };
 
-// Columns are taken two vectors at once, and one where a single one is left.
+// Columns are processed two vectors at once, or one if a single one is left.
 constexpr int64_t block_width(int64_t first, int64_t cols) {
   return cols - first > kLanes ? 2 * kLanes : kLanes;
 }
 
 constexpr int64_t packed_size(int64_t rows, int64_t cols) { return rows * up(cols, kLanes); }
 
-// Lays rows of B, [rows, cols] with `row` from one to the next, into a packed B of `b_rows`, to begin
-// at its row `first`. Blocks of columns lie one after another, filled up with zeros.
+// Copies rows of B, [rows, cols] with a distance of `row` between rows, into a packed B of `b_rows`
+// rows, starting at its row `first`. Blocks of columns follow one another, padded with zeros.
 template <typename T>
 void pack(const T* b, int64_t row, int64_t rows, int64_t cols, int64_t first, int64_t b_rows,
           float* to) {
@@ -59,7 +59,7 @@ __attribute__((noinline)) void tile(const Product& p, int64_t cols, const float*
     }
   for (int64_t i = 0; i < p.i.count; ++i) {
     for (int64_t j = 0; j < p.j.count; ++j) {
-      // A row is at most two steps away from a pointer, as addresses are computed for nothing then.
+      // Rows are at most two steps away from a pointer, as such addresses cost nothing to compute.
       const float* x0 = a + i * p.i.a + j * p.j.a;
       const float *x3 = x0 + 3 * a_row, *x6 = x0 + 6 * a_row, *x9 = x0 + 9 * a_row;
       const float* y = b + (i * p.i.b + j * p.j.b) * kWidth;
@@ -110,7 +110,7 @@ void all_rows(const Product& p, int64_t rows, int64_t cols, const float* a, cons
   tiles_of_height<T, 1, kN, kAdjoining>(p, m, rows, cols, a, b, c);
 }
 
-// The columns of a product from `n` on that are computed at once.
+// Computes the block of a product's columns that starts at `n`.
 template <typename T>
 void block_of_product(const Product& p, int64_t n, int64_t rows, int64_t cols, const float* a,
                       const float* b, T* c) {

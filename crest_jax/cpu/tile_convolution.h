@@ -1,10 +1,11 @@
-// Convolutions and their gradients as products of tiles of bfloat16, whose sums are float32.
+// Convolutions and their gradients as products of tiles of bfloat16, with sums in float32.
 //
 // A bfloat16 array is one plane of numbers. A float32 array is two: the nearest bfloat16, and the
-// nearest to what that leaves; of the four products of these the three larger ones are summed (Henry,
-// Tang & Heinecke, 2019, section 3.2). What becomes of a number that is not finite is not finite.
+// bfloat16 nearest to the remainder. Of the four products of two such pairs the three larger ones
+// are summed (Henry, Tang & Heinecke, 2019, section 3.2). Non-finite numbers give non-finite
+// results.
 //
-// The order of every sum depends on the shapes alone, not on threads.
+// The order of every sum depends only on the shapes, not on threads.
 
 #pragma once
 
@@ -16,7 +17,7 @@ namespace crest::tiles {
 template <typename T>
 constexpr int kPlanes = sizeof(T) / sizeof(bf16);
 
-// The bfloat16 of up to `kLanes` numbers, the lower half of a word each, in every plane.
+// Converts up to `kLanes` numbers to bfloat16 in every plane, each in the lower half of a word.
 inline void planes_of(const bf16* from, int64_t count, Words to[1]) {
   to[0] = reinterpret_cast<Words>(load_some(from, count)) >> 16;
 }
@@ -28,7 +29,7 @@ inline void planes_of(const float* from, int64_t count, Words to[2]) {
   to[1] = widen(round(values - expand(high)));
 }
 
-// The bfloat16 of up to 16 numbers, in every plane.
+// Up to 16 numbers as bfloat16, in every plane.
 template <typename T>
 struct Sixteen {
   Words words[kSide / kLanes][kPlanes<T>];
@@ -42,7 +43,7 @@ inline Sixteen<T> sixteen(const T* from, int64_t count) {
   return numbers;
 }
 
-// Stores a number of each by turns.
+// Stores the numbers of a and b alternately.
 template <typename T>
 inline void store_pairs(const Sixteen<T>& a, const Sixteen<T>& b, bf16* to, int64_t plane) {
   for (int v = 0; v < kSide / kLanes; ++v)
@@ -52,7 +53,7 @@ inline void store_pairs(const Sixteen<T>& a, const Sixteen<T>& b, bf16* to, int6
     }
 }
 
-// Stores up to 16 numbers of two rows by turns. Either row may be none, which is zeros.
+// Stores up to 16 numbers of two rows alternately. Either row may be null, which stands for zeros.
 template <typename T>
 inline void pairs(const T* a, const T* b, int64_t count, bf16* to, int64_t plane) {
   store_pairs(a ? sixteen(a, count) : Sixteen<T>{}, b ? sixteen(b, count) : Sixteen<T>{}, to, plane);
@@ -72,7 +73,7 @@ inline void copy_planes(const float* from, int64_t size, bf16* to, int64_t plane
   if (i < size) part(i, load_some(from + i, size - i), size - i);
 }
 
-// Writes `rows` rows of sums, of which the first `columns` count.
+// Writes the first `columns` columns of `rows` rows of sums.
 template <typename T>
 inline void write(const float* sums, int64_t rows, int64_t columns, T* to, int64_t row) {
   for (int64_t m = 0; m < rows; ++m)
@@ -80,8 +81,9 @@ inline void write(const float* sums, int64_t rows, int64_t columns, T* to, int64
       store_some(to + m * row + v, crest::load(sums + m * kSide + v), columns - v);
 }
 
-// Adds the products of A in 4 and 5 and B in 6 and 7 to the sums in 0 to 3: of one plane each, or
-// the three of two planes. A's and B's second halves are left out where there are none.
+// Adds the products of A (tiles 4 and 5) and B (6 and 7) to the sums (0 to 3): those of one plane
+// each, or the three products of two planes. The second tiles of A and B are left out if there are
+// none.
 template <int kPlanes, bool kTwoA, bool kTwoB>
 inline void multiply_add(const bf16* a0, const bf16* a1, int64_t a_row, int64_t a_plane,
                          const bf16* b0, const bf16* b1, int64_t b_plane) {
@@ -107,7 +109,7 @@ inline void multiply_add(const bf16* a0, const bf16* a1, int64_t a_row, int64_t 
     products();
     load_b(b_plane);
     products();
-  } else {  // as soon as their factors are there
+  } else {  // multiply as soon as both factors are loaded
     load<4>(a0, a_row);
     load<6>(b0, 64);
     multiply<0, 4, 6>();
@@ -117,7 +119,7 @@ inline void multiply_add(const bf16* a0, const bf16* a1, int64_t a_row, int64_t 
   }
 }
 
-// Calls f with two constants.
+// Calls f with a and b as compile-time constants.
 template <typename F>
 void with(bool a, bool b, F f) {
   using True = std::true_type;
@@ -125,18 +127,19 @@ void with(bool a, bool b, F f) {
   a ? b ? f(True{}, True{}) : f(True{}, False{}) : b ? f(False{}, True{}) : f(False{}, False{});
 }
 
-// How an image and its padding lie in memory, so that the pixels of a tile are one distance apart
-// whatever tap of the kernel they meet.
+// How an image and its padding are laid out in memory, so that the pixels of a tile are a constant
+// distance apart for every tap of the kernel.
 //
-// Rows of outputs that are a multiple of 16 long, nearly, are tiles of their own, and the pixels
-// that a row of the kernel meets adjoin. Of others, all columns of the kernel have an image of their
-// own, in which outputs adjoin from row to row; and so has each of the rows that a stride leaves out.
+// If rows of outputs are (nearly) a multiple of 16 long, each row has its own tiles, and the pixels
+// that a row of the kernel meets adjoin. Otherwise each column of the kernel has its own image, in
+// which outputs adjoin from row to row. With a stride, rows that are not a multiple of the stride
+// apart are in separate images, too.
 struct Layout {
   bool by_column;
-  int64_t lines, pixels;       // of outputs: tiles are within a line
-  int64_t line, pixel;         // how far apart
-  int64_t images, row, height;  // by column: a row's size, and how many there are
-  int64_t segments, run;       // a run of numbers meets weights that adjoin
+  int64_t lines, pixels;       // of outputs; a tile is within one line
+  int64_t line, pixel;         // distance between lines, and between pixels
+  int64_t images, row, height;  // number of images; size and number of rows of each
+  int64_t segments, run;       // runs of numbers that meet adjoining weights; their length
 
   explicit Layout(const Shape& s) {
     const int64_t tiles = (s.out_width + kSide - 1) / kSide;
@@ -154,7 +157,7 @@ struct Layout {
     }
   }
   int64_t chunks() const { return (run + kTerms - 1) / kTerms; }
-  // What a chunk reads beyond a run are numbers too, and meet weights of 0.
+  // A chunk may read beyond its run. It finds valid numbers there, which meet weights of 0.
   int64_t size() const { return up(images * height * row + kTerms, kTerms); }
   int64_t rows() const { return std::min<int64_t>(kSide, pixels); }
 
@@ -165,8 +168,8 @@ struct Layout {
   }
 };
 
-// Lays an image out. Its pixels may be `spread` apart, with zeros between, which the memory has;
-// windows are not apart then.
+// Lays out an image. Its pixels may be `spread` apart, with zeros between them, which the memory
+// already holds; the stride of the windows is 1 then.
 template <typename T>
 void lay_out(const Shape& s, const Layout& layout, int64_t spread, const T* image, bf16* to) {
   const int64_t plane = layout.size();
@@ -174,7 +177,7 @@ void lay_out(const Shape& s, const Layout& layout, int64_t spread, const T* imag
   const int64_t width = layout.by_column ? s.out_width : s.padded_width();
   const int64_t step = layout.by_column ? s.stride_x : 1;
   for (int64_t kx = 0; kx < columns; ++kx) {
-    // The first pixel that has a place, which the others follow.
+    // The first pixel that has a place; the others follow it.
     const int64_t moved = s.before_x - kx;
     int64_t first = 0;
     while (first * spread + moved < 0 || (first + moved) % step) ++first;
@@ -197,8 +200,8 @@ void lay_out(const Shape& s, const Layout& layout, int64_t spread, const T* imag
   }
 }
 
-// Calls `otherwise` for an image that it cannot convolve, because it has numbers that are not finite
-// and would meet weights of 0 that are none of the kernel's.
+// Convolves images. Calls `otherwise` for each image that it cannot convolve, because the image has
+// non-finite numbers, which would meet weights of 0 that are not part of the kernel.
 template <typename T>
 void convolve(const Threads& threads, const Shape& s, int64_t spread, const T* x, const T* kernel,
               T* y, const std::function<void(int64_t)>& otherwise) {
@@ -270,14 +273,14 @@ void convolve(const Threads& threads, const Shape& s, int64_t spread, const T* x
   });
 }
 
-// A shape of a single image, for what is computed by vectors.
+// The shape for a single image, for images that are convolved by vectors.
 inline Shape single(Shape s) {
   s.batch = 1;
   return s;
 }
 
-// Whether tiles are faster than vectors. They are, as measured, unless they are mostly filled up
-// with zeros: with less than 8 times the products that there are, or 3 times in two planes.
+// Whether tiles are faster than vectors. Measurements show that they are unless they consist mostly
+// of zeros: up to 8 times the necessary products, or 3 times with two planes.
 template <typename T>
 bool pay(int64_t products_of_tiles, int64_t products) {
   return products_of_tiles < (kPlanes<T> == 1 ? 8 : 3) * products;
@@ -308,8 +311,8 @@ void input_gradient(const Threads& threads, const Shape& s, const T* dy, const T
   thread_local Memory<T> memory;
   T* turned = memory.at_least(s.kernel_size());
   turn(threads, s, kernel, turned);
-  // At a stride, gradients are as far apart, with zeros between: four times the products, at a
-  // stride of 2, and as fast. What is not finite in a kernel must not meet these zeros.
+  // At a stride, gradients are that far apart, with zeros between them: at a stride of 2 four times
+  // the products, and yet as fast. Non-finite numbers of a kernel must not meet these zeros.
   if (s.stride_y != s.stride_x || (s.stride_y > 1 && !all_finite(kernel, s.kernel_size())))
     return vectors::input_gradient(threads, s, dy, kernel, dx);
   convolve(threads, s.of_input_gradient(), s.stride_y, dy, turned, dx, [&](int64_t image) {
@@ -318,7 +321,7 @@ void input_gradient(const Threads& threads, const Shape& s, const T* dy, const T
   });
 }
 
-// Exchanges rows and columns of 16 x 16 words.
+// Transposes 16 x 16 words.
 inline void transpose(uint32_t (&words)[kSide][kSide]) {
 #ifdef __AVX512F__
   __m512i r[16], t[16];
@@ -349,43 +352,44 @@ inline void transpose(uint32_t (&words)[kSide][kSide]) {
 #endif
 }
 
-// How images and gradients lie for the gradient of a kernel, whose terms are pixels: one of a padded
-// image for each of an output's, with zeros where a row of outputs is shorter.
+// How images and gradients are laid out for the gradient of a kernel. The terms of its sums are
+// pixels: one of a padded image for each of the outputs, with zeros where a row of outputs is
+// shorter.
 //
-// A tap of the kernel moves the image against the outputs. A stride splits the image into phases, by
-// what rows and columns leave when they are divided by it. Terms are taken two by two, so that moves by
-// an odd number of pixels need a version of the image in which other pixels are pairs.
+// A tap of the kernel shifts the image relative to the outputs. A stride splits the image into
+// phases, by the remainders of row and column when divided by it. Terms are processed in pairs, so
+// shifts by an odd number of pixels need a version of the image in which other pixels are pairs.
 struct Terms {
   int64_t columns;                // of a row
-  int64_t each;                   // of an image, to whole chunks
-  int64_t images;                 // at once
-  int64_t feature;                // from a feature's gradients to the next one's
-  int64_t versions, image;        // of an image, and how long each is
-  int64_t phase, sixteen, plane;  // from one to the next, of phases, channels and planes
+  int64_t each;                   // of an image, rounded up to whole chunks
+  int64_t images;                 // processed at once
+  int64_t feature;                // distance from a feature's gradients to the next one's
+  int64_t versions, image;        // versions of an image, and the length of each
+  int64_t phase, sixteen, plane;  // distances between phases, sets of 16 channels, and planes
 
-  // For no more images at once than are summed together.
+  // Processes at most `summed` images at once, the number that are summed together.
   template <typename T>
   Terms(const Shape& s, int64_t summed, T) {
     columns = up((s.padded_width() + s.stride_x - 1) / s.stride_x, 2);
     each = up(columns * s.out_height, tiles::kTerms);
     versions = s.kernel_width > s.stride_x ? 2 : 1;
     image = up(each + move(s, s.kernel_height - 1, s.kernel_width - 1) + 2, tiles::kTerms);
-    // As many as should fit into the second-level cache.
+    // The number of images that should fit into the second-level cache.
     const int64_t most = (1 << 18) / (kPlanes<T> * image * (versions * s.in + s.out));
     images = std::clamp<int64_t>(most, 1, summed);
-    // An odd number of cache lines, which the cache keeps best.
+    // An odd number of cache lines, because the cache holds these best.
     feature = (each * images / tiles::kTerms | 1) * tiles::kTerms;
     phase = versions * images * image * kSide;
     sixteen = s.stride_y * s.stride_x * phase;
     plane = up(s.in, kSide) / kSide * sixteen;
   }
 
-  // By how many terms a tap moves the image.
+  // The number of terms by which a tap shifts the image.
   int64_t move(const Shape& s, int64_t ky, int64_t kx) const {
     return ky / s.stride_y * columns + kx / s.stride_x;
   }
 
-  // Where the terms of a tap begin in the first image and sixteen channels.
+  // Where the terms of a tap begin in the first image and the first sixteen channels.
   int64_t tap(const Shape& s, int64_t i) const {
     const int64_t ky = i / s.kernel_width, kx = i % s.kernel_width;
     const int64_t at = move(s, ky, kx), version = at % 2;
@@ -394,7 +398,7 @@ struct Terms {
   }
 };
 
-// Lays an image out: [16 channels][phases][versions][images][terms], two terms by turns.
+// Lays out an image: [sets of 16 channels][phases][versions][images][terms], two terms alternately.
 template <typename T>
 void lay_out_image(const Shape& s, const Terms& terms, const T* image, bf16* to) {
   const int64_t height = std::min(s.height, s.padded_height() - s.before_y);
@@ -412,7 +416,7 @@ void lay_out_image(const Shape& s, const Terms& terms, const T* image, bf16* to)
         bf16* at = to + c / kSide * terms.sixteen +
                    (row % s.stride_y * s.stride_x + phase) * terms.phase +
                    row / s.stride_y * terms.columns * kSide;
-        // Each pixel is a pair with the next one, of the version that its place says.
+        // Each pixel is paired with the next one, in the version given by the parity of its place.
         Sixteen<T> pixel_here{}, next;
         for (int64_t k = -1; k < count; ++k, pixel_here = next) {
           next = {};
@@ -428,7 +432,7 @@ void lay_out_image(const Shape& s, const Terms& terms, const T* image, bf16* to)
   }
 }
 
-// Lays gradients of an image's outputs out: [features][terms].
+// Lays out the gradients of an image's outputs: [features][terms].
 template <typename T>
 void lay_out_gradients(const Shape& s, const Terms& terms, const T* dy, bf16* to) {
   for (int64_t row = 0; row < s.out_height; ++row)
@@ -460,7 +464,7 @@ void kernel_gradient(const Threads& threads, const Shape& s, const T* x, const T
   const int64_t ins = (s.in + kSide - 1) / kSide, outs = (s.out + kSide - 1) / kSide;
   const int64_t taps = s.kernel_height * s.kernel_width, square = kSide * kSide;
   const int64_t tap = outs * ins * square, size = taps * tap;
-  // Images are summed in parts, whatever the number of threads.
+  // Images are summed in parts that do not depend on the number of threads.
   const int64_t parts = std::min<int64_t>(s.batch, size > 30000 ? 8 : 16);
   const Terms terms(s, (s.batch + parts - 1) / parts, T{});
   const int64_t plane = outs * kSide * terms.feature;
@@ -532,7 +536,8 @@ void kernel_gradient(const Threads& threads, const Shape& s, const T* x, const T
       write(numbers, std::min<int64_t>(kSide, s.in - n * kSide), s.out - m * kSide, to, s.out);
     }
   });
-  // What is not finite would reach taps that never meet it, by way of the zeros between images.
+  // Non-finite numbers would reach taps that never meet them, by way of the zeros between images,
+  // so the result is computed by vectors instead.
   if (!finite) vectors::kernel_gradient(threads, s, x, dy, dkernel);
 }
 

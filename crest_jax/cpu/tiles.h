@@ -1,6 +1,6 @@
 // The processor's tiles of 16 rows of 64 bytes, and their products of bfloat16 (AMX).
 //
-// With PORTABLE_TILES they are arrays, so that what is made of them can be tested anywhere.
+// With PORTABLE_TILES, tiles are plain arrays, so that code that uses them can be tested anywhere.
 
 #pragma once
 
@@ -14,21 +14,21 @@
 
 namespace crest::tiles {
 
-constexpr int kSide = 16;             // rows, and float32 in a row
-constexpr int kTerms = 2 * kSide;     // bfloat16 in a row
+constexpr int kSide = 16;             // rows of a tile, and float32 values in a row
+constexpr int kTerms = 2 * kSide;     // bfloat16 values in a row
 constexpr int kNumbers = kSide * kTerms;
 
 #if defined(AMX_TILES)
 
 constexpr bool kHere = true;
 
-// Asks the operating system for the tiles, as every process has to.
+// Asks the operating system for permission to use tiles, as every process has to.
 inline bool permitted() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// Makes the tiles: sums in 0 to 3 and A in 4 and 5 have `rows` rows, B in 6 and 7 has 16.
+// Sets up the tiles: sums in 0 to 3 and A in 4 and 5 have `rows` rows, B in 6 and 7 has 16.
 inline void configure(int rows) {
   struct alignas(64) {
     uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -57,7 +57,7 @@ inline void store(float* to) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(int64_t{64}), "i"(kTile) : "memory");
 }
 
-// Adds the product of A's rows and of B, in which two terms of a column adjoin.
+// Adds the product of A and B to the sums; in B, pairs of terms of a column adjoin.
 template <int kSums, int kA, int kB>
 inline void multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kA), "i"(kB));
@@ -103,7 +103,7 @@ inline void store(float* to) {
   std::memcpy(to, tile[kTile].rows, rows_of[kTile] * 64);
 }
 
-// The first of every two terms, and the second.
+// The first terms of pairs, and the second ones.
 inline Row first(RowOfPairs pairs) { return reinterpret_cast<Row>(pairs << 16); }
 inline Row second(RowOfPairs pairs) { return reinterpret_cast<Row>(pairs & 0xffff0000); }
 
@@ -120,7 +120,7 @@ inline void multiply() {
 
 #endif
 
-// Has tiles as long as it lives.
+// Keeps the tiles configured during its lifetime.
 struct Configured {
   explicit Configured(int64_t rows) { configure(static_cast<int>(rows)); }
   Configured(const Configured&) = delete;

@@ -1,4 +1,4 @@
-// Convolutions in float32 arithmetic: whichever way is the shorter.
+// Convolutions in float32 arithmetic: by Winograd's method where it applies, else directly.
 
 #pragma once
 

@@ -1,16 +1,16 @@
 // 3 x 3 convolutions of stride 1 in float32 arithmetic with 4/9 of the multiplications.
 //
 // Winograd's F(2 x 2, 3 x 3) (Lavin & Gray, 2016): two outputs of a 1-dimensional convolution with
-// three taps g meet four inputs d, and need four products instead of six,
+// three taps g depend on four inputs d, and need four products instead of six,
 //   m = (d0 - d2, d1 + d2, d2 - d1, d1 - d3) * (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2)
 //   y = (m0 + m1 + m2, m1 - m2 - m3),
-// and so in either dimension. Each of the 16 products of a 4 x 4 patch of inputs is a product of
-// matrices, [patches, channels] times [channels, features]. The gradient of the kernel is the same
-// formula gone back through. An input that is not finite reaches those outputs whose windows it is
-// in, and no others; for the gradient of the kernel see `kernel_gradient`. Sums of inputs and of
-// weights are taken first, and so are out of range a little before a convolution's own.
+// and this is applied in both dimensions. Each of the 16 products of a 4 x 4 patch of inputs is a
+// product of matrices, [patches, channels] times [channels, features]. The gradient of the kernel
+// is the reverse-mode derivative of the same formula. A non-finite input reaches only the outputs
+// whose windows contain it; for the gradient of the kernel see `kernel_gradient`. Because sums of
+// inputs and of weights are taken first, they overflow slightly before a convolution's own sums.
 //
-// The order of every sum depends on the shapes and the vectors' width alone, not on threads.
+// The order of every sum depends only on the shapes and the vector width, not on threads.
 
 #pragma once
 
@@ -19,12 +19,12 @@
 
 namespace crest::winograd {
 
-constexpr int kTerms = 16;  // of 4 x 4
+constexpr int kTerms = 16;  // of a 4 x 4 patch
 
-// Two outputs a side, of which the last may be outside of the image.
+// Patches of 2 x 2 outputs, of which the last row or column may be outside of the image.
 struct Patches {
-  int64_t high, wide, each, all;  // of an image; of all images
-  // How many are worked on together: their terms should fit into the second-level cache.
+  int64_t high, wide, each, all;  // patches along y, along x, per image, in all images
+  // Patches that are processed together; their terms should fit into the second-level cache.
   int64_t at_once = 4 * kMostRows;
 
   explicit Patches(const Shape& s)
@@ -32,7 +32,8 @@ struct Patches {
         all(s.batch * each) {}
   int64_t blocks() const { return (all + at_once - 1) / at_once; }
 
-  // Calls f(place in the block, image, row, column of outputs) for each patch of a block.
+  // Calls f(index in the block, image, output row, output column) for each patch of a block, and
+  // returns the number of patches.
   template <typename F>
   int64_t of_block(int64_t block, F f) const {
     const int64_t first = block * at_once, count = std::min(at_once, all - first);
@@ -53,7 +54,7 @@ constexpr bool takes(const Shape& s) {
          s.in >= kLanes / 2 && s.out >= kLanes / 2;
 }
 
-// Lines of the terms are not a power of two apart, as the cache would keep few of these.
+// Lines of different terms must not be a power of two apart, as the cache would hold few of them.
 inline int64_t term_size(int64_t patches, int64_t channels) { return patches * channels + 16; }
 
 inline void transform_inputs(const Vector d[4], Vector to[4]) {
@@ -63,7 +64,7 @@ inline void transform_inputs(const Vector d[4], Vector to[4]) {
   to[3] = d[1] - d[3];
 }
 
-// The 16 terms of a patch whose pixels begin at `at(row, column)`, of `channels` channels.
+// Computes the 16 terms of a patch of `channels` channels, whose pixels begin at `at(row, column)`.
 template <bool kWhole, typename At>
 inline void transform_patch(At at, int64_t channels, int64_t term, float* to) {
   Vector rows[4][4];
@@ -84,7 +85,7 @@ inline void transform_patch(At at, int64_t channels, int64_t term, float* to) {
   }
 }
 
-// Of each patch of a block, its 16 terms: [16][patches, channels].
+// Computes the 16 terms of each patch of a block: [16][patches, channels].
 template <typename T>
 void inputs(const Shape& s, const Patches& patches, int64_t block, const T* x, float* to) {
   const int64_t channels = up(s.in, kLanes), term = term_size(patches.at_once, channels);
@@ -127,7 +128,7 @@ inline void transform_taps(const Vector g[3], Vector to[4]) {
   to[3] = g[2];
 }
 
-// A kernel's 16 terms, each packed: [16][channels, features].
+// Computes the 16 terms of a kernel, each packed: [16][channels, features].
 template <typename T>
 void taps(const Threads& threads, const Shape& s, const T* kernel, float* to) {
   const int64_t term = packed_size(s.in, s.out);
@@ -210,7 +211,7 @@ void forward(const Threads& threads, const Shape& s, const T* x, const T* kernel
   });
 }
 
-// Of two gradients of outputs, the four of the products.
+// Computes the gradients of the four products from those of the two outputs.
 inline void transform_gradients(const Vector dy[2], Vector to[4]) {
   to[0] = dy[0];
   to[1] = dy[0] + dy[1];
@@ -218,7 +219,7 @@ inline void transform_gradients(const Vector dy[2], Vector to[4]) {
   to[3] = -dy[1];
 }
 
-// Of each patch of a block, the 16 terms of its gradient, each packed: [16][patches, features].
+// Computes the 16 terms of the gradient of each patch of a block, packed: [16][patches, features].
 template <typename T>
 void gradients(const Shape& s, const Patches& patches, int64_t block, const T* dy, float* to) {
   const int64_t term = packed_size(patches.at_once, s.out) + 16;
@@ -257,16 +258,16 @@ inline void transform_sums(const Vector m[4], Vector g[3]) {
   g[2] = half + m[3];
 }
 
-// False, and nothing that is of use, where a sum is not finite: what is not finite in an image would
-// reach taps that never meet it, as those within one pixel of the edge.
+// Returns false, with unusable results, if a sum is not finite: a non-finite number of an image
+// would also reach taps that never meet it, for example if it is within one pixel of the edge.
 template <typename T>
 bool kernel_gradient(const Threads& threads, const Shape& s, const T* x, const T* dy, T* dkernel) {
   const Patches patches(s);
   const int64_t channels = up(s.in, kLanes), features = up(s.out, kLanes);
-  const int64_t size = s.in * features;  // of a term's sums
+  const int64_t size = s.in * features;  // of the sums of a term
   const int64_t from = term_size(patches.at_once, channels);
   const int64_t gradient = packed_size(patches.at_once, s.out) + 16;
-  // Blocks are summed in parts, whatever the number of threads.
+  // Blocks are summed in parts that do not depend on the number of threads.
   const int64_t parts = std::min<int64_t>(patches.blocks(), kTerms * size > 1 << 17 ? 4 : 8);
   thread_local Memory<float> all;
   float* sums = all.at_least(parts * kTerms * size);

@@ -1,4 +1,4 @@
-// What XLA hands a kernel, in the kernels' terms.
+// Conversion of what XLA passes to a kernel into the types that kernels use.
 
 #pragma once
 
@@ -14,9 +14,9 @@ namespace crest {
 namespace ffi = xla::ffi;
 
 using Array = ffi::AnyBuffer;             // of float32 or bfloat16
-using Pair = ffi::Span<const int64_t>;    // of the height and the width
+using Pair = ffi::Span<const int64_t>;    // for the height and the width
 
-// Only as long as the pool is there.
+// Valid only during the lifetime of the pool.
 inline Threads threads_of(ffi::ThreadPool& pool) {
   return {pool.num_threads(), [&pool](std::function<void()> work) { pool.Schedule(std::move(work)); }};
 }
@@ -26,8 +26,9 @@ T* data(const Array& array) {
   return static_cast<T*>(array.untyped_data());
 }
 
-// Data of a result. XLA takes the memory of a call anew, which the operating system clears page by
-// page when it is first written: of large arrays in pages of 2 MiB, if it has some for those who ask.
+// Returns the data of a result. XLA allocates new memory for every call, which the operating system
+// clears page by page when it is first written. For large arrays this asks for pages of 2 MiB, as
+// some systems grant them only on request.
 template <typename T>
 T* written(const Array& array) {
 #ifdef __linux__
@@ -40,7 +41,7 @@ T* written(const Array& array) {
   return data<T>(array);
 }
 
-// Calls f with a value of the array's type.
+// Calls f with a value of the array's element type.
 template <typename F>
 ffi::Error typed(const Array& array, F f) {
   try {
@@ -54,7 +55,7 @@ ffi::Error typed(const Array& array, F f) {
       default:
         return ffi::Error::InvalidArgument("the array is neither float32 nor bfloat16");
     }
-  } catch (const std::bad_alloc&) {  // which would end the process in XLA
+  } catch (const std::bad_alloc&) {  // which would end the process if it reached XLA
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "memory is short for a kernel");
   }
 }

@@ -1,13 +1,14 @@
-"""Everything that touches data before it is on a device: sources, the long tail, records, streams.
+"""Everything that handles data before it is on a device: sources, the long tail, records, streams.
 
-The only package, with the metric writers, that imports TensorFlow, which is kept off the
-accelerators here.
+Only this package and the metric writers import TensorFlow. This package keeps TensorFlow off the
+accelerators.
 """
 
 import os
 
-# TensorFlow would import Keras, and with it scikit-learn, which is a third of its start. With this
-# it looks for the older Keras when that is asked for; so not for longer than the import.
+# TensorFlow would import Keras, and with it scikit-learn, which takes a third of its start-up time.
+# With this variable set, it instead looks for the older Keras, and only when Keras is used. The
+# variable is restored after the import, so that it does not affect anything else.
 _LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 _given = os.environ.get(_LEGACY_KERAS)
 os.environ[_LEGACY_KERAS] = "1"

@@ -1,4 +1,4 @@
-"""From encoded images of any size to uint8 images of one size, on the host (tf.data, tf.image)."""
+"""Decoding images of any size to uint8 images of one size, on the host (tf.data, tf.image)."""
 
 from typing import NamedTuple
 
@@ -9,31 +9,31 @@ from ml_collections import ConfigDict
 
 from crest_jax.config import MOST_PIXELS
 
-# Of an image's shorter side, what the central square has; the rest is margin.
+# The side of the central square as a fraction of an image's shorter side; the rest is margin.
 CENTRAL_PART = 0.875
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def check_pixels(height: int, width: int) -> None:
-    """Finds out whether an image is small enough to be decoded.
+    """Check that an image is small enough to be decoded.
 
-    A file of kilobytes may say that it has billions of pixels, and memory is taken for them before
-    it shows that they are not there.
+    A file of a few kilobytes may claim to have billions of pixels, and decoders allocate memory for
+    them before they find that the pixels are missing.
 
     Raises:
-      ValueError: it is not.
+      ValueError: The image has more than `MOST_PIXELS` pixels.
     """
     if height * width > MOST_PIXELS:
         raise ValueError(f"it must have no more than {MOST_PIXELS} pixels, not {height} x {width}")
 
 
 def _checked(image: tf.Tensor | bytes) -> tf.Tensor:
-    """The same, once its header has shown a JPEG or PNG that is small enough to be decoded."""
+    """Return the image once its header shows a JPEG or PNG that is small enough to be decoded."""
     return _no_larger_than(image, tf.constant(MOST_PIXELS, tf.int64))
 
 
-# Traced once, and not for every data set.
+# The input signature makes TensorFlow trace this once, and not for every data set.
 @tf.function(
     input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64)], autograph=False
 )
@@ -55,10 +55,10 @@ def _no_larger_than(image: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
 
 
 class View(NamedTuple):
-    """What a model sees of an image."""
+    """How an image is cropped, resized and converted before a model sees it."""
 
-    size: int = 0  # side in pixels of the square that it becomes; 0 for images as they are stored
-    crop: str = "none"  # which part of it, one of `config.CROPS`
+    size: int = 0  # side in pixels of the resulting square; 0 for images as they are stored
+    crop: str = "none"  # which part of the image is used, one of `config.CROPS`
     channels: int = 3  # of the square: 1 for grey, 3 for colour
 
 
@@ -66,12 +66,12 @@ AS_STORED = View()
 
 
 def view_of(data: ConfigDict, channels: int) -> View:
-    """The view that a config's `data` asks for, of images with this many channels."""
+    """Return the view that a config's `data` asks for, of images with this many channels."""
     return View(data.image_size, data.crop, channels)
 
 
 def evaluated(image: tf.Tensor | bytes, view: View) -> UInt8[tf.Tensor, "height width channels"]:
-    """Decodes an image as evaluations see it, which is the same whenever they do."""
+    """Decode an image as evaluations see it, the same every time."""
     if not view.size:
         return stored(image)
     if view.crop == "none":
@@ -83,11 +83,11 @@ def fitted(
     image: UInt8[np.ndarray, "height width channels"] | UInt8[tf.Tensor, "height width channels"],
     view: View,
 ) -> UInt8[tf.Tensor, "{view.size} {view.size} channels"]:
-    """Resize a decoded image as evaluations see it.
+    """Crop and resize a decoded image as evaluations see it.
 
     Args:
-      image: of any height and width.
-      view: of a size.
+      image: a decoded image of any height and width.
+      view: a view whose size is not 0.
     """
     pixels = tf.convert_to_tensor(image)
     if view.crop == "none":
@@ -98,12 +98,12 @@ def fitted(
 def trained_on(
     image: tf.Tensor | bytes, view: View, seed: Int[tf.Tensor, "2"]
 ) -> UInt8[tf.Tensor, "height width channels"]:
-    """Decodes an image as a step sees it.
+    """Decode an image as a training step sees it.
 
     Args:
       image: an encoded JPEG or PNG.
-      view: of it.
-      seed: which part of the image, where the view is a random one.
+      view: the view of the image.
+      seed: determines the part of the image where the view's crop is random.
     """
     if view.crop == "random":
         return random_resized_crop(image, view.size, seed, view.channels)
@@ -111,16 +111,16 @@ def trained_on(
 
 
 def stored(image: tf.Tensor | bytes) -> UInt8[tf.Tensor, "height width channels"]:
-    """Decodes a JPEG or PNG as it is."""
+    """Decode a JPEG or PNG as it is."""
     return tf.io.decode_image(_checked(image), expand_animations=False)
 
 
 def stored_16(image: bytes, channels: int) -> UInt16[tf.Tensor, "height width {channels}"]:
-    """Decodes a PNG of 16 bits a channel.
+    """Decode a PNG with 16 bits a channel.
 
     Args:
       image: an encoded PNG.
-      channels: 1, 3, or 4 with alpha.
+      channels: of the result: 1, 3, or 4 with alpha.
     """
     return tf.io.decode_png(_checked(image), channels=channels, dtype=tf.uint16)
 
@@ -128,7 +128,7 @@ def stored_16(image: bytes, channels: int) -> UInt16[tf.Tensor, "height width {c
 def whole(
     image: tf.Tensor | bytes, shape: tuple[int, int, int]
 ) -> UInt8[tf.Tensor, "height width channels"]:
-    """Decodes all of an image, and squeezes it into this height, width and number of channels."""
+    """Decode a whole image and squeeze it into this height, width and number of channels."""
     height, width, channels = shape
     pixels = tf.io.decode_image(_checked(image), channels=channels, expand_animations=False)
     return _resized(pixels, height, width)
@@ -137,7 +137,9 @@ def whole(
 def central(
     image: tf.Tensor | bytes, size: int, channels: int = 3
 ) -> UInt8[tf.Tensor, "{size} {size} {channels}"]:
-    """Decodes the square of `CENTRAL_PART` of the shorter side in an image's middle.
+    """Decode the central square of an image and resize it.
+
+    The side of the square is `CENTRAL_PART` of the image's shorter side.
 
     Args:
       image: an encoded JPEG or PNG.
@@ -163,15 +165,15 @@ def _central(
 def random_resized_crop(
     image: tf.Tensor | bytes, size: int, seed: Int[tf.Tensor, "2"], channels: int = 3
 ) -> UInt8[tf.Tensor, "{size} {size} {channels}"]:
-    """Decodes a random part of an image, resized.
+    """Decode a random part of an image and resize it.
 
     The part has 8 to 100 % of the image's area and an aspect ratio of 3/4 to 4/3 (Szegedy et al.,
-    2015). Of a JPEG only this part is decoded.
+    2015). Only this part of a JPEG is decoded.
 
     Args:
       image: an encoded JPEG or PNG.
       size: side of the result in pixels.
-      seed: which part; the same for the same seed.
+      seed: determines the part; the same seed gives the same part.
       channels: of the result, 1 or 3.
     """
     image = _checked(image)
@@ -192,7 +194,7 @@ def random_resized_crop(
 def _random_part(
     shape: Int[tf.Tensor, "3"], seed: Int[tf.Tensor, "2"]
 ) -> tuple[Int[tf.Tensor, "2"], Int[tf.Tensor, "2"]]:
-    """Offset, and height and width, of a random part of an image of this shape."""
+    """Return the offset (y, x) and the size (height, width) of a random part of an image."""
     offset, part, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         tf.zeros([1, 0, 4]),

@@ -1,9 +1,9 @@
-"""One's own images, from folders or lists of files.
+"""User-provided images, from folders or CSV files.
 
-Labeled images are a folder for each class, or a CSV file with the columns `path` and `label`;
-unlabeled ones any folder, or a CSV file with the column `path`. What a file is, its content says.
-What cannot be read is listed and left out. The others are copied if TensorFlow decodes them as they
-are, or made into PNG.
+Labeled images are given as a folder for each class, or as a CSV file with the columns `path` and
+`label`; unlabeled images as any folder, or as a CSV file with the column `path`. The content of a
+file determines its format. Files that cannot be read are listed and left out. The others are copied
+if TensorFlow can decode them as they are, and converted to PNG otherwise.
 """
 
 import csv
@@ -31,16 +31,18 @@ from crest_jax.data.provenance import File
 from crest_jax.data.sources import UNKNOWN, Example, Folders, Source, normal_name
 from crest_jax.errors import DataError
 
-# Decoders give way to each other. Each may hold a picture of `max_pixels`, so not more than that.
+# Decoders release the GIL, so threads run in parallel. Each may hold a picture of `max_pixels`, so
+# their number is limited.
 _THREADS = min(8, os.cpu_count() or 1)
-_AT_ONCE = 64  # files that are read before the first of them is handed on
-# What people call the parts of a data set, and hardly ever classes; those to train on come first.
+_AT_ONCE = 64  # number of files that are given to the threads together
+# Names that people give to the parts of a data set, but hardly ever to classes. The parts to train
+# on come first.
 _PARTS = (
     "train", "training", "labeled", "labelled", "test", "testing", "eval", "holdout", "val",
     "valid", "validation", "dev", "unlabeled", "unlabelled",
 )  # fmt: skip
 
-# Words that they are called so with, as in training_set or seg_train.
+# Words that are combined with these names, as in training_set or seg_train.
 _OF_PARTS = (
     "set",
     "split",
@@ -59,43 +61,44 @@ _Result = TypeVar("_Result")
 
 
 class _Listed(NamedTuple):
-    """A file by its name."""
+    """A file whose name is known, and whose content has not been read."""
 
     id: str
     path: Path
     class_name: str | None
-    by_list: bool = False  # a CSV file says that it is a picture
+    by_list: bool = False  # whether a CSV file names it, and thus says that it is a picture
 
 
 class _Found(NamedTuple):
-    """A file that has been looked into."""
+    """A picture file that has been read."""
 
     id: str
     path: Path
     label: int
     sha256: bytes
-    plain: bool  # whether its content is copied
+    plain: bool  # whether its content is copied unchanged
     note: Note
 
 
 class _Unreadable(NamedTuple):
-    """A file that is none of those pictures that can be read."""
+    """A file that cannot be read as a picture."""
 
     path: Path
     reason: str
-    kind: str | None  # that it seems to be, if it seems a picture
+    kind: str | None  # the format that it seems to have; None if it does not seem a picture
     is_damaged: bool  # whether it should have been readable
 
 
 def image_folder(folders: Folders) -> Source:
-    """Opens one's own images; ids are the files' paths, after the name of their set.
+    """Open user-provided images as a data set.
 
-    Every file is read once here, and once more when its example is.
+    The id of an example is the path of its file, after the name of its set. Every file is read once
+    here, and once more when its example is requested.
 
     Raises:
-      DataError: a folder or file is not there, or holds no images; its folders are parts of a data
-        set and no classes; a class has none that can be read, or is one of the test images' only;
-        or too many files are unreadable.
+      DataError: A folder or file does not exist or holds no images; the folders are parts of a data
+        set and not classes; a class has no readable image, or occurs only in the test images; or
+        too many files are unreadable.
     """
     listed = _listed(folders)
     class_names = _class_names(listed["labeled"])
@@ -149,14 +152,14 @@ def image_folder(folders: Folders) -> Source:
 
 
 def changes(folders: Folders, then: Mapping[str, File]) -> list[str]:
-    """Say what is no longer as it was when a run has read it; nothing if everything is.
+    """Describe what has changed since a run read the files; return an empty list if nothing has.
 
     Args:
       folders: where the files are now.
-      then: the files by their ids, from `provenance.read`.
+      then: the files as the run read them, by id, from `provenance.read`.
 
     Raises:
-      DataError: a folder or list is not there, or is none any more.
+      DataError: A folder or list does not exist, or is no longer a folder or list of images.
     """
     listed = {each.id: each for each in chain.from_iterable(_listed(folders).values())}
 
@@ -169,11 +172,11 @@ def changes(folders: Folders, then: Mapping[str, File]) -> list[str]:
     return provenance.changes(then, (_file(each, "") for each in listed.values()), digest)
 
 
-# What there is
+# Listing the files
 
 
 def _listed(folders: Folders) -> dict[str, list[_Listed]]:
-    """Return the files of each set that is given."""
+    """Return the files of each set for which the config names a place."""
     listed = {"labeled": _with_classes("labeled", folders.labeled)}
     if folders.test:
         listed["test"] = _with_classes("test", folders.test)
@@ -191,9 +194,9 @@ def _file(each: _Listed, sha256: str) -> File:
 
 
 def _with_classes(field: str, where: str) -> list[_Listed]:
-    """The files of a CSV file, or of folders by class, sorted.
+    """Return the files that a CSV file names, or those in the folders of the classes, sorted.
 
-    Those beside the folders are there too, without a class, if they are no pictures.
+    Files beside the folders are included without a class; none of them may be a picture.
     """
     place = _place(field, where)
     if _is_csv(place):
@@ -238,12 +241,12 @@ def _with_classes(field: str, where: str) -> list[_Listed]:
 
 
 def _may_be_of_a_class(path: Path) -> bool:
-    """Whether a file beside the folders of classes is a picture, or a link to a folder no more."""
+    """Return whether a file beside the class folders is a picture, or a broken link."""
     return bool(pictures.kind_by_looks(path)) or not (files.is_remote(path) or path.exists())
 
 
 def _without_classes(field: str, where: str) -> list[_Listed]:
-    """The files of a folder or CSV file, sorted."""
+    """Return the files in a folder, or those that a CSV file names, sorted."""
     place = _place(field, where)
     if _is_csv(place):
         return _of_csv(field, place, ("path",))
@@ -254,7 +257,7 @@ def _without_classes(field: str, where: str) -> list[_Listed]:
 
 
 def _below(field: str, place: Path, folder: Path, class_name: str | None) -> list[_Listed]:
-    """The files below a folder in the place of a set."""
+    """Return the files at any depth below a folder, which is the place of a set or inside it."""
     return [
         _Listed(f"{field}/{pictures.utf8(path.relative_to(place))}", path, class_name)
         for path in files.below(folder)
@@ -278,16 +281,17 @@ def _is_csv(place: Path) -> bool:
 
 
 def _of_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
-    """The files of a CSV file, sorted; their paths are relative to its folder.
+    """Return the files that a CSV file names, sorted; their paths are relative to its folder.
 
     Args:
-      field: of the config.
-      table: the file.
-      columns: that it must have. Where `label` is none of them it may be there, and is not read.
+      field: the field of the config's `data` that names the CSV file, which is also the set's name.
+      table: the CSV file.
+      columns: the columns that it must have. If `label` is not among them, it may be present and is
+        ignored.
 
     Raises:
-      DataError: it is no such table; or a line of it names no file, or no class, or one that an
-        earlier line has named. The message has the lines.
+      DataError: The file is not such a table; or a line names no existing file, no class, or a file
+        that an earlier line has named. The message gives the lines.
     """
     try:
         text = files.read_bytes(table).decode("utf-8-sig")
@@ -336,7 +340,7 @@ def _of_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
 
 
 def _named(folder: Path, name: str) -> Path:
-    """The file of this name; accents may be typed in another way than in the list."""
+    """Return the file of this name, whose accents may be encoded differently than in the list."""
     forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
     whole = name.startswith(("gs://", "~/"))
     paths = [files.given(each) if whole else folder / each for each in forms]
@@ -345,7 +349,7 @@ def _named(folder: Path, name: str) -> Path:
     return next((path for path in paths if path.exists()), paths[0])
 
 
-# Classes, by their names
+# Checking the names of classes
 
 
 def _class_names(listed: Iterable[_Listed]) -> tuple[str, ...]:
@@ -353,10 +357,10 @@ def _class_names(listed: Iterable[_Listed]) -> tuple[str, ...]:
 
 
 def _appearance(name: str) -> str:
-    """What names have in common that people may take for the same.
+    """Return a key that is the same for names that people may take for the same.
 
-    Case, white space, leading zeros of a whole number, letters that are not seen, and the forms of
-    a letter make no difference.
+    Case, white space, leading zeros of a whole number, invisible characters, and the Unicode forms
+    of a letter make no difference.
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     text = re.sub(r"(?<![\d.,])0+(?=\d)", "", text)
@@ -368,15 +372,16 @@ def _appearance(name: str) -> str:
 
 
 def _check_classes(where: str, labeled: Sequence[_Listed], class_names: Sequence[str]) -> None:
-    """Finds out whether the labeled images have classes, and warns of what may be none.
+    """Check the classes of the labeled images, and warn of those that may be a mistake.
 
     Args:
-      where: they are, as the config has it.
-      labeled: their files.
-      class_names: of these.
+      where: the place of the labeled images, as the config gives it.
+      labeled: the files of the labeled images.
+      class_names: the names of their classes.
 
     Raises:
-      DataError: there is one class alone; or they are parts of a data set; or a name is no text.
+      DataError: There is only one class, the classes are parts of a data set, or a name is not
+        valid text.
     """
     inner = _inner_folders(labeled)
     if len(class_names) < 2:
@@ -422,7 +427,7 @@ def _check_classes(where: str, labeled: Sequence[_Listed], class_names: Sequence
 
 
 def _part(name: str) -> int | None:
-    """Return the place in `_PARTS` of what a folder is called; None if it may be a class."""
+    """Return the index in `_PARTS` of a folder's name; None if the folder may be a class."""
     words = re.findall(r"[^\W\d_]+", name.casefold())
     places = [_PARTS.index(word) for word in words if word in _PARTS]
     if len(places) != 1 or set(words) - {_PARTS[places[0]], *_OF_PARTS}:
@@ -431,10 +436,10 @@ def _part(name: str) -> int | None:
 
 
 def _check_tested(where: str, test: Sequence[_Listed], class_names: Sequence[str]) -> None:
-    """Finds out whether the test images' classes are those of the labeled ones.
+    """Check that the test images have no class that the labeled images lack.
 
     Raises:
-      DataError: there are others.
+      DataError: The test images have such a class.
     """
     strange = sorted(set(_class_names(test)) - set(class_names))
     if not strange:
@@ -452,7 +457,7 @@ def _check_tested(where: str, test: Sequence[_Listed], class_names: Sequence[str
 
 
 def _inner_folders(listed: Sequence[_Listed]) -> dict[str, set[str]]:
-    """The names of the folders in each class's folder; none for a list."""
+    """Return the names of the folders inside each class's folder; none for a CSV file."""
     inner: dict[str, set[str]] = defaultdict(set)
     for each in listed:
         if each.class_name is not None and not each.by_list:
@@ -462,7 +467,7 @@ def _inner_folders(listed: Sequence[_Listed]) -> dict[str, set[str]]:
 
 
 def _has_pictures(listed: Sequence[_Listed], class_name: str) -> bool:
-    """Whether some are in the folder of a class itself, in no folder there."""
+    """Return whether the folder of a class holds pictures directly, not only in inner folders."""
     return any(
         each.class_name == class_name
         and each.id.count("/") == 2
@@ -472,7 +477,7 @@ def _has_pictures(listed: Sequence[_Listed], class_name: str) -> bool:
 
 
 def _one_too_high(field: str, where: str, inner: Mapping[str, set[str]]) -> str:
-    """What to do if the classes are the folders in a folder that was taken for a class."""
+    """Return advice for the case that the classes are the folders inside a supposed class."""
     for name, found in inner.items():
         if found:
             return (
@@ -483,7 +488,7 @@ def _one_too_high(field: str, where: str, inner: Mapping[str, set[str]]) -> str:
 
 
 def _warn_of_shared_folders(where: str, inner: Mapping[str, set[str]]) -> None:
-    """Says which folders are in several classes, and may be the classes."""
+    """Warn of inner folders that occur in several classes, and may themselves be the classes."""
     above = defaultdict(list)
     for name, found in inner.items():
         for folder in found:
@@ -507,26 +512,27 @@ def _inside(where: str, name: str) -> str:
 
 
 def _grouped(items: Iterable[_Item], key: Callable[[_Item], _Result]) -> dict[_Result, list[_Item]]:
-    """Items by what a function says of them."""
+    """Group items by the value that a function has for them."""
     groups: dict[_Result, list[_Item]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     return groups
 
 
-# What can be read
+# Reading the files
 
 
 def _readable(
     listed: dict[str, list[_Listed]], label_of: dict[str | None, int], folders: Folders
 ) -> tuple[dict[str, list[_Found]], list[File]]:
-    """Look into all files, and list those that cannot be read.
+    """Read all files, and list those that cannot be read as pictures.
 
     Returns:
-      The images of each set, and all files.
+      The readable images of each set, and all files, readable or not.
 
     Raises:
-      DataError: more than may be should have been readable, by their names or by how they begin.
+      DataError: More files than allowed cannot be read although a CSV file, their names or their
+        first bytes say that they are pictures.
     """
 
     def look(each: _Listed) -> tuple[File, _Found | _Unreadable]:
@@ -594,7 +600,7 @@ def _readable(
 
 
 def _list(unreadable: Sequence[_Unreadable], listing: Path) -> None:
-    """Writes the CSV file of files that cannot be read, or removes that of an earlier attempt."""
+    """Write the CSV file of unreadable files; without any, remove that of an earlier attempt."""
     if not unreadable:
         with files.writing(listing):
             if listing.exists():
@@ -607,10 +613,10 @@ def _list(unreadable: Sequence[_Unreadable], listing: Path) -> None:
 
 
 def _content(each: _Found, max_pixels: int) -> bytes:
-    """What records hold of a file.
+    """Return the content of an image as records hold it.
 
     Raises:
-      DataError: it is not as it was when it was looked into.
+      DataError: The file can no longer be read, or has changed since it was first read.
     """
     try:
         content = each.path.read_bytes()
@@ -624,14 +630,14 @@ def _content(each: _Found, max_pixels: int) -> bytes:
 
 
 def _in_parallel(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
-    """Maps a function over items by some threads, a few results ahead."""
+    """Map a function over items with several threads, and yield the results in order."""
     waiting = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
         while some := list(islice(waiting, _AT_ONCE)):
             yield from pool.map(function, some)
 
 
-# What is worth knowing of it
+# Warnings
 
 
 def _warn(
@@ -639,7 +645,7 @@ def _warn(
     splits: Mapping[str, Sequence[_Found]],
     class_names: Sequence[str],
 ) -> None:
-    """Says what is unusual about images that can be read."""
+    """Warn of anything unusual about the readable images."""
     everything = list(chain.from_iterable(found.values()))
     for said in pictures.remarks({each.id: each.note for each in everything}):
         logging.warning("%s", said)
@@ -648,11 +654,11 @@ def _warn(
 
 
 def _warn_of_copies(found: Mapping[str, Sequence[_Found]], class_names: Sequence[str]) -> None:
-    """Says which images are several times in a set, or belong to several classes."""
+    """Warn of images that occur several times in a set, or belong to several classes."""
     labeled = (each for each in chain.from_iterable(found.values()) if each.label != UNKNOWN)
     torn = []
     for copies in _grouped(labeled, lambda each: each.sha256).values():
-        of_label = {each.label: each.id for each in reversed(copies)}  # the first of each
+        of_label = {each.label: each.id for each in reversed(copies)}  # the first copy
         if len(of_label) > 1:
             names = [f"{name} ({class_names[label]})" for label, name in of_label.items()]
             torn.append(" = ".join(reversed(names)))
@@ -675,7 +681,7 @@ def _warn_of_copies(found: Mapping[str, Sequence[_Found]], class_names: Sequence
 
 
 def _warn_of_overlap(splits: Mapping[str, Sequence[_Found]]) -> None:
-    """Says which images are in two splits."""
+    """Warn of images that are in two splits."""
     of_split = {name: {each.sha256 for each in splits.get(name, ())} for name in (
         "train", "unlabeled", "test"
     )}  # fmt: skip

@@ -1,6 +1,6 @@
-"""Cutting a balanced train set to the long tail, and splitting it (paper section 4.1).
+"""Cut a balanced train set to a long tail, and split it (paper section 4.1).
 
-Pure NumPy on labels; images are somebody else's business.
+This is pure NumPy on labels; images are handled elsewhere.
 """
 
 import math
@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 
 from crest_jax.errors import DataError
 
-# Whether the unlabeled set's classes shrink as the labeled set's do, or the other way round.
+# Whether the class sizes of the unlabeled set decrease in the same order as those of the labeled
+# set, or in the reversed one.
 ORDERS = ("same", "reversed")
 
 
@@ -24,28 +25,28 @@ class Split(NamedTuple):
 
 
 def class_sizes(n_max: int, gamma: float, classes: int) -> Int[np.ndarray, " classes"]:
-    """`N_l = N_1 gamma^(-(l-1)/(L-1))`, rounded down (paper section 4.1).
+    """Return the sizes `N_l = N_1 gamma^(-(l-1)/(L-1))`, rounded down (paper section 4.1).
 
     Args:
       n_max: N_1, the size of the largest class.
-      gamma: imbalance ratio N_1 / N_L, at least 1.
-      classes: L.
+      gamma: The imbalance ratio N_1 / N_L, at least 1.
+      classes: L, the number of classes.
     """
     exponents = -np.arange(classes) / max(classes - 1, 1)
-    # The last class of gamma = 100 is 50, not the 49 that 50 - 1e-14 would be cut to.
+    # 1e-6: a rounding error must not make 49 examples of the 50 in the last class of gamma = 100.
     return np.floor(n_max * gamma**exponents + 1e-6).astype(np.int64)
 
 
 def ideal_distribution(gamma: float, classes: int) -> Float[np.ndarray, " classes"]:
-    """Return `gamma^(-(l-1)/(L-1))`, normalised: the long tail before its sizes are whole numbers.
+    """Return `gamma^(-(l-1)/(L-1))`, normalised: the long tail before its sizes are rounded.
 
-    The published CReST code takes it for p(y), in sampling rates and as alignment's target, where
-    the paper's words are that p(y) is estimated from the labeled set. With few labels the two
-    differ: `ceil(N_l beta)` makes the rare classes more frequent than they are.
+    The published CReST code uses it as p(y), in the sampling rates and as the target of
+    distribution alignment, while the paper says that p(y) is estimated from the labeled set. With
+    few labels the two differ: `ceil(N_l beta)` makes the rare classes more frequent than they are.
 
     Args:
-      gamma: imbalance ratio N_1 / N_L, at least 1.
-      classes: L.
+      gamma: The imbalance ratio N_1 / N_L, at least 1.
+      classes: L, the number of classes.
     """
     powers = gamma ** (-np.arange(classes) / max(classes - 1, 1))
     return powers / powers.sum()
@@ -54,11 +55,11 @@ def ideal_distribution(gamma: float, classes: int) -> Float[np.ndarray, " classe
 def by_fraction(
     sizes: Int[np.ndarray, " classes"], beta: float
 ) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
-    """How many of each class are labeled, `ceil(N_l beta)`, and how many are left unlabeled.
+    """Return how many examples of each class are labeled, `ceil(N_l beta)`, and unlabeled.
 
     Args:
-      sizes: N_l, of labeled and unlabeled together.
-      beta: the fraction that is labeled, in (0, 1].
+      sizes: N_l, the sizes of the classes, labeled and unlabeled examples together.
+      beta: The fraction that is labeled, in (0, 1].
     """
     # 1e-9: a rounding error must not make six labeled examples of 0.1 * 50.
     labeled = np.ceil(sizes * beta - 1e-9).astype(np.int64)
@@ -69,17 +70,19 @@ def by_fraction(
 def unlabeled_sizes(
     m_max: int, gamma: float, classes: int, order: str
 ) -> Int[np.ndarray, " classes"]:
-    """Sizes of an unlabeled set with a long tail of its own (DARP's protocol, paper Table 3).
+    """Return class sizes of an unlabeled set with a separate long tail.
+
+    This is the protocol of DARP (paper Table 3).
 
     Args:
-      m_max: M_1, the size of its largest class.
-      gamma: its imbalance ratio; 1 is uniform.
-      classes: L.
-      order: one of `ORDERS`. In reversed order the class that is rarest among the labeled examples
-        is the most frequent one here.
+      m_max: M_1, the size of the largest class of the unlabeled set.
+      gamma: The imbalance ratio of the unlabeled set; 1 is uniform.
+      classes: L, the number of classes.
+      order: One of `ORDERS`. In reversed order, the class that is rarest among the labeled examples
+        is the most frequent one in the unlabeled set.
 
     Raises:
-      ValueError: `order` is another.
+      ValueError: `order` is not one of `ORDERS`.
     """
     if order not in ORDERS:
         raise ValueError(f"order={order!r} is not one of {', '.join(ORDERS)}")
@@ -90,20 +93,23 @@ def unlabeled_sizes(
 def hold_out(
     labels: Int[np.ndarray, " examples"], fraction: float
 ) -> Bool[np.ndarray, " examples"]:
-    """Draws a part of each class, to test on; it is the same for every fold.
+    """Draw a part of each class to test on, which is the same for every fold.
 
-    Of a class with several examples at least one is held out and at least one is not; the only one
-    of a class is not.
+    If a class has several examples, at least one is held out and at least one is not; the only
+    example of a class is not held out.
 
     Args:
-      labels: class of every example.
-      fraction: of a class, in (0, 1).
+      labels: The class of every example.
+      fraction: The fraction of each class to hold out, in (0, 1).
+
+    Returns:
+      Whether each example is held out.
     """
     held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
-        # A draw of its own, so that the long tail is cut from the rest independently.
+        # Seeded differently from `split`, so that the long tail is cut from the rest independently.
         order = np.random.default_rng([1, label, 1]).permutation(rows)
         held_out[order[:count]] = True
     return held_out
@@ -121,24 +127,26 @@ def split(
 ) -> Split:
     """Draw the long-tailed train set, and from it the labeled, unlabeled and validation splits.
 
-    Which images belong to the long-tailed set does not depend on the fold, so that sets of several
-    folds differ in what is labeled and in nothing else; for one fold, a smaller labeled set is part
-    of a larger one of as many images in all. Per class, the first of a permutation seeded by the
-    fold are labeled, the next unlabeled, and the last `floor(validation_fraction * labeled)` of the
-    labeled ones are validation instead. Without a fold the rows are not permuted: the first of the
-    data set are labeled, which is the split of DARP (Kim et al., 2020) and its successors.
+    The images of the long-tailed set do not depend on the fold, so that different folds differ only
+    in which of these images are labeled. For a given fold and total size, a smaller labeled set is
+    part of a larger one. In each class, the first examples of a permutation seeded by the fold are
+    labeled and the next are unlabeled; the last `floor(validation_fraction * labeled)` of the
+    labeled ones are used for validation instead. Without a fold the rows are not permuted: the
+    first ones of the data set are labeled, as in the split of DARP (Kim et al., 2020) and its
+    successors.
 
     Args:
-      labels: class of every train example.
-      labeled_sizes: how many examples of each class to label.
-      unlabeled_sizes: how many to keep beside these.
-      fold: which permutation, 0, 1, 2, ...; None for no permutation.
-      order: all rows in the order that counts without a fold; their own by default.
-      validation_fraction: part of the labeled examples to validate on instead, in [0, 1).
-      class_names: names for the error message.
+      labels: The class of every train example.
+      labeled_sizes: How many examples of each class to label.
+      unlabeled_sizes: How many examples of each class to keep in addition, unlabeled.
+      fold: The number of the permutation, 0, 1, 2, ...; None for no permutation.
+      order: All rows, in the order to take them in without a fold; ascending by default.
+      validation_fraction: The fraction of the labeled examples to use for validation instead, in
+        [0, 1).
+      class_names: The names of the classes, for the error message.
 
     Raises:
-      DataError: a class has fewer examples than it must keep, or none that is labeled.
+      DataError: A class has fewer examples than it must keep, or would have no labeled example.
     """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in Split._fields}
     for label, (labeled, unlabeled) in enumerate(zip(labeled_sizes, unlabeled_sizes, strict=True)):
@@ -160,7 +168,7 @@ def split(
             shuffled = in_order[: labeled + unlabeled]
         else:
             kept = np.random.default_rng([label]).permutation(rows)[: labeled + unlabeled]
-            # From 1: a seed that ends in zeros is the same without them.
+            # `fold + 1`, since NumPy ignores zeros at the end of a seed.
             shuffled = np.random.default_rng([label, fold + 1]).permutation(kept)
         # 1e-9: a rounding error must not make 28 validation examples of 0.29 * 100.
         training = labeled - math.floor(labeled * validation_fraction + 1e-9)

@@ -1,7 +1,7 @@
-"""Picture files as people have them, made into files that TensorFlow decodes in one way.
+"""Normalising user-provided picture files, so that TensorFlow decodes all of them in the same way.
 
-Records hold what this makes of a file, and `crest_jax.predict` looks at it too: a model sees a
-picture as it saw those that it was trained on, whatever wrote the file.
+Records hold the normalised files, and `crest_jax.predict` normalises its input likewise: a model
+sees a picture as it saw those that it was trained on, whatever program wrote the file.
 """
 
 import io
@@ -27,7 +27,8 @@ from crest_jax.data.decode import View
 from crest_jax.errors import CrestError
 from crest_jax.schema import printable
 
-# How the files of pictures begin. Pillow's own tests take notes that begin with "BM" for a BMP.
+# The first bytes of picture files, by format. Pillow's own tests would take any text that begins
+# with "BM" for a BMP.
 _BEGINNINGS = {
     kind: re.compile(regex, re.DOTALL)
     for kind, regex in {
@@ -45,9 +46,9 @@ _BEGINNINGS = {
         "WEBP": rb"RIFF.{4}WEBP",
     }.items()
 }
-_HEAD = 256  # bytes that show it
-# Raster formats that Pillow decodes by itself, as it was built; others start further programs, are
-# icons, or begin like anything.
+_HEAD = 256  # number of bytes that are enough to recognise a format
+# The raster formats that this build of Pillow decodes by itself. Its other formats start external
+# programs, are icons, or have no distinctive first bytes.
 FORMATS = tuple(
     kind
     for kind, feature in {
@@ -56,37 +57,38 @@ FORMATS = tuple(
     }.items()
     if not feature or feature in features.get_supported()
 )  # fmt: skip
-# Of pictures that Pillow knows nothing of: telephones', cameras' and microscopes' own, drawings.
+# Endings of picture formats that Pillow does not know: those of phones, cameras, microscopes and
+# drawings.
 _OTHER_ENDINGS = (
     ".arw", ".cr2", ".cr3", ".czi", ".dcm", ".dng", ".heic", ".heif", ".hif", ".jxl", ".lif",
     ".nd2", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw", ".svg",
 )  # fmt: skip
-# What Pillow has endings of, and is no picture.
+# Formats that Pillow has endings for but that are not pictures.
 _NO_PICTURES = ("BUFR", "GRIB", "HDF5", "IPTC", "MPEG", "PDF")
-# MPO is a JPEG with more behind it, as telephones write them.
+# MPO is a JPEG followed by more data, as phones write it.
 _JPEG = ("JPEG", "MPO")
-_ORIENTATION = 0x0112  # in EXIF
-_TURNED = range(2, 9)
-# Where the header of a PNG has the bits of a channel, and whether there is colour.
+_ORIENTATION = 0x0112  # tag of EXIF
+_TURNED = range(2, 9)  # its values for pictures that are not upright
+# Offsets in a PNG of the bits per channel and of the colour type, and the types without colour.
 _PNG_BIT_DEPTH = 24
 _PNG_COLOUR_TYPE = 25
 _PNG_GREY = (0, 4)
-# Tags of TIFF.
+# TIFF tags.
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANES = 254, 258, 262, 284
 _LARGEST_VALUES = (341, 281)  # SMaxSampleValue, MaxSampleValue
 _DNG_VERSION = 50706
-# Orders of bytes, as Pillow calls them: little, big and the machine's own.
+# The opposite of each byte order, in Pillow's letters: little, big and native.
 _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
-# What sensors give, in samples of 16 bits.
+# Bit depths of sensors whose values are stored in 16-bit samples.
 _DEPTHS = (8, 10, 12, 14, 16)
-_NAMED = 3  # of a number of like things, in a message
+_NAMED = 3  # how many names a message lists before it counts the rest
 
 
 class Note(NamedTuple):
-    """What should be said of how a file was read."""
+    """What users should know about how a file was read."""
 
-    guessed_bits: int | None = None  # that its 16-bit values were taken to have
-    first_of_several: bool = False  # there are more pictures in it, which are not looked at
+    guessed_bits: int | None = None  # significant bits that its 16-bit values were assumed to have
+    first_of_several: bool = False  # whether it holds more pictures, which are ignored
 
 
 class Seen(NamedTuple):
@@ -97,7 +99,7 @@ class Seen(NamedTuple):
 
 
 def kind_of(head: bytes) -> str | None:
-    """Returns the format of a file that begins so, be it read or not; None if it is no picture."""
+    """Return the format of a file with this head, supported or not; None if it is no picture."""
     kinds = (kind for kind, regex in _BEGINNINGS.items() if regex.match(head))
     return next(kinds, None)
 
@@ -111,7 +113,7 @@ def _kind_of_ending(ending: str) -> str | None:
 
 
 def kind_by_looks(path: Path) -> str | None:
-    """Return the format that a file's name or beginning promises; None if it seems no picture."""
+    """Return the format that a file's name or head suggests; None if it does not seem a picture."""
     by_name = _kind_of_ending(path.suffix.lower())
     if by_name in FORMATS:
         return by_name
@@ -123,13 +125,13 @@ def kind_by_looks(path: Path) -> str | None:
 
 
 def content_of(path: Path) -> bytes:
-    """Returns the content of a file, or only its beginning if it is in none of `FORMATS`.
+    """Return the content of a file, or only its first bytes if its format is not in `FORMATS`.
 
-    Other things that lie in a folder of pictures, such as films, may be too large to be read.
+    Other files in a folder of pictures, such as films, may be too large to be read.
 
     Raises:
-      ValueError: it is no file; the message is the reason.
-      OSError, tf.errors.OpError: it cannot be read.
+      ValueError: The path is not a regular file; the message is the reason.
+      OSError, tf.errors.OpError: The file cannot be read.
     """
     with _opened(path) as file:
         head = file.read(_HEAD)
@@ -137,30 +139,30 @@ def content_of(path: Path) -> bytes:
 
 
 def _opened(path: Path) -> BinaryIO:
-    # To open a named pipe would wait for ever; and `Path.is_file` says that it is a file.
+    # Opening a named pipe would block forever, and `Path.is_file` takes it for a file.
     if not files.is_remote(path) and not os.path.isfile(path):  # noqa: PTH113
         raise ValueError("it is a link that leads nowhere, or no file")
     return path.open("rb")
 
 
 def utf8(path: Path) -> str:
-    """Return a path as text that can be written down in a line, whatever its bytes are."""
+    """Return a path as valid text that fits on one line, whatever its bytes are."""
     text = path.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
     return re.sub(r"[\x00-\x1f\x7f]", lambda found: printable(found[0]), text)
 
 
 def some(names: Sequence[str], between: str = ", ") -> str:
-    """Returns the first names, as a terminal may be given them, and how many more there are."""
+    """Return the first few names, escaped for a terminal, and the number of the others."""
     more = len(names) - _NAMED
     shown = between.join(map(printable, names[:_NAMED]))
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def remarks(notes: Mapping[str, Note]) -> Iterator[str]:
-    """Says what users should know of how pictures were read.
+    """Yield what users should know about how pictures were read.
 
     Args:
-      notes: by the name of the file.
+      notes: the notes on the pictures, by file name.
     """
     guessed = {name: note.guessed_bits for name, note in notes.items() if note.guessed_bits}
     counts = Counter(guessed.values())
@@ -180,25 +182,29 @@ def remarks(notes: Mapping[str, Note]) -> Iterator[str]:
 
 
 def normalised(content: bytes, *, max_pixels: int, grey: bool = False) -> bytes:
-    """Returns a picture as `read` does, without the note."""
+    """Return the picture that `read` returns, without the note."""
     return read(content, max_pixels=max_pixels, grey=grey)[0]
 
 
 def read(content: bytes, *, max_pixels: int, grey: bool = False) -> tuple[bytes, Note]:
-    """Returns a picture as a JPEG or PNG of 8 bits a channel, grey or RGB, upright and opaque.
+    """Return a picture as an upright and opaque JPEG or PNG, grey or RGB, of 8 bits a channel.
 
-    One that is so already is returned as it is. Of several in a file this is the first; what is
-    transparent becomes white; colour profiles are not looked at. Values of 16 bits keep the upper 8
-    of those bits that count: of as many as the file says (sBIT in a PNG, SMaxSampleValue or
-    MaxSampleValue in a TIFF), or else of the fewest of `_DEPTHS` that hold the largest value.
+    A picture that is in this form already is returned unchanged. Only the first of several pictures
+    in a file is read, transparency becomes white, and colour profiles are ignored. 16-bit values
+    keep the upper 8 of their significant bits: of as many as the file states (sBIT in a PNG,
+    SMaxSampleValue or MaxSampleValue in a TIFF), or else of the fewest of `_DEPTHS` that hold the
+    largest value.
 
     Args:
-      content: of the file.
-      max_pixels: a picture of more is not decoded.
-      grey: whether to make it grey.
+      content: the content of the file.
+      max_pixels: the largest number of pixels; a picture with more is not decoded.
+      grey: whether to convert the picture to grey.
+
+    Returns:
+      The content of the JPEG or PNG, and a note on how the picture was read.
 
     Raises:
-      ValueError: it cannot be; the message is the reason.
+      ValueError: The picture cannot be read; the message is the reason.
     """
     kind = kind_of(content[:_HEAD])
     if kind is None:
@@ -224,33 +230,33 @@ def read(content: bytes, *, max_pixels: int, grey: bool = False) -> tuple[bytes,
         grey = grey or shallow.mode in ("1", "L", "LA", "La")
         opaque = _opaque(shallow).convert("L" if grey else "RGB")
         file = io.BytesIO()
-        # Anew from its pixels: without the profile and remarks of the original.
+        # Built from the pixels alone, to leave out the profile and comments of the original.
         Image.fromarray(np.asarray(opaque)).save(file, "PNG", compress_level=1)
         return file.getvalue(), Note(guessed_bits, several)
 
 
 def check_decodes(content: bytes) -> None:
-    """Finds out whether a JPEG or PNG is whole.
+    """Check that a JPEG or PNG is complete.
 
     Raises:
-      ValueError: TensorFlow does not decode it.
+      ValueError: TensorFlow cannot decode it.
     """
     with _reasoned("JPEG or PNG"):
         decode.stored(content)
 
 
 def seen(content: bytes, shape: tuple[int, int, int], view: View, *, max_pixels: int) -> Seen:
-    """Returns a picture as evaluations see those of a data set.
+    """Return a picture as evaluations see the images of a data set.
 
     Args:
-      content: of the file.
-      shape: height, width and channels of the data set's images. Where they are as they are stored,
-        a picture of another shape is squeezed into this.
-      view: of the data set's images.
-      max_pixels: a picture of more is not decoded.
+      content: the content of the file.
+      shape: height, width and channels of the data set's images. Where the view is of images as
+        they are stored, a picture of another shape is squeezed into this one.
+      view: the view of the data set's images.
+      max_pixels: the largest number of pixels; a picture with more is not decoded.
 
     Raises:
-      ValueError: it cannot be read; the message is the reason.
+      ValueError: The picture cannot be read; the message is the reason.
     """
     image, note = read(content, max_pixels=max_pixels, grey=shape[-1] == 1)
     with _reasoned("JPEG or PNG"):
@@ -259,40 +265,40 @@ def seen(content: bytes, shape: tuple[int, int, int], view: View, *, max_pixels:
 
 
 def _is_plain(image: Image.Image, content: bytes) -> bool:
-    """Whether a grey or RGB picture needs nothing done to it."""
+    """Return whether a grey or RGB picture can be used unchanged."""
     of_8_bits = image.format in _JPEG or (image.format == "PNG" and content[_PNG_BIT_DEPTH] == 8)
     return of_8_bits and not image.has_transparency_data and not _is_turned(image)
 
 
 def _is_turned(image: Image.Image) -> bool:
-    """Whether EXIF says so; where it says nothing that can be read, the picture is as it is."""
+    """Return whether EXIF says that a picture is not upright; unreadable EXIF counts as no."""
     try:
         return image.getexif().get(_ORIENTATION) in _TURNED
-    except CrestError:  # SIGTERM
+    except CrestError:  # raised on SIGTERM
         raise
     except Exception:
         return False
 
 
 def _is_one_of_several(image: Image.Image) -> bool:
-    """Whether there are more pictures in the file, as far as that can be read."""
+    """Return whether the file holds several pictures; False if that cannot be read."""
     try:
         return getattr(image, "is_animated", False)
-    except CrestError:  # SIGTERM
+    except CrestError:  # raised on SIGTERM
         raise
     except Exception:
         return False
 
 
 def _begins_with_a_preview(image: Image.Image, content: bytes) -> bool:
-    """Whether a TIFF is a camera's raw file, whose first picture is a small one."""
+    """Return whether a TIFF is a camera's raw file, whose first picture is a small preview."""
     tags = image.tag_v2
     return bool(tags.get(_SUBFILE_TYPE, 0) & 1) or _DNG_VERSION in tags or content[8:10] == b"CR"
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """The image on white where it is transparent."""
-    if image.mode == "La":  # which Pillow converts to nothing else
+    """Return the image on a white background where it is transparent."""
+    if image.mode == "La":  # Pillow converts it to nothing but LA
         image = image.convert("LA")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -300,28 +306,28 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image
 
 
-# Samples of 16 bits
+# 16-bit samples
 
 
 class _Deep(NamedTuple):
-    """A picture of 16 bits a channel."""
+    """A picture with 16 bits a channel."""
 
     samples: UInt16[np.ndarray, "height width channels"]
-    mode: str  # that Pillow has for 8 bits
-    said_bits: int | None = None  # how many bits count, if the file says so
+    mode: str  # Pillow's mode for the same channels of 8 bits
+    said_bits: int | None = None  # number of significant bits, if the file states it
     negative: bool = False  # whether white is 0
 
     @property
     def colours(self) -> UInt16[np.ndarray, "height width colours"]:
-        """All but alpha; in mode RGBa that is on the scale of the others."""
+        """The samples without alpha, unless it has the scale of the colours (mode RGBa)."""
         return self.samples[..., :-1] if self.mode in ("LA", "RGBA") else self.samples
 
 
 def _of_8_bits(image: Image.Image, content: bytes) -> tuple[Image.Image, int | None]:
-    """The image with 8 bits a channel; and how many bits of 16 were taken to count by a guess.
+    """Return the image with 8 bits a channel, and the number of significant bits if guessed.
 
     Raises:
-      ValueError: it has more than 16 bits, or cannot be decoded.
+      ValueError: The image has 32-bit or signed pixels, or cannot be decoded.
     """
     deep = _deep(image, content)
     if deep is None:
@@ -347,7 +353,7 @@ def _of_8_bits(image: Image.Image, content: bytes) -> tuple[Image.Image, int | N
 
 
 def _bits(samples: UInt16[np.ndarray, "..."], said: int | None) -> int:
-    """How many bits of samples count: as many as is said, if these hold them, or a guess."""
+    """Return how many bits are significant: as stated if they hold the samples, or a guess."""
     largest = int(samples.max(initial=0))
     if said is not None and largest < 1 << said:
         return said
@@ -357,18 +363,19 @@ def _bits(samples: UInt16[np.ndarray, "..."], said: int | None) -> int:
 def _narrow(
     samples: UInt16[np.ndarray, "..."], bits: int, pixels: UInt8[np.ndarray, "..."]
 ) -> None:
-    """Sets pixels to the upper 8 of so many bits of samples."""
+    """Set `pixels` to the upper 8 of the `bits` significant bits of the samples."""
     np.right_shift(samples, bits - 8, out=pixels, casting="unsafe")
 
 
 def _deep(image: Image.Image, content: bytes) -> _Deep | None:
-    """The samples of a picture that has 16 bits a channel; None if it has not.
+    """Return the samples of a picture with 16 bits a channel; None for any other picture.
 
     Raises:
-      ValueError: Pillow does not decode it, or wrongly.
+      ValueError: The picture cannot be decoded, or Pillow would decode it wrongly.
     """
     if image.format == "PNG" and content[_PNG_BIT_DEPTH] == 16:
-        # Of colours Pillow has the upper 8 bits only, and of greys no transparency.
+        # TensorFlow decodes these, since Pillow keeps only the upper 8 bits of colours, and no
+        # transparency of greys.
         is_grey = content[_PNG_COLOUR_TYPE] in _PNG_GREY
         if image.has_transparency_data:
             samples = decode.stored_16(content, 4).numpy()
@@ -377,17 +384,17 @@ def _deep(image: Image.Image, content: bytes) -> _Deep | None:
             samples = decode.stored_16(content, 1 if is_grey else 3).numpy()
             deep = _Deep(samples, "L" if is_grey else "RGB")
         said = _significant_bits(content)
-        # Where values need more, they were scaled to 16 bits, as PNG's standard wants it.
+        # Values that exceed the stated bits were scaled to 16 bits, as the PNG standard demands.
         if said is not None and int(deep.colours.max()) >= 1 << said:
             said = 16
         return deep._replace(said_bits=said)
-    # Of some files Pillow has the 16 bits in 32.
+    # Pillow holds the 16-bit samples of some files in 32-bit pixels.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         samples = np.asarray(image).astype(np.uint16)[..., None]
         if image.format == "TIFF":
             negative = image.tag_v2.get(_PHOTOMETRIC, 0) == 0
             return _Deep(samples, "L", _largest_bits(image), negative)
-        return _Deep(samples, "L", 16)  # to which Pillow has scaled it
+        return _Deep(samples, "L", 16)  # Pillow has scaled the values to 16 bits
     if image.format == "TIFF" and max(image.tag_v2.get(_BITS, (0,))) == 16:
         if image.tag_v2.get(_PLANES) == 2:
             raise ValueError("its 16-bit colours are in planes of their own: convert it to PNG")
@@ -396,7 +403,10 @@ def _deep(image: Image.Image, content: bytes) -> _Deep | None:
 
 
 def _significant_bits(png: bytes) -> int | None:
-    """What the chunk sBIT of a PNG says of grey, or of red, green and blue."""
+    """Return the number of significant bits that a PNG's sBIT chunk states; None without one.
+
+    It is that of grey, or the largest of red, green and blue, clamped to [8, 16].
+    """
     place = 8
     while place + 8 <= len(png):
         length, kind = struct.unpack_from(">I4s", png, place)
@@ -410,7 +420,10 @@ def _significant_bits(png: bytes) -> int | None:
 
 
 def _largest_bits(tiff: Image.Image) -> int | None:
-    """What a TIFF says of its values: in fewer than 16 bits they are, or by the largest one."""
+    """Return the number of significant bits that a TIFF states; None if it states none.
+
+    It states fewer than 16 bits a sample, or the largest value.
+    """
     stored = max(tiff.tag_v2.get(_BITS, (16,)))
     if stored < 16:
         return max(8, stored)
@@ -425,11 +438,11 @@ def _largest_bits(tiff: Image.Image) -> int | None:
 def _colours_of_a_tiff(
     image: Image.Image, content: bytes
 ) -> tuple[UInt16[np.ndarray, "height width channels"], str]:
-    """The samples of a TIFF of 16-bit colours, and their mode.
+    """Return the samples of a TIFF with 16-bit colours, and their mode.
 
-    Pillow decodes the upper bytes; told that the order of bytes is the other one, the lower ones.
+    Pillow decodes only the upper bytes; told the opposite byte order, it decodes the lower ones.
     """
-    # Not divided by alpha, which is to be done with all the bits.
+    # Keep Pillow from dividing by alpha: that is possible only once both bytes are put together.
     raw_mode = _raw_mode(image)
     upper = raw_mode.replace("a", "A")
     mode = image.mode if upper == raw_mode else "RGBa"
@@ -446,16 +459,19 @@ def _decoded(tiff: Image.Image, raw_mode: str) -> UInt8[np.ndarray, "height widt
 
 
 def _raw_mode(tiff: Image.Image) -> str:
-    """How Pillow is to decode a TIFF, such as RGB;16L, whose last letter is the order of bytes."""
+    """Return Pillow's raw mode for a TIFF, such as RGB;16L; its last letter is the byte order."""
     return tiff.tile[0].args[0]
 
 
 @contextmanager
 def _reasoned(kind: str) -> Iterator[None]:
-    """Turns whatever decoders of a format raise, which is much, into a ValueError that says why."""
+    """Turn any exception in the block into a ValueError that gives the reason.
+
+    Decoders raise exceptions of many types.
+    """
     try:
         yield
-    except CrestError:  # SIGTERM
+    except CrestError:  # raised on SIGTERM
         raise
     except UnidentifiedImageError as error:
         raise ValueError(f"it is damaged, or a {kind} of a kind that is not read") from error

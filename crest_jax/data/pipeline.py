@@ -1,11 +1,10 @@
 """Streams of raw uint8 batches (tf.data) that can start at any step.
 
 A stream has no state to save. It is the concatenation of epochs, each a permutation of the N
-examples that is computed from the seed and the epoch's number. Step s begins at example
-s * batch_size of it, whatever came before: a run that continues sees the batches that it would have
-seen anyway, after computing one permutation. With resampling every step draws its labeled examples
-anew, from the seed and the step's number. Random crops are made from the seed and the place in the
-stream.
+examples that is computed from the seed and the epoch number. Step s always begins at example
+s * batch_size of the stream, so a resumed run computes one permutation and then sees the same
+batches as an uninterrupted run. With resampling, every step draws its labeled examples from the
+seed and the step number. Random crops depend on the seed and the position in the stream.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,16 +19,16 @@ from crest_jax.data.records import Encoded, Images
 
 
 class Batch(NamedTuple):
-    """What one step trains on."""
+    """The examples of one training step."""
 
     labeled: UInt8[np.ndarray, "labeled height width channels"]
     labels: Int[np.ndarray, " labeled"]
     unlabeled: UInt8[np.ndarray, "unlabeled height width channels"]
-    # Which of all unlabeled examples these are.
+    # The indices of these examples among all unlabeled ones.
     unlabeled_rows: Int[np.ndarray, " unlabeled"]
 
 
-# There is no Python to be made into TensorFlow here, for which AutoGraph would write files.
+# Nothing here needs AutoGraph, which would write files to convert Python into TensorFlow code.
 @tf.autograph.experimental.do_not_convert
 def batches(
     labeled: Images | Encoded,
@@ -45,24 +44,24 @@ def batches(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """Yields the batches of steps `start` to `stop - 1`.
+    """Yield the batches of steps `start` to `stop - 1`.
 
-    The labeled and the unlabeled stream are reshuffled each epoch, each with a seed of its own.
-    A set smaller than a batch is repeated until it fills one.
+    The labeled and the unlabeled stream are reshuffled every epoch, with different seeds. A set
+    smaller than a batch is repeated until it fills one.
 
     Args:
-      labeled: the labeled set of this generation.
-      unlabeled: all training images; their labels are not looked at.
-      batch_size: labeled examples of the global batch.
-      unlabeled_ratio: unlabeled examples for each labeled one; 0 for batches without any.
-      seed: the run's.
-      generation: from 0; each has an order of its own.
-      start: first step.
-      stop: one past the last step.
-      labeled_probabilities: where given, each labeled example is drawn with them, independently and
-        with replacement, instead of epoch by epoch.
-      process: which host this is; it gets its contiguous part of the global batch.
-      processes: how many hosts there are; they divide `batch_size`.
+      labeled: The labeled set of this generation.
+      unlabeled: The images of the unlabeled stream; their labels are ignored.
+      batch_size: The number of labeled examples in the global batch.
+      unlabeled_ratio: The number of unlabeled examples per labeled one; 0 for none.
+      seed: The seed of the run.
+      generation: The generation, from 0; each has its own order.
+      start: The first step.
+      stop: One past the last step.
+      labeled_probabilities: If given, labeled examples are drawn with these probabilities,
+        independently and with replacement, instead of epoch by epoch.
+      process: The index of this host, which gets its contiguous part of the global batch.
+      processes: The number of hosts; must divide `batch_size`.
     """
 
     def stream(order: int, examples: int, size: int) -> tf.data.Dataset:
@@ -72,7 +71,7 @@ def batches(
         size = rows.shape[0] // processes
         return rows[process * size : (process + 1) * size]
 
-    # Each stream of each generation has an order of its own.
+    # Each stream of each generation has its own order.
     orders = (2 * generation, 2 * generation + 1)
     if labeled_probabilities is None:
         labeled_stream = stream(orders[0], len(labeled.ids), batch_size)
@@ -114,14 +113,14 @@ def batches(
 def _looked_up(
     split: Images | Encoded, size: int, first: int, *, seed: int, order: int
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Returns what gives a host's images of a step from their rows.
+    """Return a function that maps a step and the rows of a host's examples to their images.
 
     Args:
-      split: that they are of.
-      size: of the global batch.
-      first: where in it the host's part begins.
-      seed: the run's.
-      order: of the stream.
+      split: The split that the rows index.
+      size: The number of this stream's examples in the global batch.
+      first: The position in the global batch where the host's part begins.
+      seed: The seed of the run.
+      order: The number of the stream's order.
     """
     images = tf.constant(split.images)
     if isinstance(split, Images):
@@ -145,10 +144,11 @@ def _looked_up(
 def _shuffled(
     examples: int, size: int, *, seed: int, order: int, start: int, stop: int
 ) -> tf.data.Dataset:
-    """Rows of the examples of steps `start` to `stop - 1`, each of shape [size].
+    """Return a data set of the rows of steps `start` to `stop - 1`, each of shape [size].
 
-    A stateless shuffle of each epoch, not `index_shuffle`, which computes single places of a
-    permutation: that keeps 8 bits of each seed, so that orders return after 256 epochs.
+    This uses a stateless shuffle of each epoch rather than `index_shuffle`, which computes single
+    positions of a permutation but keeps only 8 bits of each seed, so that orders would repeat after
+    256 epochs.
     """
     first, skipped = divmod(start * size, examples)
     epochs = tf.data.Dataset.range(first, -(-stop * size // examples))
@@ -171,9 +171,9 @@ def _drawn(
     start: int,
     stop: int,
 ) -> tf.data.Dataset:
-    """Rows of independent draws for steps `start` to `stop - 1`, each of shape [size]."""
+    """Return a data set of independently drawn rows, of shape [size] for each step."""
     cumulative = np.cumsum(probabilities)
-    # Rounding must leave no gap above the last of them, into which a draw could fall.
+    # Rounding must not leave a gap below 1 into which a draw could fall.
     cumulative[np.flatnonzero(probabilities)[-1] :] = 1.0
 
     def draw(step: tf.Tensor) -> tf.Tensor:

@@ -1,8 +1,8 @@
-"""What one's own files were when a run read them, and whether they still are.
+"""Record the user-provided files that a run has read, and find out whether they have changed.
 
-A run keeps the images that it has read, and its results are of these. Files may be added, exchanged
-or removed since: the same command then says so, instead of showing results as if they were of what
-there is now.
+A run keeps the images that it has read, and its results are for these. If files are added, replaced
+or removed later, the same command says so, instead of showing the results as if they were for the
+present files.
 """
 
 import csv
@@ -20,24 +20,25 @@ TABLE = "files.csv"
 
 
 class File(NamedTuple):
-    """A file as it was when it was looked into, whether or not it could be read."""
+    """The state of a file when a run looked at it, whether or not it could be read."""
 
     id: str
     class_name: str  # empty if it has none
-    # Bytes and nanoseconds of the last change, on a disk; 0 in a bucket, where to ask takes long.
+    # The size in bytes and the time of the last change in nanoseconds, on a disk; both are 0 in a
+    # bucket, where asking for them takes long.
     size: int
     modified: int
-    sha256: str  # of what was read of it; empty if nothing could be
+    sha256: str  # of the content that was read; empty if nothing could be read
 
 
 def write(table: Path, seen: Sequence[File]) -> None:
     """Write a table of files.
 
     Raises:
-      WorkdirError: it cannot be written.
+      WorkdirError: The table cannot be written.
     """
     lines = io.StringIO()
-    # All are quoted, since a carriage return alone would not be.
+    # Quote all values, since the writer would not quote one with only a carriage return in it.
     writer = csv.writer(lines, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerows([File._fields, *seen])
     files.write_text(table, lines.getvalue())
@@ -47,7 +48,7 @@ def read(table: Path) -> dict[str, File]:
     """Return the files of a table by their ids.
 
     Raises:
-      DataError: the table is missing or damaged.
+      DataError: The table is missing or damaged.
     """
     try:
         text = files.read_bytes(table).decode()
@@ -66,12 +67,13 @@ def read(table: Path) -> dict[str, File]:
 def changes(
     then: Mapping[str, File], now: Iterable[File], digest: Callable[[File], str]
 ) -> list[str]:
-    """Say what is no longer as it was; nothing if everything is.
+    """Return descriptions of how files have changed; an empty list if none has.
 
     Args:
-      then: the files by their ids.
-      now: the files that there are, whose digests are not known yet.
-      digest: gives that of a file. It is asked for where the size or the time has changed.
+      then: The files that the run has read, by their ids.
+      now: The present files, whose digests are not known yet.
+      digest: Returns the digest of a file. It is only called if the time of the last change differs
+        and the size does not.
     """
     ids: dict[str, list[str]] = {name: [] for name in ("new", "gone", "changed", "moved")}
     left = dict(then)

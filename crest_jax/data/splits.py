@@ -1,6 +1,6 @@
 """The splits of an experiment: written once from its source, read back for every run.
 
-Sources give images and labels, `long_tail` decides which are what, `records` keeps them.
+`sources` provides images and labels, `long_tail` assigns them to splits, and `records` stores them.
 """
 
 import hashlib
@@ -23,33 +23,33 @@ from crest_jax.data.stream import Parts
 from crest_jax.errors import ConfigError, DataError, UnavailableError
 from crest_jax.layout import RunFolder
 
-# What says which data set, and which images of it, splits were made of.
+# The file that identifies the data set, and the images of it, that the splits were made of.
 SOURCE = "source.json"
 NAMES = ("labeled", "unlabeled", "test", "validation")
-# Images whose bytes stand for those of all.
+# The number of images from which the size of all is estimated.
 _FEW = 256
-# What evaluation and scoring look at in one go, in images, of a split that does not fit in memory.
+# The number of images that evaluation and scoring load at a time from a split that is streamed.
 PART = 4096
 
 
 class Split(NamedTuple):
-    """One of them."""
+    """One split of an experiment."""
 
     examples: int
-    per_class: Int[np.ndarray, " classes"] | None  # None where their classes are not known
-    # All of it in memory, or a part at a time, read anew whenever asked for.
+    per_class: Int[np.ndarray, " classes"] | None  # None if the classes are not known
+    # Either the whole split in memory, or parts that are read again on every iteration.
     parts: Iterable[Images]
 
     @property
     def images(self) -> Images:
-        """All of it in memory."""
+        """The whole split, in memory."""
         whole, *more = self.parts
         for part in more:
             whole = whole + part
         return whole
 
     def share(self, host: int, hosts: int) -> Iterable[Images]:
-        """What a host is to look at: a contiguous part; in the order of the hosts, they are all."""
+        """Return a host's contiguous share; the shares in the order of hosts make up the split."""
         if isinstance(self.parts, Parts):
             return self.parts.share(host, hosts)
         if hosts == 1:
@@ -59,7 +59,7 @@ class Split(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What a run has; what a generation trains on is read anew from its own folder."""
+    """The splits of a run; a generation reads its own labeled set from its own folder."""
 
     labeled: Split
     unlabeled: Split
@@ -70,22 +70,22 @@ class Splits(NamedTuple):
 
     @property
     def labeled_distribution(self) -> Float[np.ndarray, " classes"]:
-        """What part of the original labeled set each class is, by its counts."""
+        """The fraction of the original labeled set that each class makes up, by its counts."""
         return self.labeled.per_class / self.labeled.examples
 
 
 class Sizes(NamedTuple):
-    """What splits will be or are, without their images."""
+    """The sizes of existing or planned splits, without their images."""
 
-    # Of each split, by its name.
+    # These three are by the name of the split.
     examples: dict[str, int]
     per_class: dict[str, Int[np.ndarray, " classes"] | None]
-    bytes: dict[str, int]  # of its records
+    bytes: dict[str, int]  # the size of the records
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
 
     def without_images(self) -> Splits:
-        """Splits of these sizes."""
+        """Return splits of these sizes that hold no images."""
         return Splits(
             *(Split(self.examples[name], self.per_class[name], ()) for name in NAMES),
             self.class_names,
@@ -94,7 +94,16 @@ class Sizes(NamedTuple):
 
 
 def written_sizes(data: ConfigDict, folder: Path) -> Sizes:
-    """Those of the splits that `prepare` wrote. Arguments and errors as for `load`."""
+    """Return the sizes of the splits that `prepare` wrote.
+
+    Args:
+      data: The `data` of a config.
+      folder: The folder of the splits.
+
+    Raises:
+      DataError: A manifest is missing or damaged; or the labeled images are not resized and differ
+        in shape.
+    """
     manifests = {name: records.read_manifest(folder / name) for name in NAMES}
     return Sizes(
         {name: each["examples"] for name, each in manifests.items()},
@@ -106,15 +115,17 @@ def written_sizes(data: ConfigDict, folder: Path) -> Sizes:
 
 
 def expected_sizes(config: ConfigDict, listing: Path) -> Sizes:
-    """Those of the splits that `prepare` would write: counts from labels, bytes from a few images.
+    """Return the sizes of the splits that `prepare` would write.
+
+    Counts come from the labels; bytes are estimated from a few images.
 
     Args:
-      config: of the run.
-      listing: where one's own files that cannot be read are listed.
+      config: The config of the run.
+      listing: The CSV file in which to list user-provided files that cannot be read.
 
     Raises:
-      DataError: the source is not there, does not fit the config, or its images are of several
-        shapes where they may not be.
+      DataError: The source is missing or does not fit the config; or its images are not resized and
+        the few that are read differ in shape.
     """
     source, _, labels = _divided(config, listing)
     classes = len(source.class_names)
@@ -145,15 +156,16 @@ def expected_sizes(config: ConfigDict, listing: Path) -> Sizes:
 
 
 def are_whole(folder: Path) -> bool:
-    """Whether `prepare` has nothing left to write."""
+    """Return whether `prepare` has nothing left to write."""
     return all(files.is_whole(folder / name) for name in NAMES)
 
 
 def prepare(config: ConfigDict, folder: Path) -> None:
-    """Writes the labeled, unlabeled, validation and test records that are not there yet.
+    """Write those of the labeled, unlabeled, validation and test records that do not exist yet.
 
     Raises:
-      DataError: the source is not there, or does not fit the config.
+      DataError: The source is missing, does not fit the config, or is not the one that existing
+        splits were made of.
     """
     missing = [name for name in NAMES if not files.is_whole(folder / name)]
     if not missing:
@@ -196,12 +208,18 @@ def _check_source(
     *,
     begun: bool,
 ) -> None:
-    """Notes what the splits are made of, or finds that it is what some were made of before.
+    """Record what the splits are made of, after checking it against that of existing splits.
 
-    Else an image could be in two of them.
+    If some splits were made of other data, an image could end up in two splits.
+
+    Args:
+      source: The source of the images.
+      labels: The labels of each split, by its name.
+      folder: The folder of the splits.
+      begun: Whether some of the splits exist already.
 
     Raises:
-      DataError: it is something else.
+      DataError: Existing splits were made of other data.
     """
     digest = hashlib.sha256()
     for file in source.files:
@@ -232,7 +250,7 @@ def _warn_of_untested(class_names: Sequence[str], tested: Int[np.ndarray, " exam
 
 
 def warn_of_changes(config: ConfigDict, folder: Path) -> None:
-    """Say what of one's own files is no longer as it was when these splits were made of it."""
+    """Warn if user-provided files have changed since these splits were made of them."""
     if config.data.name != "image_folder":
         return
     try:
@@ -261,11 +279,14 @@ def _folders(config: ConfigDict, listing: Path) -> sources.Folders:
 def _divided(
     config: ConfigDict, listing: Path
 ) -> tuple[sources.Source, long_tail.Split, dict[str, Int[np.ndarray, " examples"]]]:
-    """The source, which rows of its train set go into which split, and the labels of each split.
+    """Return the source, the rows of its train set by split, and the labels of each split.
 
     Args:
-      config: of the run.
-      listing: where one's own files that cannot be read are listed.
+      config: The config of the run.
+      listing: The CSV file in which to list user-provided files that cannot be read.
+
+    Raises:
+      DataError: The source is missing or does not fit the config.
     """
     source = sources.load(
         config.data.name,
@@ -298,7 +319,15 @@ def _divided(
 
 
 def load(data: ConfigDict, folder: Path) -> Splits:
-    """Reads what `prepare` wrote. Arguments and errors as for `load_split`."""
+    """Read the splits that `prepare` wrote.
+
+    Args:
+      data: The `data` of a config.
+      folder: The folder of the splits.
+
+    Raises:
+      DataError: As for `load_split`; or images of one split differ in shape from those of another.
+    """
     shapes = {
         name: records.image_shape(folder / name, data.image_size)
         for name in NAMES
@@ -318,19 +347,19 @@ def load(data: ConfigDict, folder: Path) -> Splits:
 
 
 def load_split(data: ConfigDict, folder: Path) -> Split:
-    """Reads one split into memory, or prepares to read it a part at a time.
+    """Read one split into memory, or prepare to read it a part at a time.
 
     Args:
-      data: a config's `data`.
-      folder: of the split.
+      data: The `data` of a config.
+      folder: The folder of the split.
 
     Raises:
-      DataError: something is missing or damaged, or images differ in shape.
+      DataError: A file is missing or damaged, or images differ in shape.
     """
     manifest = records.read_manifest(folder)
     view = decode.view_of(data, records.channels_of(folder))
     if data.stream:
-        records.shards(folder)  # checks them
+        records.shards(folder)  # checks that no shard is missing or truncated
         parts: Iterable[Images] = Parts(folder, view=view, size=PART)
     else:
         parts = [records.load(folder, view)]
@@ -344,13 +373,13 @@ def _array(per_class: list[int] | None) -> Int[np.ndarray, " classes"] | None:
 def _sizes(
     tail: ConfigDict, counts: Int[np.ndarray, " classes"]
 ) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
-    """How many examples of each class are labeled, and how many are not.
+    """Return the numbers of labeled and of unlabeled examples of each class.
 
     Args:
-      tail: a config's `long_tail`.
-      counts: how many there are.
+      tail: The `long_tail` of a config.
+      counts: The number of training examples of each class in the source.
     """
-    if "n_max" not in tail:  # a tail that is there by nature
+    if "n_max" not in tail:  # the source is long-tailed by nature
         return long_tail.by_fraction(counts, tail.beta)
     classes = len(counts)
     sizes = long_tail.class_sizes(tail.n_max, tail.gamma, classes)

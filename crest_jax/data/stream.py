@@ -1,14 +1,14 @@
 """Batches from records that do not fit in memory, which can start at any step.
 
-As in `pipeline`, a stream has no state to save: what is at place i of it is computed from i. But no
-example can be had by its number here, only shards can be read from their beginning. So an epoch is
-its shards in a random order, a few at a time interleaved, and then shuffled within windows. To
-start somewhere, whole shards are passed over without being opened, and a few of the first are read
-up to the place without being decoded.
+As in `pipeline`, a stream has no state to save: what is at position i is computed from i. Here,
+however, examples cannot be accessed by index; shards can only be read from their beginning. An
+epoch is therefore its shards in a random order, interleaved a few at a time and then shuffled
+within windows. To start in the middle, whole shards are skipped without being opened, and the first
+few that are opened are read up to the position without being decoded.
 
-Shards are dealt out to *lanes*, each a stream of its own that gives its part of every batch. Hosts
-take whole lanes: a host opens nothing but its own shards, and batches do not depend on how many
-hosts there are.
+Shards are dealt out to *lanes*, each a separate stream that contributes its part of every batch.
+Hosts take whole lanes, so a host opens only its own shards, and batches do not depend on the number
+of hosts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,16 +23,16 @@ from crest_jax.data.decode import View
 from crest_jax.data.pipeline import Batch
 from crest_jax.errors import DataError
 
-# Shards of a lane that are read at once.
+# The number of shards of a lane that are read at once.
 INTERLEAVED = 16
 
 
 class Streaming(NamedTuple):
-    """How to read."""
+    """The settings for reading a stream."""
 
-    view: View  # what steps see of an image
-    lanes: int  # divides the batch, and each set's number of shards
-    window: int  # examples to shuffle among, over all lanes
+    view: View  # the view of an image that training steps use
+    lanes: int  # the number of lanes; divides the batch size and each set's number of shards
+    window: int  # the number of examples in a shuffle window, over all lanes
 
 
 def batches(
@@ -49,25 +49,26 @@ def batches(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """Yields the batches of steps `start` to `stop - 1`.
+    """Yield the batches of steps `start` to `stop - 1`.
 
-    A batch has no `unlabeled_rows` to speak of: they are all 0.
+    The `unlabeled_rows` of a batch are a placeholder: they are all 0.
 
     Args:
-      labeled: folders of records, whose examples together are this generation's labeled set.
-      unlabeled: likewise, all training images; their labels are not looked at.
-      streaming: how to read.
-      batch_size: labeled examples of the global batch.
-      unlabeled_ratio: unlabeled examples for each labeled one; 0 for batches without any.
-      seed: the run's.
-      generation: from 0; each has an order of its own.
-      start: first step.
-      stop: one past the last step.
-      process: which host this is; it gets its contiguous part of the global batch.
-      processes: how many hosts there are; they divide `lanes`.
+      labeled: The folders of records whose examples make up this generation's labeled set.
+      unlabeled: The folders of records of the unlabeled stream; their labels are ignored.
+      streaming: The settings for reading.
+      batch_size: The number of labeled examples in the global batch.
+      unlabeled_ratio: The number of unlabeled examples per labeled one; 0 for none.
+      seed: The seed of the run.
+      generation: The generation, from 0; each has its own order.
+      start: The first step.
+      stop: One past the last step.
+      process: The index of this host, which gets its contiguous part of the global batch.
+      processes: The number of hosts; must divide `lanes`.
 
     Raises:
-      DataError: a shard is missing, damaged, or shorter than its manifest says.
+      DataError: A shard is missing, damaged, or shorter than its manifest says; an image cannot be
+        decoded; a label is not valid; or a lane has no examples.
     """
     of_labeled = _shards_of_lanes(labeled, streaming.lanes)
     valid = of_labeled[0][0].labels
@@ -75,7 +76,7 @@ def batches(
     lanes = range(process * share, (process + 1) * share)
 
     def stream(shards: Sequence[Sequence[records.Shard]], order: int, size: int) -> tf.data.Dataset:
-        """What this host gives of each global batch."""
+        """Return a data set of this host's part of each global batch."""
         of_lanes = [
             _lane(
                 shards[lane],
@@ -107,7 +108,13 @@ def batches(
 
 
 def _shards_of_lanes(folders: Sequence[Path], lanes: int) -> list[list[records.Shard]]:
-    """Each lane's shards that hold examples. A lane without is an error on every host."""
+    """Return the non-empty shards of each lane.
+
+    All lanes are checked, so that a lane without examples is an error on every host.
+
+    Raises:
+      DataError: A lane has no shard with an example.
+    """
     of_folders = list(map(records.shards, folders))
     dealt = [
         [shard for shards in of_folders for shard in shards[lane::lanes] if shard.examples]
@@ -130,7 +137,7 @@ def _lane(
     seed: tf.Tensor,
     start: int,
 ) -> tf.data.Dataset:
-    """Images and labels of a lane from step `start` on, `size` of each a step, without end."""
+    """Return an endless data set of a lane's images and labels from step `start`, `size` each."""
     files = tf.constant([str(shard.path) for shard in shards])
     counts = np.array([shard.examples for shard in shards])
     sizes = tf.constant(counts, tf.int64)
@@ -142,7 +149,7 @@ def _lane(
             tf.range(len(shards)), seed=_folded(seed, epoch)
         )
 
-    # The group of shards that the first place lies in, and what it is there.
+    # The group of interleaved shards that the first position lies in, and the offset within it.
     order = order_of(tf.constant(first_epoch, tf.int64)).numpy()
     grouped = np.add.reduceat(counts[order], np.arange(0, len(order), INTERLEAVED)).cumsum()
     first_group = int(np.searchsorted(grouped, place, side="right"))
@@ -202,38 +209,40 @@ def _lane(
 
 
 def _records(path: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
-    """Those of a shard, or of several, and an error where they are not so many.
+    """Return a data set of the records of one or more shards that fails unless there are `count`.
 
-    An epoch of none would be followed by another for ever.
+    Without this check, if all shards turned out empty, empty epochs would follow each other for
+    ever.
     """
     return tf.data.TFRecordDataset(path).apply(tf.data.experimental.assert_cardinality(count))
 
 
 class Parts:
-    """A split's images in its own order, decoded anew, a part at a time, whenever asked for."""
+    """A split in its original order, read and decoded a part at a time on every iteration."""
 
     def __init__(self, folder: Path, *, view: View, size: int, host: int = 0, hosts: int = 1):
-        """Prepares to read.
+        """Prepare to read; nothing is read before iteration.
 
         Args:
-          folder: of records.
-          view: of an image.
-          size: of a part, in images.
-          host: whose part of the shards to read.
-          hosts: how many there are.
+          folder: The folder of records.
+          view: The view of an image that evaluations use.
+          size: The number of images in a part.
+          host: The index of the host whose share of the shards to read.
+          hosts: The number of hosts.
         """
         self._folder, self._view, self._size = folder, view, size
         self._host, self._hosts = host, hosts
 
     def share(self, host: int, hosts: int) -> "Parts":
-        """What a host is to look at: contiguous shards."""
+        """Return the parts that a host must process, from contiguous shards."""
         return Parts(self._folder, view=self._view, size=self._size, host=host, hosts=hosts)
 
     def __iter__(self) -> Iterator[records.Images]:
-        """Reads them.
+        """Yield the parts.
 
         Raises:
-          DataError: a shard is missing, damaged, or shorter than its manifest says.
+          DataError: A shard is missing, damaged, or shorter than its manifest says; an image cannot
+            be decoded; or a label or id is not valid.
         """
 
         def parsed(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -264,12 +273,12 @@ class Parts:
 
 
 def _folded(seed: tf.Tensor | tuple[int, int], number: tf.Tensor | int) -> tf.Tensor:
-    """Another seed for every number."""
+    """Derive a different seed for every number."""
     return tf.random.fold_in(tf.cast(seed, tf.int64), tf.cast(number, tf.int64))
 
 
 def _reporting(iterator: Iterator, folders: Sequence[Path]) -> Iterator:
-    """Turns what TensorFlow says of damaged files and images into an error of ours."""
+    """Re-raise TensorFlow's errors about damaged files and images as DataError."""
     where = " or ".join(map(str, folders))
     try:
         yield from iterator
@@ -280,8 +289,9 @@ def _reporting(iterator: Iterator, folders: Sequence[Path]) -> Iterator:
         ) from error
     except (tf.errors.OpError, UnicodeDecodeError) as error:
         for folder in folders:
-            records.check(folder)  # names the file
-        # TensorFlow quotes what is no example in its message, where Python wants UTF-8.
+            records.check(folder)  # if it fails, its error names the damaged file
+        # TensorFlow quotes a record that is not an example in its message, which Python then fails
+        # to decode as UTF-8.
         said = error.message if isinstance(error, tf.errors.OpError) else "one is no example"
         raise DataError(
             f"records of {where} cannot be read: {said.splitlines()[0]}; delete what is damaged "

@@ -1,8 +1,8 @@
-"""Convolutions of images: XLA's, and on a CPU those of `crest_jax.cpu`, which are faster there.
+"""Convolutions of images, by XLA or, on a CPU, by the faster kernels of `crest_jax.cpu`.
 
-Exported models, which must run without this package, have XLA's too.
+Exported models always use XLA's, because they must run without this package.
 
-Results do not depend on the number of threads, nor on who else is computing.
+Results do not depend on the number of threads, nor on other load on the machine.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from jaxtyping import Array, Float
 
 from crest_jax import cpu
 
-_Pair = tuple[int, int]  # of the height and the width
+_Pair = tuple[int, int]  # for the height and the width
 Padding = str | Sequence[_Pair]
 
 
 class Conv(nn.Module):
-    """`flax.linen.Conv` of images, without a bias; its parameter has the same name and values."""
+    """`flax.linen.Conv` for images, without a bias; its parameter has the same name and values."""
 
     features: int
     kernel_size: _Pair
@@ -37,7 +37,7 @@ class Conv(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch new_height new_width {self.features}"]:
-        """Convolves, in `dtype`."""
+        """Convolve images, in `dtype`."""
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -51,32 +51,32 @@ def convolve(
     padding: Padding = "SAME",
     precision: lax.Precision = lax.Precision.DEFAULT,
 ) -> Float[Array, "batch new_height new_width features"]:
-    """Convolves images; can be differentiated once, in reverse.
+    """Convolve images; can be differentiated once, in reverse mode.
 
-    On a CPU whose devices share arrays, map it over them (`jax.shard_map`): in a function that is
-    only compiled for them, each device would convolve all images.
+    On a CPU with arrays split over several devices, map it over the devices (`jax.shard_map`): in a
+    function that is only compiled for them, each device would convolve all images.
 
     Args:
       x: the images.
-      kernel: which is not flipped.
-      stride: of the windows, in both directions.
-      padding: with zeros, as `jax.lax.conv_general_dilated` takes it.
-      precision: of products of float32.
+      kernel: the kernel, which is not flipped.
+      stride: stride of the windows in both directions.
+      padding: padding with zeros, in the form that `jax.lax.conv_general_dilated` takes.
+      precision: precision of float32 products.
     """
     strides = (stride, stride)
     pads = padding
     if isinstance(padding, str):
         pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     within = all(0 <= low < size for (low, _), size in zip(pads, kernel.shape, strict=False))
-    # An exported model takes any number of images.
+    # An exported model takes any number of images, so their number is symbolic.
     exported = jax.export.is_symbolic_dim(x.shape[0])
     by_xla = partial(_by_xla, strides=strides, padding=pads, precision=precision)
     if exported or not within or not cpu.convolution.takes(x, kernel):
         return by_xla(x, kernel)
     if 0 in jax.eval_shape(by_xla, x, kernel).shape:
         return by_xla(x, kernel)
-    # In a mapped function either may be all devices', but its gradient is each device's own: JAX
-    # sums them where it has to make one vary as the other does.
+    # In a mapped function x or the kernel may be shared by all devices while its gradient differs
+    # between devices. These additions make it vary like the other, and JAX sums the gradients.
     x, kernel = x + jnp.zeros_like(kernel, shape=()), kernel + jnp.zeros_like(x, shape=())
     return _convolve(x, kernel, strides, tuple(map(tuple, pads)), precision)
 

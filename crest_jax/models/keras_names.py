@@ -1,8 +1,8 @@
-"""Weights of the published CReST code, whose Keras layers have other names than ours.
+"""Conversion of the published CReST code's weights, whose Keras layers have other names than ours.
 
 Its Wide ResNet has the layers `conv1_conv`; `conv2_block1_preact_bn`, `conv2_block1_0_conv` and so
-on, for the blocks of groups 2 to 4; `post_bn`; and `predictions`. Kernels and statistics are laid
-out as ours are, so that nothing but names changes.
+on, for the blocks of groups 2 to 4; `post_bn`; and `predictions`. Kernels and statistics have the
+same layout as ours, so that only names change.
 """
 
 from collections.abc import Mapping
@@ -33,15 +33,16 @@ def from_keras(
     """Return a model's variables, `params` and `batch_stats`, from the published network's.
 
     The published code keeps two networks whose weights have the same names: the one that is
-    trained, and the running average that its figures are of.
+    trained, and its running average, which the published results are computed with.
 
     Args:
       weights: the array of each Keras name, such as `conv2_block1_1_conv/kernel`, with or without
-        the `:0` that TensorFlow writes behind it. Names that are no layer's are left alone.
-      model: of the depth, width and number of classes that they were trained with.
+        the `:0` that TensorFlow appends. Names that belong to no layer are ignored.
+      model: a model with the depth, width and number of classes that the weights were trained with.
 
     Raises:
-      DataError: a weight of the model is missing or has another shape, or a layer is left over.
+      DataError: a weight of the model is missing or has another shape, or the weights have a layer
+        that the model does not have.
 
     Example:
       weights = {variable.name: variable.numpy() for variable in keras_model.variables}
@@ -76,8 +77,8 @@ def keras_name(path: tuple[str, ...], depth: int) -> str:
     """Return the published name of the variable of a `WideResNet` at a path.
 
     Args:
-      path: of the variable, as in `("params", "WideResNetBlock_0", "Conv_0", "kernel")`.
-      depth: of the network.
+      path: path of the variable, such as `("params", "WideResNetBlock_0", "Conv_0", "kernel")`.
+      depth: depth of the network.
     """
     _, *block, layer, leaf = path
     if block:

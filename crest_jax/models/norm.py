@@ -1,9 +1,9 @@
-"""Batch norm with what surrounds it in a network: an addition before or behind it, an activation.
+"""Batch norm fused with an addition before or behind it and with an activation.
 
-All of it is computed in as few passes over memory as there can be. In training that is two forward,
-one for the statistics and one for the rest, and two backward, which compute anew what the
-activation took: on a CPU by `crest_jax.cpu`, elsewhere by XLA. With running statistics, as in
-evaluation and in exported models, it is one of XLA's.
+All of it is computed in as few passes over memory as possible. In training there are two forward
+passes, one for the statistics and one for the rest, and two backward passes, which recompute the
+activation's input; they are done by `crest_jax.cpu` on a CPU and by XLA elsewhere. With running
+statistics, as in evaluation and in exported models, there is one pass, done by XLA.
 """
 
 from collections.abc import Callable
@@ -25,17 +25,17 @@ _OfChannels = Float[Array, " channels"]
 
 
 class BatchNorm(nn.Module):
-    """`flax.linen.BatchNorm` and leaky ReLU; parameters and statistics are named as there.
+    """`flax.linen.BatchNorm` with leaky ReLU; parameters and statistics have the same names.
 
-    Where the devices' axis is named, the statistics are of all their images. They have no gradient
-    where they are moved, and do where they normalise.
+    If `axis_name` is given, statistics are over the images of all devices. Gradients flow through
+    the statistics that normalise, but not through the updates of the running statistics.
     """
 
     use_running_average: bool
-    negative_slope: float = 1.0  # of the leaky ReLU: 0 is ReLU, 1 leaves all as it is
+    negative_slope: float = 1.0  # of the leaky ReLU: 0 is ReLU, 1 the identity
     momentum: float = 0.99
     epsilon: float = 1e-5
-    dtype: DTypeLike = jnp.float32  # of the images; all that is of channels is float32
+    dtype: DTypeLike = jnp.float32  # of the images; per-channel values are float32
     axis_name: str | None = None
     scale_init: Initializer = nn.initializers.ones
 
@@ -48,13 +48,13 @@ class BatchNorm(nn.Module):
         behind: _Images | None = None,
         with_sum: bool = False,
     ) -> _Images | tuple[_Images, _Images]:
-        """Return the activation of norm(x + before) + behind; can be differentiated in reverse.
+        """Return the activation of norm(x + before) + behind; differentiable in reverse mode.
 
         Args:
           x: the images.
-          before: what is added to them first, if anything.
-          behind: what is added between norm and activation, if anything.
-          with_sum: whether x + before is returned, too, for a shortcut around what follows.
+          before: images to add to x before the norm, if any.
+          behind: images to add between norm and activation, if any.
+          with_sum: whether to return x + before as well, for a shortcut around what follows.
         """
         channels = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
@@ -84,13 +84,13 @@ class _Settings(NamedTuple):
     with_sum: bool
 
     def mean(self, sums: Array, x: Array) -> Array:
-        """What sums over the pixels of x are a pixel, of all devices where these work together."""
+        """Return sums over the pixels of x as means, over all devices if `axis_name` is given."""
         mean = sums / (x.size // x.shape[-1])
         return mean if self.axis_name is None else lax.pmean(mean, self.axis_name)
 
 
 def _vary_alike(*arrays: Array | None) -> tuple[Array | None, ...]:
-    """Arrays of which each is every device's own where one is; JAX sums their gradients."""
+    """Make all arrays vary over the devices if one of them does; JAX sums their gradients."""
     zero = sum(jnp.zeros_like(a, jnp.float32, shape=()) for a in jax.tree.leaves(arrays))
     return jax.tree.map(lambda a: a + zero.astype(a.dtype), arrays)
 
@@ -105,11 +105,11 @@ def _norm(
     about: Array,
     settings: _Settings,
 ) -> tuple[Array, Array | None, Array, Array]:
-    """What the module returns, and the mean's distance from `about`, and the variance.
+    """Return what the module returns, the mean's distance from `about`, and the variance.
 
-    Sums are of distances from `about`, the running mean. Nothing but rounding depends on it:
-    E[d^2] - E[d]^2 loses digits where the mean is large to the deviation, and that of distances
-    from what has been the mean is not.
+    Sums are taken of distances from `about`, the running mean. Only rounding depends on it:
+    E[d^2] - E[d]^2 loses digits if the mean of d is large relative to the deviation, which the mean
+    distance from the running mean is not.
     """
     return _forward(x, before, behind, scale, bias, about, settings)[0]
 
@@ -123,7 +123,7 @@ def _forward(x, before, behind, scale, bias, about, settings):
     numbers = jnp.stack([scale * over_deviation, about + moved, bias])
     slope = {"slope": settings.slope}
     y = _compute(cpu.norm.forward, _normalized, x, behind, numbers, **slope)
-    # What the activation took is computed anew from x, or has the signs of y.
+    # The backward pass recomputes the activation's input from x, or takes its signs from y.
     kept = (x, None if behind is None else y, numbers, over_deviation)
     had_before = None if before is None else ()
     return (y, x if settings.with_sum else None, moved, var), (kept, had_before)
@@ -136,7 +136,7 @@ def _backward(settings, kept, gradients):
     sums = _compute(cpu.norm.gradient_sums, _gradient_sums, x, y, dy, numbers, **slope)
     dbias, times_distance = sums
     of_mean, of_distance = settings.mean(sums, x)
-    # dx = factor * (g - mean(g) - d * mean(g * d) / variance); d is the distance from the mean.
+    # dx = factor * (g - mean(g) - d * mean(g * d) / variance), where d = x - mean(x).
     factor = numbers[0]
     rise, offset = -factor * over_deviation**2 * of_distance, -factor * of_mean
     numbers = jnp.stack([*numbers, rise, offset])
@@ -154,14 +154,14 @@ def _compute(
     by_cpu: Callable[..., Any], by_xla: Callable[..., Any], x: Array, *arrays: Any, **settings: Any
 ) -> Any:
     by_cpu, by_xla = partial(by_cpu, **settings), partial(by_xla, **settings)
-    # An exported model takes any number of images.
+    # An exported model takes any number of images, so their number is symbolic.
     exported = jax.export.is_symbolic_dim(x.shape[0])
     if exported or x.size == 0 or not cpu.norm.takes(x):
         return by_xla(x, *arrays)
     return lax.platform_dependent(x, *arrays, cpu=by_cpu, default=by_xla)
 
 
-# By XLA, what `cpu.norm` has under these names.
+# XLA's versions of the functions of `cpu.norm`.
 
 
 def _sums(x, y, about):

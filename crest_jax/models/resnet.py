@@ -1,7 +1,7 @@
-"""ResNet with bottleneck blocks (He et al., 2016), in the form that is known as v1.5.
+"""ResNet with bottleneck blocks (He et al., 2016), in the form known as v1.5.
 
 The stride is on the 3 x 3 convolution of a block, not on its first 1 x 1, as in Goyal et al. (2017)
-and torchvision. Padding is as there, too: at stride 2, "SAME" would look at other pixels.
+and torchvision. Padding is also the same as there: at stride 2, "SAME" would read other pixels.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ _convolution = partial(
 EPSILON = 1e-5  # of batch normalisation
 _AROUND = ((1, 1), (1, 1))  # the padding of a 3 x 3 window
 
-# Blocks at 1/4, 1/8, 1/16 and 1/32 of the image's size, by depth: 50 and above are the paper's
-# (Table 1), the others for small data.
+# The number of blocks at 1/4, 1/8, 1/16 and 1/32 of the image's size, by depth. Depths of 50 and
+# above are those of He et al. (Table 1), the others are for small data.
 BLOCKS = {
     14: (1, 1, 1, 1),
     26: (2, 2, 2, 2),
@@ -38,8 +38,8 @@ BLOCKS = {
 class Bottleneck(nn.Module):
     """1 x 1, 3 x 3 and 1 x 1 convolutions, and a projection of the input where its shape changes.
 
-    A new block is the identity, or its projection: the scale of the last batch norm starts at 0
-    (Goyal et al., 2017, section 5.1).
+    At initialisation a block is the identity, or its projection, because the scale of the last
+    batch norm starts at 0 (Goyal et al., 2017, section 5.1).
     """
 
     filters: int
@@ -52,7 +52,7 @@ class Bottleneck(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch new_height new_width 4*{self.filters}"]:
-        """Returns features, at a lower resolution if the stride is above 1."""
+        """Return features, at a lower resolution if the stride is above 1."""
         conv = partial(_convolution, dtype=self.dtype, precision=self.precision)
         y = self.norm()(conv(self.filters, (1, 1))(x))
         y = self.norm()(conv(self.filters, (3, 3), self.stride, padding=_AROUND)(y))
@@ -68,11 +68,12 @@ class ResNet(nn.Module):
     """ResNet-`depth`, with `width` times the paper's filters in every layer.
 
     ResNet-50 has 25 557 032 parameters with 1000 classes, 23 768 255 with 127. An image of
-    224 x 224 takes 4 089 184 256 multiply-adds (4 087 396 352) in the convolutions and the last
-    layer, counted by formula from their shapes. XLA's own count of a forward pass, which leaves out
-    what falls on padding and adds batch norm, is 8.00 * 10^9 floating-point operations.
+    224 x 224 takes 4 089 184 256 multiply-adds (4 087 396 352 with 127 classes) in the convolutions
+    and the last layer, calculated from their shapes. XLA's own count of a forward pass, which
+    excludes operations on padding and includes batch norm, is 8.00 * 10^9 floating-point
+    operations.
 
-    The last layer starts as in Goyal et al. (2017): Gaussian, of standard deviation 0.01.
+    The last layer is initialised as in Goyal et al. (2017): Gaussian, of standard deviation 0.01.
     """
 
     DEPTHS: ClassVar = tuple(BLOCKS)
@@ -90,7 +91,7 @@ class ResNet(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch classes"]:
-        """Returns float32 logits for images in [-1, 1]."""
+        """Return float32 logits for images in [-1, 1]."""
         norm = partial(
             BatchNorm,
             use_running_average=not train,

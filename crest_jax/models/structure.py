@@ -1,4 +1,4 @@
-"""What a model computes, for those who build it from its weights without this package."""
+"""Description of a model, for building it from its weights without this package."""
 
 from typing import Any
 
@@ -39,9 +39,9 @@ _RESNET = (
 
 
 def structure(model: nn.Module) -> dict[str, Any]:
-    """Return a model's structure in JSON's terms: its numbers, and the rest in words.
+    """Return a model's structure, ready for JSON: its numbers, and the rest in words.
 
-    Only the numbers are given of a model that is none of this package's.
+    For a model that is not one of this package's, only the numbers are returned.
     """
     numbers = {"depth": model.depth, "width": model.width, "classes": model.classes}
     match model:

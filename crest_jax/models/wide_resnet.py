@@ -1,8 +1,8 @@
-"""Wide ResNet (Zagoruyko & Komodakis, 2016) as the published CReST code has it on CIFAR.
+"""Wide ResNet (Zagoruyko & Komodakis, 2016), as in the published CReST code for CIFAR.
 
-Pre-activation blocks, leaky ReLU, no convolution biases, global average pooling. The FixMatch
-codebase and DARP's differ in two places, each in another way: which input a block's shortcut takes,
-and how 3 x 3 convolutions of stride 2 are padded.
+Pre-activation blocks, leaky ReLU, no convolution biases, global average pooling. The networks of
+the FixMatch codebase and of DARP's differ from this one in the input that a block's shortcut takes,
+and FixMatch's also in how 3 x 3 convolutions of stride 2 are padded.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ _convolution = partial(
 class WideResNetBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut around them.
 
-    The shortcut of the first block of a group begins after the first batch norm and activation,
-    and that of any other block before them. It is a 1 x 1 convolution where the width changes.
+    The shortcut of a group's first block begins after the first batch norm and activation, and that
+    of any other block before them. It is a 1 x 1 convolution where the width changes.
     """
 
     filters: int
@@ -49,12 +49,13 @@ class WideResNetBlock(nn.Module):
         Float[Array, "batch new_height new_width {self.filters}"],
         Float[Array, "batch new_height new_width {self.filters}"],
     ]:
-        """Takes x, or x + y if there is a y, and returns features as two arrays to be added.
+        """Return features of x, or of x + y if y is not None, as two arrays to be added.
 
         The next norm adds them. They are at a lower resolution if the stride is above 1.
         """
         conv = partial(_convolution, self.filters, dtype=self.dtype, precision=self.precision)
-        # One pixel on each side, at stride 2 too, where "SAME" would pad an even side at its end.
+        # One pixel on each side, even at stride 2, where "SAME" would pad an even side only at its
+        # end.
         conv_3x3 = partial(conv, (3, 3), padding=((1, 1), (1, 1)))
         if self.begins_group:
             y = shortcut = self.norm()(x, y)
@@ -68,7 +69,7 @@ class WideResNetBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-`depth`-`width`: three groups of `(depth - 4) / 6` blocks at full, half, quarter size.
+    """WRN-`depth`-`width`: three groups of `(depth - 4) / 6` blocks at full, half and quarter size.
 
     WRN-28-2 with 10 classes has 1 467 610 parameters.
     """
@@ -79,7 +80,7 @@ class WideResNet(nn.Module):
     classes: int
     depth: int = 28
     width: int = 2
-    # Of the running statistics; a run of fewer than some 5000 steps needs them to forget faster.
+    # Momentum of the running statistics; runs shorter than about 5000 steps need a smaller one.
     batch_norm_momentum: float = 0.999
     dtype: DTypeLike = jnp.float32
     precision: lax.Precision = lax.Precision.DEFAULT
@@ -89,7 +90,7 @@ class WideResNet(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch classes"]:
-        """Returns float32 logits for images in [-1, 1]."""
+        """Return float32 logits for images in [-1, 1]."""
         norm = partial(
             BatchNorm,
             use_running_average=not train,

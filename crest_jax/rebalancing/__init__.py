@@ -1,7 +1,7 @@
-"""One file per rebalancing idea, and which of them go together.
+"""Rebalancing methods, one file each, and the rules for combining them.
 
 `config.rebalance` names one of them or several joined by +, as in `crest_plus+rs`, or is `none`.
-Logit adjustment is not among them: it is applied to every run after the fact.
+Logit adjustment is not among them, because it is applied post hoc to every run.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ LABELED = "the labeled examples"
 PSEUDO_LABELS = "the pseudo-labels"
 GENERATIONS = "what the next generation trains on"
 
-# What each of them rebalances. Two that rebalance the same thing exclude each other.
+# What each method rebalances. Methods that rebalance the same thing exclude each other.
 REBALANCING = {
     "cb": (LABELED,),
     "rs": (LABELED,),
@@ -23,12 +23,12 @@ SELF_TRAINING = tuple(name for name, what in REBALANCING.items() if GENERATIONS 
 
 
 def parts(rebalance: str) -> tuple[str, ...]:
-    """`crest+rs` is crest and rs, `none` is nothing."""
+    """Return the methods that `rebalance` joins: `crest+rs` is crest and rs, `none` is nothing."""
     return () if rebalance == "none" else tuple(rebalance.split("+"))
 
 
 def problems(rebalance: str, *, unlabeled: bool) -> list[str]:
-    """Says why `rebalance` is impossible, in a sentence each; nothing where it is possible.
+    """Return why `rebalance` is impossible, one sentence per problem; empty if it is possible.
 
     Args:
       rebalance: names joined by +, or none.

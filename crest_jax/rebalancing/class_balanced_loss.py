@@ -1,7 +1,7 @@
 """The class-balanced loss (CB; Cui et al., 2019, https://arxiv.org/abs/1901.05555).
 
-Every labeled example counts for its class by the inverse of the class' *effective number*: what
-another example adds is taken to shrink by a factor b with each one there is.
+Every labeled example is weighted by the inverse of the *effective number* of its class, in which
+each further example is taken to add less than the one before it, by a factor b.
 """
 
 import numpy as np
@@ -12,11 +12,14 @@ from jaxtyping import Array, Float, Int
 def class_weights(
     labeled_counts: Int[np.ndarray, " classes"], b: float
 ) -> Float[np.ndarray, " classes"]:
-    """Weights `(1 - b) / (1 - b^N_l)`, scaled to a mean of 1 over classes (Eq. 10 there).
+    """Return the weights `(1 - b) / (1 - b^N_l)`, scaled to a mean of 1 over classes.
+
+    Eq. 10 of Cui et al. (2019).
 
     Args:
-      labeled_counts: N_l, each at least 1.
-      b: in [0, 1); 0 weighs all classes alike, near 1 the weights approach 1 / N_l.
+      labeled_counts: N_l, the number of labeled examples of each class, at least 1.
+      b: in [0, 1); 0 weights all classes equally, near 1 the weights become proportional to
+        1 / N_l.
 
     Raises:
       ValueError: a class is empty, or b is out of range.
@@ -34,13 +37,13 @@ def weighted_cross_entropy(
     targets: Float[Array, "batch classes"],
     class_weights: Float[Array, " classes"],
 ) -> Float[Array, " batch"]:
-    """`-sum_l w_l p_l log softmax(logits)_l` of each example.
+    """Return `-sum_l w_l p_l log softmax(logits)_l` of each example.
 
-    For a one-hot target it is the cross-entropy times the weight of its class; for the mixed
-    target of MixUp, each class in it counts by its own weight.
+    For a one-hot target this is the cross-entropy times the weight of its class; in the mixed
+    target of MixUp each class counts by its own weight.
 
     Args:
-      logits: of the model.
+      logits: the model's outputs.
       targets: p, rows summing to 1.
       class_weights: w, at least 0; ones give the plain cross-entropy.
     """

@@ -1,4 +1,4 @@
-"""CReST: which pseudo-labels join the labeled set of the next generation (paper section 3.3).
+"""CReST: selection of the pseudo-labels for the next generation's labeled set (paper section 3.3).
 
 Pure NumPy on one label and one score per unlabeled example.
 """
@@ -15,14 +15,15 @@ def sampling_rates(
 ) -> Float[np.ndarray, " classes"]:
     """Return the rate at which examples predicted as each class are selected, in (0, 1].
 
-    `mu_l = (N_{L+1-l} / N_1)^alpha`, where l is a class' rank by size, largest first (Eq. 1):
-    the smallest class keeps all its pseudo-labels. Classes may come in any order; among classes
-    of one size, the one with the lower index ranks first.
+    The rate is `mu_l = (N_{L+1-l} / N_1)^alpha`, where l is a class' rank by size, largest first
+    (Eq. 1), so the smallest class keeps all its pseudo-labels. Classes may come in any order; among
+    classes of equal size, the one with the lower index ranks first.
 
     Args:
-      class_sizes: how large each class is in the original labeled set, above 0, in any unit:
-        counts, or the shares of a long tail's formula.
-      alpha: 0 selects everything; the larger, the more the largest classes give up.
+      class_sizes: size of each class in the original labeled set, above 0, in any unit: counts, or
+        the shares given by a long tail's formula.
+      alpha: at least 0; 0 selects everything; the larger it is, the less of the largest classes is
+        selected.
 
     Raises:
       ValueError: a class is empty, or alpha is negative.
@@ -39,14 +40,14 @@ def sampling_rates(
 
 
 class Scores(NamedTuple):
-    """Some of the unlabeled examples, as the model scored them."""
+    """The model's predictions on some of the unlabeled examples."""
 
     labels: Int[np.ndarray, " examples"]  # predicted classes
-    # Largest softmax probabilities, in [0, 1]; float32 decides which are equal.
+    # Largest softmax probabilities, in [0, 1]; compared in float32, which decides on ties.
     confidence: Float[np.ndarray, " examples"]
 
 
-# From every host's array, the same on each of them, all arrays in the order of the hosts.
+# Gathers an array from every host, in the order of the hosts; all hosts get the same result.
 AllGather = Callable[[Int[np.ndarray, "..."]], Int[np.ndarray, "hosts ..."]]
 
 
@@ -57,19 +58,19 @@ def select(
     all_gather: AllGather = lambda array: array[None],
     host: int = 0,
 ) -> Iterator[Bool[np.ndarray, " examples"]]:
-    """Selects, among the examples predicted as class l, the `int(count * mu_l)` most confident.
+    """Select, among the examples predicted as class l, the `int(count * mu_l)` most confident.
 
-    Of equally confident examples the earlier ones are taken, hosts one after the other.
+    Of equally confident examples the earlier ones are selected, in the order of the hosts.
 
-    No host sees the scores of another, nor more than one part of its own at a time. They agree on
-    the confidence of the last example that each class selects, ten bits of it at a time: that of
-    the counts of examples by class and by these bits, summed over hosts.
+    No host sees the scores of another, nor more than one part of its own at a time. The hosts
+    determine the confidence of the last selected example of each class ten bits at a time, from
+    counts of examples by class and by these bits, summed over hosts.
 
     Args:
       scored: this host's examples, in parts; iterated over four times.
       rates: mu, from `sampling_rates` or given by hand, in [0, 1].
-      all_gather: exchanges an array between hosts; alone, there is nothing to exchange.
-      host: which of them this is.
+      all_gather: gathers an array from all hosts; the default is for a single host.
+      host: index of this host.
 
     Yields:
       For each part, which of its examples are selected.
@@ -88,7 +89,7 @@ def select(
         yield selected
 
 
-# A confidence below 2 has 30 bits, which are looked at in three passes.
+# The bits of a float32 confidence below 2 are a number below 2^30; three passes take 10 bits each.
 _BITS = 10
 _SHIFTS = (20, 10, 0)
 
@@ -99,13 +100,13 @@ def _last_selected(
     all_gather: AllGather,
     host: int,
 ) -> tuple[UInt32[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
-    """Finds the bits of each class' least confident selected example.
+    """Find the bits of the confidence of each class' least confident selected example.
 
     Returns:
-      The bits, and how many of this host's examples that have them are selected.
+      The bits, and the number of this host's examples with exactly these bits that are selected.
     """
     classes = np.arange(len(rates))
-    found = np.zeros(len(rates), np.uint32)  # the upper bits
+    found = np.zeros(len(rates), np.uint32)  # the upper bits found so far
     wanted = np.zeros(0)
     for shift in _SHIFTS:
         counts = np.zeros((len(rates), 2**_BITS), np.int64)
@@ -115,11 +116,11 @@ def _last_selected(
             cells = (labels[alike].astype(np.int64) << _BITS) + (bits[alike] >> shift) % 2**_BITS
             counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
         of_hosts = all_gather(counts)
-        # How many examples there are of each value or a greater one.
+        # The number of examples with each value or a greater one.
         reaching = of_hosts.sum(axis=0)[:, ::-1].cumsum(axis=1)[:, ::-1]
         if shift == _SHIFTS[0]:
             wanted = (reaching[:, 0] * rates).astype(np.int64)
-        # The greatest value that enough examples reach; where none is wanted, the greatest of all.
+        # The greatest value that enough examples reach; the greatest of all if none is wanted.
         value = (reaching >= wanted[:, None]).sum(axis=1) - 1
         wanted = wanted - np.pad(reaching, [(0, 0), (0, 1)])[classes, value + 1]
         found = (found << _BITS) + value.astype(np.uint32)
@@ -128,7 +129,7 @@ def _last_selected(
 
 
 def _ordered_bits(confidence: Float[np.ndarray, " examples"]) -> UInt32[np.ndarray, " examples"]:
-    """Integers in the order of these numbers, which are not negative: their bits."""
+    """Return the float32 bits of non-negative numbers, which are integers in the same order."""
     if not ((confidence >= 0) & (confidence < 1.001)).all():
         raise ValueError("a confidence is not in [0, 1]")
     return confidence.astype(np.float32).view(np.uint32)

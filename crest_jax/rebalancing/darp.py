@@ -1,10 +1,10 @@
-"""DARP: refining the pseudo-labels of all unlabeled examples together, so that their classes have a
-given distribution (Kim et al., 2020, https://arxiv.org/abs/2007.08844).
+"""DARP: joint refinement of all pseudo-labels, so that their classes have a given distribution.
 
-The refined pseudo-labels are the solution of a convex problem (`refine`). Its dual has one variable
-per class, whatever the number of examples. The published code goes through these one after the
-other for a fixed number of rounds; we take damped Newton steps in all of them at once, each a few
-passes over the examples, until every class has its count.
+Kim et al., 2020, https://arxiv.org/abs/2007.08844. The refined pseudo-labels are the solution of a
+convex problem (`refine`). Its dual has one variable per class, whatever the number of examples. The
+published code updates these variables one after the other for a fixed number of rounds; this module
+takes damped Newton steps in all of them at once, each of which takes a few passes over the
+examples, until every class has its count.
 """
 
 from typing import NamedTuple
@@ -14,37 +14,37 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-# Mass that `remove_noise` leaves everywhere, so that every row keeps full support.
+# Mass that `remove_noise` adds to every entry, so that every row keeps full support.
 _FLOOR = 1e-6
-# How near each class' count comes to its target, relative to it, and how many steps that may take.
+# Error of a class' count, relative to its target, below which the solver stops.
 _TOLERANCE = 1e-4
-# The same while rows are blurred, and by how much they are sharpened then.
+# The error below which blurred rows are sharpened, and the factor by which they are.
 _BLURRED_TOLERANCE = 0.1
 _SHARPEN = 2**0.25
-_MOST_STEPS = 400
-_SMALLEST_ENTROPY = 1e-2  # of a row, in nats
+_MOST_STEPS = 400  # after which the solver stops in any case
+_SMALLEST_ENTROPY = 1e-2  # lower bound on the entropy of a row, in nats
 
 
 class DarpState(NamedTuple):
-    """What DARP keeps between steps."""
+    """DARP's state between training steps."""
 
-    # The latest soft pseudo-label of each unlabeled example, starting uniform.
+    # The latest soft pseudo-label of each unlabeled example, initially uniform.
     pseudo_labels: Float[Array, "examples classes"]
-    # The same refined, as of the last renewal.
+    # The refined pseudo-labels, as of the last refinement.
     refined: Float[Array, "examples classes"]
 
 
 class Refinement(NamedTuple):
-    """When pseudo-labels are refined, in steps."""
+    """When pseudo-labels are refined, in training steps, and how much noise is removed."""
 
     start: int  # the first step that trains on refined pseudo-labels, at least 1
-    every: int  # steps from one renewal to the next
-    delta: float  # how many times its count each class keeps examples for, at least 1
+    every: int  # steps from one refinement to the next
+    delta: float  # examples that a class keeps, over its target count; at least 1
 
 
 def create(examples: int, classes: int) -> DarpState:
-    """Returns the state before the first step."""
-    # Two arrays: a donated state must not hold one buffer twice.
+    """Return the state before the first step."""
+    # Two separate arrays, because a donated state must not hold one buffer twice.
     uniform, same = (jnp.full((examples, classes), 1 / classes, jnp.float32) for _ in range(2))
     return DarpState(uniform, same)
 
@@ -58,15 +58,15 @@ def update(
     target: Float[Array, " classes"],
     refinement: Refinement,
 ) -> DarpState:
-    """Remembers a batch's pseudo-labels, and refines all of them when it is time.
+    """Store a batch's pseudo-labels, and refine those of all examples if one is due.
 
     Args:
-      state: as of before the step.
-      rows: which examples the batch held.
+      state: the state before the step.
+      rows: indices of the batch's examples among all unlabeled ones.
       guesses: their pseudo-labels, rows summing to 1.
       step: the step that is done, from 0.
-      target: the class distribution to give to the pseudo-labels, summing to 1.
-      refinement: when it is time.
+      target: the class distribution that the pseudo-labels are to have, summing to 1.
+      refinement: when and how to refine.
     """
     pseudo_labels = remember(state.pseudo_labels, rows, guesses)
     counts = target * len(pseudo_labels)
@@ -84,9 +84,9 @@ def remember(
     rows: Int[Array, " batch"],
     guesses: Float[Array, "batch classes"],
 ) -> Float[Array, "examples classes"]:
-    """Puts a batch's guesses into their rows; of an example that is there twice, the last one."""
+    """Write a batch's guesses into their rows; of an example that occurs twice, the last one."""
     examples = len(pseudo_labels)
-    # A scatter to the same row twice has no defined order on an accelerator.
+    # On an accelerator, two writes of one scatter to the same row have no defined order.
     places = jnp.arange(len(rows))
     last = jnp.full(examples, -1).at[rows].max(places)
     once = jnp.where(last[rows] == places, rows, examples)
@@ -98,15 +98,15 @@ def remove_noise(
     target_counts: Float[Array, " classes"],
     delta: float,
 ) -> Float[Array, "examples classes"]:
-    """Takes class k from all but the `int(delta * target_k)` examples that have most of it.
+    """Zero class k in all but the `int(delta * target_k)` examples with most of it.
 
-    Of equal examples the earlier ones keep it. Every entry then gets a little mass, and rows sum
-    to 1 again.
+    Of equal examples the earlier ones keep it. Every entry then gets a little mass, and rows are
+    normalised to sum to 1.
 
     Args:
       probabilities: pseudo-labels, rows summing to 1.
-      target_counts: how many examples of each class there should be.
-      delta: at least 1; the larger, the less is removed.
+      target_counts: the target number of examples of each class.
+      delta: at least 1; the larger it is, the less is removed.
     """
     examples = len(probabilities)
     order = jnp.argsort(-probabilities, axis=0, stable=True)
@@ -131,23 +131,24 @@ class _Iterate(NamedTuple):
 def refine(
     probabilities: Float[Array, "examples classes"], target_counts: Float[Array, " classes"]
 ) -> Float[Array, "examples classes"]:
-    """Finds the nearest pseudo-labels whose classes have the target counts.
+    """Find the nearest pseudo-labels whose classes have the target counts.
 
     Minimises `sum_m w_m KL(M_m || q_m)` with `w_m = 1 / H(q_m)` over M whose rows sum to 1 and
-    whose columns sum to the counts: uncertain examples give way before certain ones. Unlike in the
-    paper H is taken as at least 0.01 nats: all examples surer than about 0.999 weigh alike,
-    because float32 cannot tell how they should differ. The solution
-    is `M_mk = Normalize(q_mk exp(nu_k / w_m))`; its column sums less the targets are the dual's
-    gradient, and their derivative its Hessian, `sum_m (diag(M_m) - M_m M_m^T) / w_m`.
+    whose columns sum to the counts, so that uncertain examples change before certain ones. Unlike
+    in the paper, H is taken as at least 0.01 nats: all examples with a confidence above about 0.999
+    have the same weight, because float32 cannot resolve how they should differ. The solution is
+    `M_mk = Normalize(q_mk exp(nu_k / w_m))`, with the dual variables nu. Its column sums minus the
+    targets are the gradient of the dual, and their derivative is the Hessian,
+    `sum_m (diag(M_m) - M_m M_m^T) / w_m`.
 
-    Where rows are all but one-hot the Hessian all but vanishes, and Newton's steps lead astray. So
-    the problem is solved first for blurred rows, `q^(1/32)`, whose solution is where to start with
-    rows a little sharper, and so on.
+    Where rows are nearly one-hot the Hessian nearly vanishes, and Newton's steps go astray. The
+    problem is therefore solved first for blurred rows, `q^(1/32)`. The solution is the starting
+    point for slightly sharper rows, and so on.
 
     Args:
       probabilities: q, rows summing to 1.
       target_counts: at least 0; scaled to sum to the number of examples. A class with a target of 0
-        gets nothing.
+        gets no mass.
 
     Returns:
       M, rows summing to 1, columns within 0.01 % of their targets wherever that can be reached.
@@ -174,10 +175,11 @@ def refine(
         return ~solved & (iterate.step < _MOST_STEPS)
 
     def improve(iterate: _Iterate) -> _Iterate:
-        """One damped Newton step, taken unless it goes far past the minimum in its direction.
+        """Take one damped Newton step unless it goes far past the minimum in its direction.
 
-        The dual's slope there tells, by gradients alone: differences of its values drown in
-        rounding. Classes are scaled so that each has a Hessian entry of one order of magnitude.
+        The dual's slope after the step decides this, from gradients alone, because differences of
+        the dual's values drown in rounding errors. Classes are scaled so that their Hessian entries
+        are of the same order of magnitude.
         """
         moved = iterate.sharpness * slack * iterate.refined
         hessian = jnp.diag(moved.sum(axis=0)) - moved.T @ iterate.refined

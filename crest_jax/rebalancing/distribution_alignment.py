@@ -1,29 +1,31 @@
-"""Distribution alignment with a temperature, constant or progressive (paper section 3.4).
+"""Distribution alignment with a constant or progressive temperature t (paper section 3.4).
 
 Adapted from ReMixMatch (Berthelot et al., 2020), where the target is the labeled set's own
-distribution, and t = 1.
+distribution and t = 1.
 """
 
 from jaxtyping import Array, Float
 
-# none: pseudo-labels stay as the model gives them. labeled_average: the target is the running
-# average of the labeled batches' class frequencies. constant: p(y)^t. progressive: p(y)^t with t
-# falling from 1 to t_min over the generations.
+# none: pseudo-labels are not aligned. labeled_average: the target is the running average of the
+# labeled batches' class frequencies. constant: p(y)^t. progressive: p(y)^t with t falling from 1 to
+# t_min over the generations.
 TARGETS = ("none", "labeled_average", "constant", "progressive")
 
-# How many batches' mean predictions the model's distribution is averaged over.
+# The number of batches over whose mean predictions the model's distribution is averaged.
 WINDOW = 128
 LABELED_DECAY = 0.999
 _EPSILON = 1e-6
 
 
 def progressive_temperature(generation: int, generations: int, t_min: float) -> float:
-    """`t_g = (1 - g/G) 1.0 + g/G t_min` for g = 0 .. G (Eq. 2); 1 where there is one generation.
+    """Return `t_g = (1 - g/G) 1.0 + g/G t_min` for g = 0 .. G (Eq. 2).
+
+    With a single generation it is 1.
 
     Args:
       generation: g, from 0.
-      generations: G + 1, how many there are.
-      t_min: temperature of the last one, in [0, 1].
+      generations: G + 1, the number of generations.
+      t_min: temperature of the last generation, in [0, 1].
     """
     progress = generation / max(generations - 1, 1)
     return (1.0 - progress) + progress * t_min
@@ -32,7 +34,7 @@ def progressive_temperature(generation: int, generations: int, t_min: float) -> 
 def temperature_scaled(
     class_distribution: Float[Array, " classes"], temperature: Float[Array, ""] | float
 ) -> Float[Array, " classes"]:
-    """`Normalize(p(y)^t)`: p(y) itself at t = 1, uniform at t = 0."""
+    """Return `Normalize(p(y)^t)`: p(y) itself at t = 1, uniform at t = 0."""
     powered = class_distribution**temperature
     return powered / powered.sum()
 
@@ -42,12 +44,12 @@ def align(
     target: Float[Array, " classes"],
     model_distribution: Float[Array, " classes"],
 ) -> Float[Array, "batch classes"]:
-    """`Normalize(q p(y) / p~(y))`, the label guess instead of q (section 3.4).
+    """Return `Normalize(q p(y) / p~(y))`, the label guess used instead of q (section 3.4).
 
     Args:
       probs: q, the model's predictions.
       target: p(y), or its temperature-scaled form.
-      model_distribution: p~(y), what the model has been predicting on average.
+      model_distribution: p~(y), the moving average of the model's predictions.
     """
     scaled = probs * (target + _EPSILON) / (model_distribution + _EPSILON)
     return scaled / scaled.sum(axis=-1, keepdims=True)

@@ -1,13 +1,13 @@
-"""Estimating the class distribution of unlabeled data from a model's predictions on it.
+"""Estimation of the class distribution of unlabeled data from a model's predictions on it.
 
-What is known of how the model errs is turned round, as in black-box shift estimation (Lipton, Wang
-and Smola, 2018, https://arxiv.org/abs/1802.03916), which DARP too falls back on where the
-distribution is not known. Theirs is the solution of a linear system; ours is the most probable
-distribution given a weak prior, which exists whatever the model predicts.
+The model's known error rates are inverted, as in black-box shift estimation (Lipton, Wang and
+Smola, 2018, https://arxiv.org/abs/1802.03916), which DARP also falls back on where the distribution
+is not known. That method solves a linear system; this module finds the most probable distribution
+given a weak prior, which exists whatever the model predicts.
 
-How sure that is says a posterior bootstrap (Fong, Lyddon and Holmes, 2019,
-https://arxiv.org/abs/1902.03175): the same, many times, from errors, predictions and a prior that
-are drawn anew.
+The uncertainty of the estimate comes from a posterior bootstrap (Fong, Lyddon and Holmes, 2019,
+https://arxiv.org/abs/1902.03175): the estimate is repeated many times, each time with newly drawn
+errors, predictions and prior.
 """
 
 from typing import NamedTuple
@@ -15,26 +15,27 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-# How often any class may be taken for any other beyond what was seen.
+# Share of each class' predictions that is spread over all classes, for errors not seen so far.
 _UNSEEN = 1e-3
 _TOLERANCE = 1e-7
 _MOST_ROUNDS = 1000
-# Of the bootstrap. Its shares need not be exact beyond what they differ by.
+# The number of bootstrap draws, and their tolerance: shares need not be exact beyond the amount by
+# which draws differ.
 _DRAWS = 400
 _DRAWN_TOLERANCE = 1e-5
-# Numbers of a group of draws that are worked on together: 32 MiB.
+# The most matrix entries of draws that are processed together: 32 MiB.
 _AT_ONCE = 1 << 22
-# What a prior of no opinion counts each class as, in examples (Jeffreys).
+# The weight of each class in an uninformative (Jeffreys) prior, in examples.
 _NO_OPINION = 0.5
 
 
 class Interval(NamedTuple):
-    """What an unlabeled set's class distribution may be."""
+    """Intervals for an unlabeled set's class distribution, and a test of its difference."""
 
     low: Float[np.ndarray, " classes"]
     high: Float[np.ndarray, " classes"]
-    # How often a set with the distribution of the labeled one is predicted as far from what is
-    # expected of such as this one, or farther, in (0, 1].
+    # The probability that predictions on a set with the labeled set's distribution are at least as
+    # far from their expectation as those on this set, in (0, 1].
     p_value: float
 
 
@@ -43,21 +44,23 @@ def estimate(
     predicted: Int[np.ndarray, " classes"],
     prior: Float[np.ndarray, " classes"],
 ) -> Float[np.ndarray, " classes"]:
-    """Maximises `sum_j n_j log (pi C)_j + L sum_i prior_i log pi_i` over distributions pi.
+    """Estimate the class distribution of unlabeled examples.
 
-    C_ij is how often an example of class i is predicted as j, and n_j how many unlabeled examples
-    are predicted as j, counted as no more in all than there are examples that C is known from. By
-    expectation-maximisation from the prior: where predictions do not tell classes apart, as those
-    of a model that knows a single class, their shares stay as in the prior.
+    It is the distribution pi that maximises `sum_j n_j log (pi C)_j + L sum_i prior_i log pi_i`,
+    where L is the number of classes, C_ij the rate at which examples of class i are predicted as j,
+    and n_j the number of unlabeled examples predicted as j. The n_j are scaled down if there are
+    more of them in total than examples that C is known from. The maximum is found by
+    expectation-maximisation, starting from the prior. Where predictions do not tell classes apart,
+    for example because the model predicts a single class, their shares stay as in the prior.
 
-    The estimate is as good as C: from examples that the model was fitted to, C is too close to the
-    identity, and pi to the model's own predictions.
+    The estimate is only as good as C. If C comes from examples that the model was fitted to, C is
+    too close to the identity, and pi too close to the model's own predictions.
 
     Args:
-      confusion: examples with known labels, by class (row) and prediction (column). A class without
-        any is taken to be always recognised.
-      predicted: unlabeled examples by prediction.
-      prior: a class distribution, which counts as much as one example of each class.
+      confusion: number of examples with known labels, by class (row) and prediction (column). A
+        class without examples is taken to be always recognised.
+      predicted: number of unlabeled examples by prediction.
+      prior: a class distribution, which has the weight of one example per class.
 
     Raises:
       ValueError: there is no prediction.
@@ -78,24 +81,24 @@ def interval(
     seed: int | list[int],
     level: float = 0.9,
 ) -> Interval:
-    """Where the class distribution lies that `estimate` estimates, class by class.
+    """Return an interval for each class' share in the distribution that `estimate` estimates.
 
-    Each draw has errors from the posterior of C given the known examples (a Dirichlet distribution
-    for each row, of a prior that counts as one example), predictions drawn from those that there
-    are, and a prior without an opinion, from which the search begins. Where predictions do not tell
-    classes apart, draws divide their shares in any way, and intervals are wide. They always hold
-    the estimate.
+    Each draw of the bootstrap takes errors from the posterior of C given the known examples (a
+    Dirichlet distribution for each row, whose prior has the weight of one example), predictions
+    resampled from the given ones, and an uninformative prior, from which the search begins. Where
+    predictions do not tell classes apart, draws divide their shares in any way, and intervals are
+    wide. The intervals always contain the estimate.
 
-    For the p-value nothing is estimated. It is that of the chi-squared distance between the
-    predictions and those expected of a set with the distribution `prior`, among the distances of
-    sets that are drawn from it, with errors drawn as above.
+    The p-value needs no estimate. It ranks the chi-squared distance between the predictions and
+    those expected of a set with the distribution `prior` among the distances of sets drawn from
+    that distribution, with errors drawn as above.
 
     Args:
-      confusion: as for `estimate`; a class without any example may be taken for any other.
+      confusion: as for `estimate`, but a class without examples may be taken for any other.
       predicted: as for `estimate`.
       prior: as for `estimate`.
-      seed: of the draws.
-      level: how much of the draws lies inside, in (0, 1).
+      seed: seed of the draws.
+      level: share of the draws inside the interval, in (0, 1).
 
     Raises:
       ValueError: there is no prediction.
@@ -132,12 +135,12 @@ def _most_probable(
     prior: Float[np.ndarray, "draws classes"],
     tolerance: float,
 ) -> Float[np.ndarray, "draws classes"]:
-    """Expectation-maximisation from the prior, of several problems at once."""
+    """Run expectation-maximisation from the prior, on several problems at once."""
     classes = prior.shape[1]
     rates = (1 - _UNSEEN) * rates + _UNSEEN / classes
     distribution = prior
     for _ in range(_MOST_ROUNDS):
-        # How many of each prediction are of each class, if this were the distribution.
+        # Times pi_i C_ij, this is how many examples predicted as j are expected to be of class i.
         of_each = counts / np.einsum("di,dij->dj", distribution, rates)
         expected = distribution * np.einsum("dij,dj->di", rates, of_each) + classes * prior
         previous, distribution = distribution, expected / expected.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Resampling (RS): every class is drawn as often as every other (paper section 4.1)."""
+"""Resampling (RS): all classes are drawn equally often (paper section 4.1)."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from crest_jax.errors import DataError
 def sampling_probabilities(
     labels: Int[np.ndarray, " labeled"], class_names: Sequence[str]
 ) -> Float[np.ndarray, " labeled"]:
-    """Probability of drawing each labeled example, proportional to `1 / N_{its class}`.
+    """Return the probability of drawing each labeled example, proportional to `1 / N_{its class}`.
 
     Args:
       labels: class of each example.
-      class_names: of all classes.
+      class_names: names of all classes.
 
     Raises:
       DataError: a class has no example to draw.

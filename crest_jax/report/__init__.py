@@ -1,4 +1,4 @@
-"""Tables, figures and pages, made from what runs leave on disk."""
+"""Tables, figures and HTML pages, made from the files of runs."""
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
@@ -14,23 +14,23 @@ from crest_jax.schema import printable
 
 
 def write(output: Path, folders: Sequence[Path], *, pictures: bool = True) -> None:
-    """Writes the page of one run, or of several compared.
+    """Write the page of one run, or of several runs compared.
 
     Args:
-      output: the file.
-      folders: of the runs.
-      pictures: whether it shows some of their images, if these are not streamed.
+      output: The file to write.
+      folders: The folders of the runs.
+      pictures: Whether to show some of the runs' images; images of streamed data are never shown.
 
     Raises:
-      WorkdirError: a folder is not a run of this version, or none of its generations is finished.
+      WorkdirError: A folder is not a run of this version, or has no finished generation.
     """
-    # Imported only now: Matplotlib would delay the first step, which needs no page.
+    # Imported here, because loading Matplotlib would delay the first training step.
     from crest_jax.report import html
     from crest_jax.report.pictures import Pictures, of_run
 
     paths = [files.absolute(folder) for folder in folders]
     names = [path.name for path in paths]
-    if len(set(names)) < len(names):  # told apart by the folders that they are in
+    if len(set(names)) < len(names):  # add the parent folders, to tell them apart
         levels = zip(*(path.parent.parts for path in paths), strict=False)
         shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
         names = ["/".join(path.parts[shared:]) for path in paths]

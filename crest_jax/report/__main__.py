@@ -1,9 +1,10 @@
-"""A run as one self-contained page, or several runs compared.
+"""Write a self-contained HTML page of one run, or of several runs compared.
 
 python -m crest_jax.report --workdir=DIR [--workdir=DIR ...] [--output=FILE.html]
                            [--no-pictures]
 
-Without --output, the page of a single run is its report.html; of several, ./report.html.
+Without --output, the page of a single run is written to report.html in its folder, and that of
+several runs to ./report.html.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from crest_jax.report import write
 
 @command.entry
 def main() -> None:
-    """Writes the page."""
+    """Write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,9 @@
-"""Keeps what finished runs have come to, a few KB each, for a repository or a supplement.
+"""Archive the results of finished runs, a few KB each, for a repository or a supplement.
 
 python -m crest_jax.report.archive --output=FOLDER WORKDIR [WORKDIR ...]
 
-Each run gets a folder of its own name with its config.json and results.json, from which tables and
-figures are drawn as from the run itself.
+Each run gets a folder with its name, config.json and results.json. Tables and figures can be made
+from this folder as from the run itself.
 """
 
 import argparse
@@ -18,19 +18,19 @@ from crest_jax.config import FORMAT, to_plain
 from crest_jax.errors import WorkdirError
 from crest_jax.layout import RunFolder
 
-# Far more than folds differ by, and far less than the text of a double.
+# Significant digits: far finer than the differences between folds, far shorter than a double.
 _DIGITS = 6
 
 
 def archive(run: Path, output: Path) -> Path:
-    """Keeps one run, and returns the folder in `output` that has it.
+    """Archive one run, and return its folder in `output`.
 
-    Figures have six significant digits. Fields that results do not depend on, such as the folder
-    where TFDS keeps its data, are left out.
+    Figures are rounded to six significant digits. Config fields that results do not depend on, such
+    as the folder where TFDS keeps its data, are left out.
 
     Raises:
-      WorkdirError: the run has no finished generation or is damaged; or the folder has another's
-        results.
+      WorkdirError: The run has no finished generation or is damaged, or its folder in `output`
+        holds the files of another run.
     """
     config = to_plain(workdir.read_config(run))
     for field in workdir.INCIDENTAL:
@@ -57,7 +57,7 @@ def archive(run: Path, output: Path) -> Path:
 
 
 def rounded(value: Any) -> Any:
-    """The same with every fraction at six significant digits."""
+    """Return the value with every float rounded to six significant digits."""
     if isinstance(value, Mapping):
         return {key: rounded(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -66,7 +66,7 @@ def rounded(value: Any) -> Any:
 
 
 def text(content: Mapping[str, Any]) -> str:
-    """JSON with a line for each key, so that two versions can be told apart line by line."""
+    """Return JSON with one line per top-level key, so that versions can be compared by line."""
     lines = (
         f"{json.dumps(key)}:{json.dumps(value, separators=(',', ':'), ensure_ascii=False)}"
         for key, value in files.sealed(content).items()
@@ -75,10 +75,11 @@ def text(content: Mapping[str, Any]) -> str:
 
 
 def archived(runs: Sequence[Path], output: Path) -> list[Path]:
-    """Keeps several runs, and returns their folders.
+    """Archive several runs, and return their folders.
 
     Raises:
-      WorkdirError: as `archive`; and where two runs have the same name, before anything is written.
+      WorkdirError: As for `archive`; or two runs have the same name, in which case nothing is
+        written.
     """
     names: dict[str, Path] = {}
     for run in runs:
@@ -93,7 +94,7 @@ def archived(runs: Sequence[Path], output: Path) -> list[Path]:
 
 @command.entry
 def main() -> None:
-    """Keeps the runs, and says how much space they take."""
+    """Archive the runs, and print how much space they take."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=files.given, required=True, help="a folder")
     parser.add_argument("workdir", type=files.given, nargs="+", help="folders of finished runs")

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, whose colours follow the page's light or dark scheme."""
+"""Line charts as inline SVG, with colours that follow the page's light or dark scheme."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,9 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 42
-# Of a letter, and what slanted labels need below the axis more than upright ones.
+# Width of a letter, and the extra room that slanted labels need below the axis, in SVG units.
 LETTER, SLANTED = 6.5, 34
-# Series after that many look like earlier ones.
+# Number of distinct looks; further series repeat them.
 LOOKS = 6
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")
 _MOST_LABELS = 12
@@ -20,12 +20,12 @@ _MOST_MARKED = 30
 
 
 class Series(NamedTuple):
-    """A line; None where it has no value."""
+    """A line of a chart; its values are None where it has a gap."""
 
     name: str
     values: Sequence[int | float | None]
-    look: int  # which colour, marker and dashes
-    faint: bool = False  # as what came before another
+    look: int  # number of its colour, marker and dashes, modulo `LOOKS`
+    faint: bool = False  # pale and dotted, such as an earlier generation
 
 
 def line_chart(
@@ -37,15 +37,16 @@ def line_chart(
     within: Sequence[int | float] = (),
     counts: bool = False,
 ) -> str:
-    """A figure with a legend, as HTML.
+    """Return an HTML figure: a line chart with a legend.
 
     Args:
-      title: what the values are.
-      series: lines of as many values as there are labels, or fewer.
-      labels: of the places along the horizontal axis.
-      x_title: what these are.
-      within: values that the vertical axis has at least.
-      counts: whether the axis goes by tens, so that small ones are told apart beside large ones.
+      title: The caption, which says what the values are.
+      series: The lines, with at most as many values as there are labels.
+      labels: The labels of the places along the horizontal axis.
+      x_title: The title of the horizontal axis.
+      within: Values that the vertical axis must include.
+      counts: Whether the vertical axis is logarithmic, with ticks at 0 and powers of ten, so that
+        small counts can be told apart beside large ones.
     """
     values = [value for each in series for value in each.values if value is not None]
     values += within
@@ -94,7 +95,7 @@ def line_chart(
         for stretch in _stretches(each.values):
             path = " ".join(f"{x(place):.1f},{y(value):.1f}" for place, value in stretch)
             parts.append(f'<polyline {_stroke(each)} points="{path}"/>')
-            # A lone value would be no line.
+            # A lone value is always marked, as a line of one point is invisible.
             if len(labels) > _MOST_MARKED and len(stretch) > 1:
                 continue
             for place, value in stretch:
@@ -116,7 +117,7 @@ def line_chart(
 
 
 def _stretches(values: Sequence[int | float | None]) -> Iterator[list[tuple[int, int | float]]]:
-    """Places and values of each part of a line that has no gap."""
+    """Yield the places and values of each part of a line between gaps."""
     for there, part in groupby(enumerate(values), key=lambda pair: pair[1] is not None):
         if there:
             yield [(place, value) for place, value in part if value is not None]
@@ -139,7 +140,7 @@ def _fill(series: Series) -> str:
 
 
 def _marker(series: Series, x: float, y: float) -> str:
-    """Circle, square, diamond, triangles, cross: a shape for each look."""
+    """Return the shape of a look: circle, square, diamond, triangle (up or down) or bar."""
     match series.look % LOOKS:
         case 0:
             return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'

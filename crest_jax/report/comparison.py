@@ -1,10 +1,10 @@
-"""Methods side by side, from the results.json of finished runs.
+"""Compare methods side by side, from the results.json files of finished runs.
 
 python -m crest_jax.report.comparison WORKDIR [WORKDIR ...] [--rarest 3] [--baseline none]
 
-With --rarest, recall and precision of so many classes, those with the fewest labels, are added.
-With a baseline, which is a value of rebalance, another table says how far the others are ahead of
-it on the same folds, and how likely they would be so by chance.
+With --rarest=N, rows are added for recall and precision of the N classes with the fewest labels.
+With --baseline, a value of rebalance, a second table shows how far the others are ahead of it on
+the same folds, and how likely chance alone would put them so far ahead.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from crest_jax.errors import ConfigError, DataError
 from crest_jax.rebalancing import REBALANCING, parts
 from crest_jax.schema import printable
 
-# What a run is reported by; NaN where it has no such figure.
+# A function from a run's results.json to a figure; NaN where the run has no such figure.
 Figure = Callable[[Mapping[str, Any]], float]
 ACCURACIES: Mapping[str, Figure] = {
     "": lambda run: run["accuracy"],
@@ -30,12 +30,13 @@ ACCURACIES: Mapping[str, Figure] = {
 
 
 def of_rarest(count: int) -> dict[str, Figure]:
-    """Recall and precision of the classes with the fewest labels, in %, as figures of a run.
+    """Return recall and precision of the classes with the fewest labels, as figures of a run.
 
-    They are means over these classes. Precision is of those that the model predicts at all.
+    Both are in % and are means over these classes. Classes that the model never predicts have no
+    precision and are left out of its mean.
 
     Args:
-      count: how many classes.
+      count: The number of classes.
     """
 
     def mean_of(name: str) -> Figure:
@@ -52,19 +53,21 @@ def of_rarest(count: int) -> dict[str, Figure]:
 
 
 def comparison(runs: Sequence[Mapping[str, Any]], rarest: int = 0) -> str:
-    """A Markdown table of class-balanced accuracy in %, mean ± standard deviation over folds.
+    """Return a Markdown table of accuracy, as mean ± standard deviation over folds.
 
-    Each method has a line as trained and one after logit adjustment; each rebalancing a column.
-    Cells of fewer folds than others say how many they have.
+    Accuracy is class-balanced, in %. Each method has a row as trained and a row after logit
+    adjustment; each rebalancing has a column. Cells with fewer folds than others say how many they
+    have.
 
     Args:
-      runs: contents of results.json files, all of one data set, one long tail and one budget.
-      rarest: how many classes, those with the fewest labels, have lines for recall and precision.
+      runs: Contents of results.json files, all of one data set, one long tail and one budget.
+      rarest: The number of classes, those with the fewest labels, to add rows of recall and
+        precision for; 0 adds none.
 
     Raises:
-      DataError: there are no runs, two are of one method, rebalancing and fold, or they are not
-        of the same data or of as many training steps in all.
-      ConfigError: there are not so many classes.
+      DataError: There are no runs; two have the same method, rebalancing and fold; or they differ
+        in data or in their total number of training steps.
+      ConfigError: `rarest` is not from 0 to the number of classes.
     """
     cells = _cells(runs)
     classes = len(runs[0]["class_names"])
@@ -94,18 +97,18 @@ def comparison(runs: Sequence[Mapping[str, Any]], rarest: int = 0) -> str:
 
 
 def paired(runs: Sequence[Mapping[str, Any]], baseline: str) -> str:
-    """A Markdown table of how far rebalancing methods are ahead of one of them, fold by fold.
+    """Return a Markdown table of how far rebalancings are ahead of one of them, fold by fold.
 
-    Differences are means in points, with their 95 % confidence interval; p is that of a one-sided
-    paired t-test: how often chance alone would put a method as far ahead, or farther. Of methods
-    that share less than two folds with the baseline there is nothing to say.
+    Differences are means in percentage points, with their 95 % confidence interval; p is that of a
+    one-sided paired t-test: how often chance alone would put a method as far ahead, or farther.
+    Methods that share fewer than two folds with the baseline are left out.
 
     Args:
-      runs: as for `comparison`.
-      baseline: a value of `rebalance`.
+      runs: As for `comparison`.
+      baseline: A value of `rebalance`.
 
     Raises:
-      DataError: as `comparison`; and where no method shares two folds with the baseline.
+      DataError: As for `comparison`; or no method shares two folds with the baseline.
     """
     cells = _cells(runs)
     lines = []
@@ -146,9 +149,9 @@ def paired(runs: Sequence[Mapping[str, Any]], baseline: str) -> str:
 
 
 def _ahead(differences: np.ndarray) -> str:
-    """Two cells: the mean with its interval, and the chance."""
+    """Return two cells: the mean with its confidence interval, and the p-value."""
     mean = differences.mean()
-    if np.ptp(differences) == 0:  # of which there is no test
+    if np.ptp(differences) == 0:  # the t-test needs some variance
         return f"{mean:+.1f} | -"
     test = stats.ttest_1samp(differences, 0, alternative="greater")
     low, high = stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=stats.sem(differences))
@@ -158,7 +161,11 @@ def _ahead(differences: np.ndarray) -> str:
 def _cells(
     runs: Sequence[Mapping[str, Any]],
 ) -> dict[tuple[str, str], dict[int, Mapping[str, Any]]]:
-    """Runs that may be compared, by method and rebalancing and then by fold."""
+    """Return the runs by method and rebalancing, then by fold.
+
+    Raises:
+      DataError: There are no runs, or they cannot be compared.
+    """
     if not runs:
         raise DataError("there are no runs to compare")
     cells: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
@@ -179,7 +186,7 @@ def _cells(
     return cells
 
 
-# What runs that are compared must have in common.
+# What runs must have in common to be compared.
 _COMMON: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "data": lambda run: run["data"],
     "long_tail": lambda run: run["long_tail"],
@@ -190,7 +197,11 @@ _COMMON: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 
 
 def _rebalance(run: Mapping[str, Any]) -> str:
-    """With the temperature where it is not that of plain alignment, and where p(y) is from."""
+    """Return the rebalancing of a run.
+
+    The temperature of distribution alignment is added where it is not 1, and the source of p(y)
+    where that is not the labeled set.
+    """
     name = run["rebalance"]
     if "da" in parts(name) and run["alignment"]["t"] != 1:
         name += f" t={run['alignment']['t']:g}"
@@ -199,14 +210,14 @@ def _rebalance(run: Mapping[str, Any]) -> str:
 
 
 def _in_order(names: set[str], order: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Known names in the registry's order, then combinations such as crest+rs."""
+    """Return known names in the registry's order, then combinations such as crest+rs."""
     known = [name for name in order if name in names]
     return known + sorted(names - set(known))
 
 
 @command.entry
 def main() -> None:
-    """Prints the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=files.given, nargs="+", help="folders of finished runs")
     parser.add_argument("--rarest", type=int, default=0, help="classes to add lines of")

@@ -1,4 +1,4 @@
-"""Figures of runs, drawn from their results.json and never from typed numbers.
+"""Draw figures of runs from their results.json files, never from numbers typed in by hand.
 
 python -m crest_jax.report.figures --output=FILE.svg WORKDIR [WORKDIR ...]
 """
@@ -17,7 +17,7 @@ from crest_jax import command, files, results
 from crest_jax.errors import ConfigError, DataError
 
 NAMES = {"none": "FixMatch", "da": "FixMatch + DA", "crest": "CReST", "crest_plus": "CReST+"}
-# Okabe and Ito's colours, which the colour-blind tell apart; hatches do the same in grey.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; markers help in grey.
 COLOURS = {"none": "#999999", "da": "#56B4E9", "crest": "#E69F00", "crest_plus": "#0072B2"}
 MARKERS = {"none": "o", "da": "v", "crest": "s", "crest_plus": "D"}
 STYLE = {
@@ -34,19 +34,19 @@ STYLE = {
 
 
 def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    """One picture of what the method does, a line per kind of run (as the paper's Figure 1).
+    """Draw an overview of what the method does, a line per kind of run (as the paper's Figure 1).
 
     From left to right: the labeled set's class sizes; precision and recall on the test set by
     class, dotted after the first generation, solid after the last; accuracy by generation, where a
-    run of one generation is a horizontal line. Precision of a class that is never predicted is a
-    gap.
-    Runs of the same `rebalance` are averaged, and their standard deviation is drawn.
+    run of one generation is a horizontal line. Classes that are never predicted have no precision
+    and leave a gap. Runs with the same `rebalance` are averaged; a band shows the standard
+    deviation of their accuracy.
 
     Args:
-      runs: contents of results.json files, all of one data set, gamma and beta.
+      runs: Contents of results.json files, all of one data set, gamma and beta.
 
     Raises:
-      DataError: runs of one kind differ in their number of generations.
+      DataError: Runs of one kind differ in their number of generations.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12, 2.8), layout="constrained")
@@ -104,7 +104,7 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
 def _mean_by_class(
     runs: Sequence[Mapping[str, Any]], generation: int, what: str
 ) -> Float[np.ndarray, " classes"]:
-    """Precision or recall by class, the mean over the runs that have one; NaN where none has."""
+    """Return the mean precision or recall by class; NaN where no run has a value."""
     values = [run["generations"][generation][f"per_class_{what}"] for run in runs]
     of_class = np.ma.masked_invalid(np.array(values, float))
     return of_class.mean(axis=0).filled(np.nan)
@@ -112,7 +112,7 @@ def _mean_by_class(
 
 @command.entry
 def main() -> None:
-    """Draws the overview of finished runs."""
+    """Draw the overview of finished runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=files.given, required=True)
     parser.add_argument("workdir", type=files.given, nargs="+")

@@ -1,4 +1,4 @@
-"""A run, or several beside each other, as one page that needs no network."""
+"""A page that shows one run, or compares several, and needs no network."""
 
 import base64
 import io
@@ -17,21 +17,21 @@ from crest_jax.report.charts import Series, line_chart
 from crest_jax.report.pictures import Moved, Picture, Pictures, PseudoLabeled, Said
 from crest_jax.results import SPLITS, truth_is_known
 
-# Confusion matrices of more classes are a picture.
+# Confusion matrices of more classes are shown as a picture instead of a table.
 _MOST_CELLS = 20
 
 
 class Run(NamedTuple):
-    """What a page is made from."""
+    """A run that a page is made from."""
 
     name: str
-    results: Mapping[str, Any]  # results.json
-    config: Mapping[str, Any]  # of config.json
+    results: Mapping[str, Any]  # content of results.json
+    config: Mapping[str, Any]  # the config in config.json
     pictures: Pictures = Pictures(None, None)
 
     @property
     def first(self) -> Mapping[str, Any]:
-        """Its first generation."""
+        """The result of the first generation."""
         return self.results["generations"][0]
 
     @property
@@ -41,15 +41,15 @@ class Run(NamedTuple):
 
     @property
     def last(self) -> Mapping[str, Any]:
-        """Its last generation so far."""
+        """The result of the last generation so far."""
         return self.results["generations"][-1]
 
 
 def page(runs: Sequence[Run]) -> str:
-    """Returns the page.
+    """Return the page as HTML.
 
     Args:
-      runs: at least one; several are compared before each has a section of its own.
+      runs: At least one run. Several are compared first, then each has its own section.
     """
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     body = [_comparison(runs)] if len(runs) > 1 else []
@@ -123,7 +123,7 @@ def _section(run: Run) -> str:
         f"<dl>{cards}</dl>"
         f'<div class="charts">{_charts(run)}</div>'
         f"<h2>By class</h2>{_classes(run)}"
-        # Not of runs of an earlier version, nor of those that have labels only.
+        # Missing in runs of an earlier version, and in runs without unlabeled images.
         f"{_unlabeled(run) if 'unlabeled_distribution' in run.last else ''}"
         f"<h2>By generation</h2>{_generations(run)}"
         "<h2>Confusion matrix</h2><p>Rows: true class; columns: prediction; the last five "
@@ -137,7 +137,7 @@ def _section(run: Run) -> str:
 
 
 def _splits(run: Run) -> str:
-    """How many images there are, as far as the run's version has said."""
+    """Return the number of images in each split; empty if the run's version did not store it."""
     splits = run.results.get("splits")
     if splits is None:
         return ""
@@ -202,7 +202,7 @@ def _charts(run: Run) -> str:
 
 
 def _pseudo_labels_chart(run: Run) -> str:
-    """Those that the last generation was given, or those of the only one."""
+    """Chart the pseudo-labels that the last generation was given, or those of the only one."""
     *before, _ = run.results["generations"]
     pseudo = (before[-1] if before else run.last)["pseudo_labels"]
     lines = {"predicted": pseudo["predicted"]}
@@ -218,13 +218,13 @@ def _pseudo_labels_chart(run: Run) -> str:
 
 
 def _right(counts: Sequence[int], precision: Sequence[int | float | None]) -> list[int]:
-    """How many of so many are right, of which the share is known in per cent."""
+    """Return how many pseudo-labels of each class are right; precision is in per cent."""
     pairs = zip(counts, precision, strict=True)
     return [round(count * (share or 0.0) / 100) for count, share in pairs]
 
 
 def _classes(run: Run) -> str:
-    """Before and after: the first generation and the last, and what was selected for it."""
+    """Return a table by class: the first and the last generation, and what was selected for it."""
     generations = run.results["generations"]
     several = len(generations) > 1
     selected = generations[-2]["pseudo_labels"] if several else None
@@ -268,7 +268,11 @@ def _classes(run: Run) -> str:
 
 
 def _unlabeled_shares(run: Run) -> dict[str, list[float]]:
-    """What is known of the unlabeled set's classes, in per cent; the truth only where it is."""
+    """Return class distributions of the labeled and the unlabeled set, in per cent.
+
+    The keys are `labeled`, `estimate` (of the unlabeled set), its bounds `low` and `high`, and
+    `truth` where that is known.
+    """
     unlabeled = run.last["unlabeled_distribution"]
     shares = {
         name: [100 * share for share in unlabeled[name]]
@@ -295,7 +299,7 @@ def _unlabeled_chart(run: Run) -> str:
 
 
 def _unlabeled(run: Run) -> str:
-    """What the last generation says of the unlabeled set's classes."""
+    """Return the section on the unlabeled set's classes, as estimated by the last generation."""
     unlabeled, shares = run.last["unlabeled_distribution"], _unlabeled_shares(run)
     names = run.results["class_names"]
     header = [
@@ -436,7 +440,7 @@ def _kind(thumbnail: bytes) -> str:
 
 
 def _per_cent(share: float) -> str:
-    """Never 100 for what is less."""
+    """Format a share in per cent; only a share of exactly 1 is shown as 100 %."""
     return f"{100 if share == 1 else min(round(100 * share, 1), 99.9):g} %"
 
 
@@ -473,7 +477,7 @@ def _figure(value: int | float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-# Okabe and Ito's colours, lighter ones where the page is dark.
+# Okabe and Ito's colours, with lighter ones for the dark scheme.
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --paper: #ffffff; --rule: #d9d9d9;
   --soft: #666666; --fill: 0 114 178;

@@ -1,7 +1,7 @@
 """The paper's figures, drawn from the results.json files of runs.
 
-A curve is the mean over folds; where there are several, bars are their standard deviation. Colours
-are told apart by the colour-blind, and markers and lines by those who print in grey.
+A curve is the mean over folds; with several folds, error bars show their standard deviation.
+Colours can be told apart by colour-blind readers, and markers and line styles in grey.
 """
 
 import io
@@ -23,22 +23,22 @@ Results = Mapping[str, Any]
 
 
 class Curve(NamedTuple):
-    """A run that a figure is drawn from."""
+    """A curve of a figure: the run that it is drawn from."""
 
     name: str
-    experiment: str  # a file of experiments/
+    experiment: str  # name of a file in experiments/
     arguments: Mapping[str, str]
-    fields: Mapping[str, str] = {}  # config fields
+    fields: Mapping[str, str] = {}  # config fields to set
 
 
 class PaperFigure(NamedTuple):
     """One of the paper's figures."""
 
     title: str
-    data: str  # of the paper's
+    data: str  # data set that the paper uses
     curves: tuple[Curve, ...]
-    # Draws means over folds, by the names of those curves that there are, into a figure of its size
-    # in inches.
+    # Draws the means over folds, given by the names of those curves that have finished runs, into a
+    # figure of `size`, which is in inches.
     draw: Callable[[Figure, Mapping[str, Results]], None]
     size: tuple[float, float]
 
@@ -46,14 +46,14 @@ class PaperFigure(NamedTuple):
 def drawn(
     figure: PaperFigure, runs: Mapping[str, Sequence[Results]], remarks: Sequence[str], kind: str
 ) -> bytes:
-    """Draws a figure as a file's content.
+    """Draw a figure, and return the content of its file.
 
     Args:
-      figure: which.
-      runs: contents of results.json files, one or more for each fold that there is, by the names
-        of the figure's curves; at least one.
-      remarks: what is to be said below the title, of the runs' scale and of those that are missing.
-      kind: "svg", "pdf" or "png".
+      figure: The figure.
+      runs: Contents of results.json files by the names of the figure's curves, one for each
+        finished fold; at least one curve.
+      remarks: Lines for below the title, on the runs' scale and on missing runs.
+      kind: The file format: "svg", "pdf" or "png".
     """
     with mpl.rc_context(STYLE):
         content = io.BytesIO()
@@ -64,7 +64,7 @@ def drawn(
 def canvas(
     figure: PaperFigure, runs: Mapping[str, Sequence[Results]], remarks: Sequence[str]
 ) -> Figure:
-    """Draws a figure. Arguments as for `drawn`."""
+    """Draw a figure. Arguments are as for `drawn`."""
     made = Figure(figsize=figure.size, layout="constrained")
     figure.draw(made, {name: mean_of_folds(folds) for name, folds in runs.items()})
     lines = [textwrap.fill(line, int(15 * figure.size[0])) for line in (figure.title, *remarks)]
@@ -73,12 +73,12 @@ def canvas(
 
 
 def mean_of_folds(runs: Sequence[Results]) -> dict[str, Any]:
-    """Results whose every figure is the mean over those folds that have it.
+    """Return results in which every figure is the mean over the folds that have it.
 
     Each generation also has `accuracy_deviation`, the standard deviation of its accuracy.
 
     Args:
-      runs: contents of results.json files, at least one, of the same generations and classes.
+      runs: Contents of results.json files, at least one, with the same generations and classes.
     """
     deviations = [
         float(np.std([result["accuracy"] for result in results]))
@@ -91,7 +91,7 @@ def mean_of_folds(runs: Sequence[Results]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """Means of numbers in the same place; what is no number is as in the first."""
+    """Return the means of numbers in the same place; other values are taken from the first."""
     known = [value for value in values if value is not None]
     first = known[0] if known else None
     if isinstance(first, Mapping):
@@ -103,7 +103,7 @@ def _mean(values: Sequence[Any]) -> Any:
     return first
 
 
-# Okabe and Ito's colours, each with a marker and a line of its own.
+# Okabe and Ito's colours, each with its own combination of marker and line style.
 _LOOKS = (
     {"color": "#000000", "marker": "o", "linestyle": "-"},
     {"color": "#0072B2", "marker": "D", "linestyle": "--"},
@@ -112,7 +112,7 @@ _LOOKS = (
     {"color": "#CC79A7", "marker": "v", "linestyle": "-"},
     {"color": "#56B4E9", "marker": "P", "linestyle": "--"},
 )
-_MOST_MARKED = 20  # classes; more markers than that hide the line
+_MOST_MARKED = 20  # with more classes than that, markers would hide the line
 _ON_CIFAR10 = {"gamma": "100", "beta": "0.1"}
 
 
@@ -121,7 +121,7 @@ def _run(method: str, rebalance: str, **arguments: str) -> dict[str, str]:
 
 
 def _order(results: Results) -> Int[np.ndarray, " classes"]:
-    """Classes by their size in the labeled set, largest first."""
+    """Return the classes by their size in the labeled set, largest first."""
     return np.argsort(-np.array(_first(results)["labeled_per_class"]), kind="stable")
 
 
@@ -132,7 +132,7 @@ def _first(results: Results) -> Results:
 def _by_class(
     values: Sequence[int | float | None], results: Results
 ) -> Float[np.ndarray, " classes"]:
-    """Values of the classes, largest class first; NaN where a class has none."""
+    """Return the values of the classes, largest class first; NaN where a class has none."""
     return np.array([np.nan if value is None else value for value in values], float)[
         _order(results)
     ]
@@ -142,12 +142,13 @@ def _plot_by_class(axes: Axes, values: np.ndarray, label: str, number: int, **ch
     look: dict[str, Any] = {**_LOOKS[number % len(_LOOKS)], "markersize": 4, **changes}
     if len(values) > _MOST_MARKED:
         look["marker"] = ""
-    # Markers at 0 and 100 % stay whole, and classes without a value keep their place.
+    # Without clipping, markers at 0 and 100 % stay whole. The limits of the axis are set, so that
+    # classes without a value keep their place.
     places = 1 + np.arange(len(values))
     (line,) = axes.plot(places, values, label=label, clip_on=False, **look)
     right = max(len(values) + 0.5, axes.get_xlim()[1] if len(axes.lines) > 1 else 0)
     axes.set_xlim(0.5, right)
-    # A value whose neighbours have none is no line.
+    # A value whose neighbours have none makes no line: draw it as a dot.
     there = np.pad(np.isfinite(values), 1)
     lone = there[1:-1] & ~there[:-2] & ~there[2:]
     if not look["marker"] and lone.any():
@@ -172,7 +173,7 @@ def _plot_by_generation(axes: Axes, runs: Mapping[str, Results], names: Sequence
 
 
 def _bars(axes: Axes, parts: Mapping[str, np.ndarray]) -> None:
-    """Stacked sizes of the classes."""
+    """Draw the sizes of the classes as stacked bars."""
     below = np.zeros(len(next(iter(parts.values()))))
     for (label, sizes), colour in zip(parts.items(), ("#555555", "#BBBBBB"), strict=False):
         axes.bar(1 + np.arange(len(sizes)), sizes, bottom=below, label=label, color=colour)
@@ -230,7 +231,7 @@ def _draw_1(canvas: Figure, runs: Mapping[str, Results]) -> None:
 
 
 def _plot_published(axes: Axes, name: str, number: int) -> None:
-    """The same from Table 5, thin and pale."""
+    """Draw the published values of a row of Table 5 as a thin, pale line."""
     (row,) = [row for row in TABLES[5].rows if row.name.removeprefix("w/ ") == name]
     values = np.array([figure.mean for figure in row.figures[:10] if figure is not None])
     label = (
@@ -245,7 +246,7 @@ def _plot_published(axes: Axes, name: str, number: int) -> None:
 
 
 def _draw_pairs(canvas: Figure, runs: Mapping[str, Results]) -> None:
-    """Recall and precision of every run's first generation, a row each."""
+    """Draw recall and precision of every run's first generation, a row per run."""
     rows = canvas.subplots(len(runs), 2, squeeze=False)
     for pair, (name, results) in zip(rows, runs.items(), strict=True):
         _recall_and_precision(pair, _first(results), results, name)

@@ -11,37 +11,37 @@ from crest_jax.report.published import Figure
 
 
 class Comparison(NamedTuple):
-    """One cell: the published figure, and ours from as many runs as are finished."""
+    """A cell of a table: the published figure, and ours from the folds that have it so far."""
 
     row: str
     column: str
     published: Figure
-    ours: tuple[float, ...]  # one for each finished fold
-    folds: int  # how many there should be
+    ours: tuple[float, ...]  # one for each fold that has it
+    folds: int  # how many there will be
 
     @property
     def mean(self) -> float | None:
-        """Ours over folds; None before the first."""
+        """Our mean over folds; None before the first fold has one."""
         return float(np.mean(self.ours)) if self.ours else None
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over folds; None with fewer than two."""
+        """Our standard deviation over folds; None with fewer than two."""
         return float(np.std(self.ours)) if len(self.ours) > 1 else None
 
     @property
     def difference(self) -> float | None:
-        """Ours less the published."""
+        """Our mean minus the published one; None before the first fold has one."""
         return None if self.mean is None else self.mean - self.published.mean
 
 
 def markdown(title: str, compared: Sequence[Comparison], *, note: str) -> str:
-    """A line per method, and in each cell: ours, the paper's, the difference.
+    """Return a Markdown table: a row per method, cells with ours, the paper's, the difference.
 
     Args:
-      title: of the table.
-      compared: its cells.
-      note: what is to be said of the runs' scale; may be empty.
+      title: The title of the table.
+      compared: The cells of the table.
+      note: A remark on the runs' scale; may be empty.
     """
     columns = list(dict.fromkeys(cell.column for cell in compared))
     lines = [f"**{title}**", ""]
@@ -56,7 +56,10 @@ def markdown(title: str, compared: Sequence[Comparison], *, note: str) -> str:
 
 
 def comma_separated(title: str, compared: Sequence[Comparison], *, note: str) -> str:
-    """A line per cell. Arguments as for `markdown`; title and note are repeated in every line."""
+    """Return CSV with a line per cell.
+
+    Arguments are as for `markdown`; title and note are repeated in every line.
+    """
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(

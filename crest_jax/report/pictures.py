@@ -1,7 +1,7 @@
-"""Pictures of what a run has done: pseudo-labels around the cut, and test images that changed.
+"""Pictures for a run's page: pseudo-labels around the cut, and test images that changed.
 
-They are chosen from what the run has on disk: `pseudo_labels` and `test_predictions` of its
-generations, and the records in `splits`.
+They are chosen from the run's files: `pseudo_labels` and `test_predictions` of its generations, and
+the records in `splits`.
 """
 
 import io
@@ -19,40 +19,40 @@ from crest_jax.data import pseudo_labels, records
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.layout import RunFolder
 
-# Of a page, whatever the number of classes and of runs: these take less than 3 MB.
+# Limits for a page, whatever the number of classes and runs; so many take less than 3 MB.
 _MOST_PSEUDO_LABELS = 600
 _MOST_MOVED = 150
-# Of a class, on either side of the cut; and of test images, in either direction.
+# Limits for a class on each side of the cut, and for test images that moved in one direction.
 _MOST_OF_A_CLASS = 8
 _MOST_OF_A_DIRECTION = 40
 _LARGEST_SIDE = 48  # of a thumbnail, in pixels
 
 
 class Said(NamedTuple):
-    """What a model says of an image."""
+    """A model's prediction for an image."""
 
     label: int
     confidence: float
 
 
 class Picture(NamedTuple):
-    """An image, and what is said of it."""
+    """An image, and the predictions for it."""
 
     thumbnail: bytes  # PNG or JPEG
-    truth: int  # or `sources.UNKNOWN`
+    truth: int  # true label, or `sources.UNKNOWN`
     said: Said
-    earlier: Said | None = None  # by the first generation, of a test image
+    earlier: Said | None = None  # by the first generation; test images only
 
 
 class AroundCut(NamedTuple):
-    """Pseudo-labels of a class."""
+    """Pseudo-labels of a class on both sides of the selection cut."""
 
-    selected: Sequence[Picture]  # the most confident ones, in falling order
+    selected: Sequence[Picture]  # the most confident ones, in descending order
     below: Sequence[Picture]  # the most confident ones that were not selected
 
 
 class PseudoLabeled(NamedTuple):
-    """Pseudo-labels of a generation."""
+    """Pseudo-labels of a generation, by class."""
 
     generation: int
     by_class: Sequence[AroundCut]
@@ -61,31 +61,31 @@ class PseudoLabeled(NamedTuple):
 class Moved(NamedTuple):
     """Test images that were wrong in the first generation and right in the last, or vice versa."""
 
-    tested: int
+    tested: int  # number of test images
     became_right: int
     became_wrong: int
-    right: Sequence[Picture]  # some of them, of as many classes as possible
-    wrong: Sequence[Picture]
+    right: Sequence[Picture]  # some that became right, of as many classes as possible
+    wrong: Sequence[Picture]  # likewise, some that became wrong
 
 
 class Pictures(NamedTuple):
-    """What a page shows of a run; None of what it has not."""
+    """The pictures that a page shows of a run; None where the run has none."""
 
     pseudo_labels: PseudoLabeled | None
     moved: Moved | None
 
 
 def of_run(workdir: Path, generations: int, classes: int, *, runs: int = 1) -> Pictures:
-    """Chooses the pictures of a run.
+    """Choose the pictures of a run.
 
     Args:
-      workdir: the run's.
-      generations: that are finished.
-      classes: how many.
-      runs: how many share the page.
+      workdir: The folder of the run.
+      generations: The number of finished generations.
+      classes: The number of classes.
+      runs: The number of runs that share the page.
 
     Raises:
-      DataError: something is damaged.
+      DataError: A file of the run is damaged.
     """
     of_a_class = min(_MOST_OF_A_CLASS, _MOST_PSEUDO_LABELS // (2 * classes * runs))
     of_a_direction = min(_MOST_OF_A_DIRECTION, _MOST_MOVED // (2 * runs))
@@ -98,7 +98,10 @@ def of_run(workdir: Path, generations: int, classes: int, *, runs: int = 1) -> P
 def _pseudo_labeled(
     workdir: Path, generations: int, classes: int, most: int
 ) -> PseudoLabeled | None:
-    """Of the last generation that selected some, which is not the last of a run."""
+    """Return pseudo-labels of the last generation that selected some; None if none did.
+
+    The last generation of a run selects none.
+    """
     for generation in reversed(range(generations)):
         folder = RunFolder(workdir).generation(generation).pseudo_labels
         if pseudo_labels.selected_count(folder):
@@ -127,7 +130,10 @@ def _pseudo_labeled(
 
 
 def _moved(workdir: Path, generations: int, classes: int, most: int) -> Moved | None:
-    """None if there is one generation, or the run's version kept no predictions of test images."""
+    """Return test images that changed between the first and the last generation.
+
+    None if there is only one generation, or the run's version kept no predictions of test images.
+    """
     folders = [
         RunFolder(workdir).generation(generation).test_predictions
         for generation in (0, generations - 1)
@@ -162,7 +168,10 @@ def _most_confident(
 def _of_many_classes(
     predictions: PseudoLabels, among: np.ndarray, classes: int, most: int
 ) -> Int[np.ndarray, " chosen"]:
-    """The most confident ones of each true class by turns, in the order of their classes."""
+    """Return rows of the most confident images, taken from each true class in turn.
+
+    They are ordered by true class, and by falling confidence within a class.
+    """
     by_class = [
         _most_confident(predictions, among & (predictions.truth == label), most)
         for label in range(classes)
@@ -179,7 +188,7 @@ def _said(predictions: PseudoLabels, row: int) -> Said:
 def _thumbnails(
     folder: Path, predictions: PseudoLabels, rows: Int[np.ndarray, " chosen"]
 ) -> Mapping[int, bytes]:
-    """Thumbnails of some of a split's images, by row."""
+    """Return thumbnails of some of a split's images, by row."""
     wanted = {predictions.ids[row].decode(): row for row in rows.tolist()}
     return {
         wanted[example.id]: _thumbnail(example.image)
@@ -189,12 +198,12 @@ def _thumbnails(
 
 
 def _thumbnail(image: bytes) -> bytes:
-    """As it is if it is small, else smaller."""
+    """Return a small image as it is, and a larger one scaled down."""
     with Image.open(io.BytesIO(image)) as picture:
         if max(picture.size) <= _LARGEST_SIDE:
             return image
-        picture.draft(None, (_LARGEST_SIDE, _LARGEST_SIDE))  # reads less of a JPEG
-        if picture.mode.startswith("I"):  # of 16 bits
+        picture.draft(None, (_LARGEST_SIDE, _LARGEST_SIDE))  # decodes a JPEG at a reduced size
+        if picture.mode.startswith("I"):  # 16 bits per pixel
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
         picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))

@@ -1,6 +1,6 @@
-"""The figures of the paper's tables, each tied to the run that produces ours.
+"""The figures of the paper's tables, each with the run that our figure comes from.
 
-Accuracies are in per cent on a balanced test set, means and standard deviations over folds.
+Accuracies are in per cent on a balanced test set, as means and standard deviations over folds.
 """
 
 from collections.abc import Mapping
@@ -8,21 +8,21 @@ from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """A published number; no deviation where the paper gives none."""
+    """A published number; the deviation is None where the paper gives none."""
 
     mean: float
     deviation: float | None = None
 
 
 class Column(NamedTuple):
-    """What the cells below have in common."""
+    """A column of a table: what its cells have in common."""
 
     name: str
-    experiment: str  # a file of experiments/
+    experiment: str  # name of a file in experiments/
     arguments: Mapping[str, str] = {}
-    # Which generation's figures these are, from 1; None for the row's, or else the last.
+    # The generation of the figures, from 1; None for the row's generation, or else the last.
     generation: int | None = None
-    # Which class' figures, from 0, in a table of figures by class; None for their mean.
+    # The class of the figures, from 0, in a table by class; None for the mean over classes.
     label: int | None = None
 
 
@@ -32,9 +32,9 @@ class Row(NamedTuple):
     name: str
     arguments: Mapping[str, str]
     figures: tuple[Figure | None, ...]
-    # Where a generation's result has ours: a key, or two joined by a dot.
+    # Where a generation's result has our figure: a key, or two keys joined by a dot.
     reported: str = "accuracy"
-    generation: int | None = None  # as a column's
+    generation: int | None = None  # as in `Column`
 
 
 class Table(NamedTuple):
@@ -47,7 +47,7 @@ class Table(NamedTuple):
 
 
 def _figures(text: str) -> tuple[Figure | None, ...]:
-    """Reads figures as the paper prints them: 84.2±0.39, or 46.0, or - for none."""
+    """Parse figures as the paper prints them: 84.2±0.39, or 46.0, or - for none."""
 
     def read(word: str) -> Figure | None:
         mean, _, deviation = word.partition("±")
@@ -70,7 +70,7 @@ def _columns(experiment: str, title: str, arguments: Mapping[str, str]) -> tuple
     )
 
 
-# Self-training's first generation is its algorithm alone, trained as long as one generation.
+# The first generation of self-training is the plain algorithm, trained for one generation.
 _FIRST = {"generation": 1}
 _LOGIT_ADJUSTED = {"reported": "accuracy_logit_adjusted"}
 

@@ -8,7 +8,7 @@ from crest_jax.schema import printable
 
 
 def splits_line(splits: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    """How many images there are, and of what class those are that were held out to test on."""
+    """Return the number of images per split, and per class of held-out test images."""
     counts = []
     for name, split in splits.items():
         unknown = " (of classes that are not known)" if split["per_class"] is None else ""
@@ -23,7 +23,7 @@ def splits_line(splits: Mapping[str, Any], class_names: Sequence[str]) -> str:
 
 
 def generation_table(result: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    """One generation's result.json: a headline, a line per class, and what there is to warn of."""
+    """Format a generation's result.json: a headline, a line per class, and any warning."""
     pseudo = result["pseudo_labels"]
     class_names = [*map(printable, class_names)]
     rows = zip(
@@ -73,7 +73,7 @@ def generation_table(result: Mapping[str, Any], class_names: Sequence[str]) -> s
 
 
 def _unlabeled_shares(unlabeled: Mapping[str, Any]) -> list[str]:
-    """Columns of the estimated class distribution, with two lines above."""
+    """Return the estimated class distribution, a line per class after two header lines."""
     inside = f"{100 * unlabeled['level']:.0f} % within"
     lines = ["- unlabeled set, % -", f"share  {inside:>14}"]
     for share, low, high in zip(
@@ -83,16 +83,19 @@ def _unlabeled_shares(unlabeled: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-# Classes that a warning names.
+# The most classes that a warning names.
 _MOST_NAMED = 5
 
 
 def unlabeled_warning(unlabeled: Mapping[str, Any], class_names: Sequence[str]) -> list[str]:
-    """Says in a few lines that the unlabeled set has other classes than the labeled one, if so.
+    """Return a warning if the unlabeled set's class distribution differs from the labeled one's.
 
     Args:
-      unlabeled: a generation's `unlabeled_distribution`.
-      class_names: by label.
+      unlabeled: The `unlabeled_distribution` of a generation.
+      class_names: The names of the classes, by label.
+
+    Returns:
+      The lines of the warning; empty if the distributions do not differ.
     """
     if not unlabeled["differs"]:
         return []
@@ -121,7 +124,7 @@ def unlabeled_warning(unlabeled: Mapping[str, Any], class_names: Sequence[str]) 
 
 
 def results_table(generations: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> str:
-    """Accuracy and per-class recall, a column per generation."""
+    """Format accuracy and per-class recall, a column per generation."""
     class_names = [*map(printable, class_names)]
     width = max(len("logit-adjusted"), *map(len, class_names))
     header = "".join(f"  gen {result['generation'] + 1:>2}" for result in generations)
@@ -138,22 +141,22 @@ def results_table(generations: Sequence[Mapping[str, Any]], class_names: Sequenc
     return "\n".join(lines) + "\n"
 
 
-# Points by which a class' recall, or the accuracy, must change for the change to be named.
+# The smallest change of the accuracy or of a class' recall that is named, in percentage points.
 _WORTH_NAMING = 1.0
-# Classes named as those with the largest changes, in either direction.
+# The most classes that are named for a change of recall, in each direction.
 _MOST_CHANGED = 3
 
 
 def self_training_lines(
     generations: Sequence[Mapping[str, Any]], class_names: Sequence[str]
 ) -> str:
-    """Says whether self-training helped, by how much, and which classes.
+    """Say whether self-training helped, by how much, and which classes.
 
-    It is the last generation against the first, which has trained for a part of the time.
+    The last generation is compared with the first, which has trained for only part of the time.
 
     Args:
-      generations: the result.json of each, of at least one.
-      class_names: by label.
+      generations: The result.json of each generation; at least one.
+      class_names: The names of the classes, by label.
     """
     first, last = generations[0], generations[-1]
     before, after = first["accuracy"], last["accuracy"]
@@ -185,7 +188,7 @@ def self_training_lines(
 
 
 def adjustment_table(generation: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    """Write one generation under logit adjustment, in a column per tau."""
+    """Format the results of a generation under logit adjustment, a column per tau."""
     adjusted = generation["adjusted"]
     class_names = [*map(printable, class_names)]
     width = max(len("generation 10"), *map(len, class_names))
