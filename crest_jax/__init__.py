@@ -38,6 +38,7 @@ __version__ = "0.2.0"
 
 # What is imported only when it is asked for, and the module that has it.
 _FACE = {
+    "arrays": "data.arrays",
     "experiment": "experiments",
     "load": "saved_run",
     "train": "job",

@@ -10,7 +10,7 @@ import numpy as np
 from crest_jax import distributed
 from crest_jax.data import decode, pipeline, records, stream
 from crest_jax.program import Run, seed_of_streams, unlabeled_stream
-from crest_jax.rebalancing import parts, resampling
+from crest_jax.rebalancing import all_of
 from crest_jax.train_step import DeviceBatch
 
 
@@ -75,8 +75,9 @@ def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]
         for each in more:
             unlabeled = unlabeled + each
     probabilities = None
-    if "rs" in parts(config.rebalance):
-        probabilities = resampling.sampling_probabilities(labeled.labels, splits.class_names)
+    for each in all_of(config.rebalance):
+        if each.sampling_probabilities:
+            probabilities = each.sampling_probabilities(labeled.labels, splits.class_names)
     return partial(
         pipeline.batches, labeled, unlabeled, labeled_probabilities=probabilities, **shared
     )

@@ -11,12 +11,20 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from crest_jax import schema
+from crest_jax import algorithms, models, plugins, schema
 from crest_jax.algorithms import ALGORITHMS, Algorithm, Choice, HyperParameter
 from crest_jax.augment import OPERATIONS, Augmentation
 from crest_jax.errors import ConfigError
 from crest_jax.models import MODELS
-from crest_jax.rebalancing import PSEUDO_LABELS, REBALANCING, SELF_TRAINING, parts, problems
+from crest_jax.rebalancing import (
+    PSEUDO_LABELS,
+    REBALANCING,
+    SELF_TRAINING,
+    all_of,
+    parts,
+    problems,
+    self_trains,
+)
 
 # The version of what a run depends on besides its config: networks, class distributions, random
 # numbers. A run of another format belongs to another version of this program, whose weights and
@@ -54,6 +62,8 @@ LONG_TAILS = (
 
 # The values of `data.name` that are not data sets of TFDS.
 _NOT_OF_TFDS = ("digits", "mnist_5k", "image_folder")
+# The beginning of the name of images given as arrays, which ends in a digest of them.
+ARRAYS = "arrays-"
 # The default of alpha in the sampling rates (Eq. 1).
 ALPHA = 1 / 3
 
@@ -96,7 +106,8 @@ def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -
                 f"field, such as --config.data.data_dir=VALUE{schema.meant(key, defaults)}"
             )
         given = f"{key}={schema.printable(value)}"
-        if key in _CHOICES and value not in _CHOICES[key]:
+        is_own = key == "method" and plugins.is_plugin(value)
+        if key in _CHOICES and value not in _CHOICES[key] and not is_own:
             raise ConfigError(f"{given} is not one of {', '.join(_CHOICES[key])}")
         if key == "rebalance":
             for problem in problems(value, unlabeled=True):
@@ -130,14 +141,16 @@ def default_config(
       ConfigError: `t` differs from its default, but `rebalance` does not include `da`.
     """
     arguments = ConfigDict({**ARGUMENTS, **arguments})
-    algorithm = ALGORITHMS[arguments.method]
+    algorithm = algorithms.named(arguments.method)
     generations = generations or algorithm.generations
     names = parts(arguments.rebalance)
     if "da" not in names and arguments.t != ARGUMENTS["t"]:
         raise ConfigError(
             f"t={arguments.t} is an argument of rebalance=da, not of {arguments.rebalance}"
         )
-    self_training = [name for name in names if name in SELF_TRAINING]
+    # Of the user's own, as many as of CReST.
+    kind = next((name for name in names if name in generations), SELF_TRAINING[0])
+    several = self_trains(arguments.rebalance)
     config = ConfigDict(
         {
             "seed": 0,
@@ -145,8 +158,8 @@ def default_config(
             "fold": arguments.fold,
             "method": arguments.method,
             "rebalance": arguments.rebalance,
-            "generations": generations[self_training[0]] if self_training else 1,
-            "steps": budget // generations["crest_plus"] if self_training else budget,
+            "generations": generations[kind] if several else 1,
+            "steps": budget // generations["crest_plus"] if several else budget,
             "eval_every": 2**10,
             "checkpoint_every": 2**10,
             "batch_size": 64,
@@ -240,10 +253,10 @@ def unlabeled_tail(arguments: ConfigDict, *, labeled: int, unlabeled: int) -> Co
 
 def alignment_targets(rebalance: str) -> tuple[str, ...]:
     """Return the valid values of `alignment.target`, the default first."""
-    names = parts(rebalance)
-    if "crest_plus" in names:
-        return ("progressive",)
-    return ("constant", "labeled_average") if "da" in names else ("none",)
+    for each in all_of(rebalance):
+        if each.alignment_targets:
+            return each.alignment_targets
+    return ("none",)
 
 
 def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
@@ -263,7 +276,7 @@ def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
         raise ConfigError(
             f"an experiment's get_config must return a ConfigDict, not {schema.shown(config)}"
         )
-    mistyped = list(schema.mismatches(config.to_dict(), _fields(), closed=True))
+    mistyped = list(schema.mismatches(config.to_dict(), _fields(config.get("method")), closed=True))
     if mistyped:
         raise ConfigError("\n".join(mistyped))
     checks = _Checks(config)
@@ -271,20 +284,30 @@ def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
     _check_streaming(checks, hosts)
     _check_images(checks)
     _check_long_tail(checks)
-    checks.one_of("method", tuple(ALGORITHMS))
-    if config.method in ALGORITHMS:
-        _check_algorithm(checks, ALGORITHMS[config.method])
-        _check_rebalancing(checks, ALGORITHMS[config.method])
+    try:
+        algorithm = algorithms.named(config.method)
+    except ConfigError as error:
+        checks.found.append(str(error))
+    else:
+        _check_algorithm(checks, algorithm)
+        _check_rebalancing(checks, algorithm)
     if checks.found:
         raise ConfigError("\n".join(dict.fromkeys(checks.found)))
 
 
-def _fields() -> schema.Schema:
-    """Infer the schema from the defaults; fields that only some experiments have are optional."""
+def _fields(method: Any) -> schema.Schema:
+    """Infer the schema from the defaults; fields that only some experiments have are optional.
+
+    Args:
+      method: the config's, whose hyper-parameters are fields if it is a user's own.
+    """
     defaults = default_config(parse_arguments(None)).to_dict()
+    known = list(ALGORITHMS.values())
+    if isinstance(method, str) and plugins.is_plugin(method):
+        known.append(algorithms.named(method))
     some = {
         name: schema.Maybe(type_of(each.default))
-        for algorithm in ALGORITHMS.values()
+        for algorithm in known
         for name, each in algorithm.hyper_parameters.items()
     }
     tail = {**defaults["long_tail"], "unlabeled_n_max": 3000, "unlabeled_gamma": 100.0}
@@ -345,7 +368,10 @@ class _Checks:
 
 def _check_training(checks: _Checks, devices: int) -> None:
     config = checks.config
-    checks.one_of("model.name", tuple(MODELS))
+    try:
+        models.named(config.model.name)
+    except ConfigError as error:
+        checks.found.append(str(error))
     checks.one_of("dtype", DTYPES)
     checks.one_of("precision", PRECISIONS)
     if config.dtype == "bfloat16" and config.precision in PRECISIONS:
@@ -394,8 +420,8 @@ def _check_training(checks: _Checks, devices: int) -> None:
     checks.require("class_balanced_loss.b", 0 <= b < 1, "in [0, 1)")
     validation = config.data.validation_fraction
     checks.require("data.validation_fraction", 0 <= validation < 1, "in [0, 1)")
-    if config.model.name in MODELS:
-        model = MODELS[config.model.name]
+    model = MODELS.get(config.model.name)
+    if model is not None:
         checks.require("model.depth", config.model.depth in model.DEPTHS, model.DEPTHS_IN_WORDS)
     operations = config.augment.operations
     checks.require(
@@ -425,7 +451,10 @@ def _check_streaming(checks: _Checks, hosts: int) -> None:
     for field in ("batch_size", "data.shards"):
         size = checks.value(field)
         checks.require(field, size % data.lanes == 0, f"divisible by data.lanes={data.lanes}")
-    impossible = {"rs", "darp"} & set(parts(checks.config.rebalance))
+    names = parts(checks.config.rebalance)
+    impossible = [
+        name for name in names if name in REBALANCING and REBALANCING[name].needs_all_examples
+    ]
     checks.require(
         "data.stream",
         not impossible,
@@ -441,7 +470,7 @@ def _check_images(checks: _Checks) -> None:
         name, value = f"data.{field}", data[field]
         if field == "labeled" and one_s_own:
             checks.require(name, bool(value), "the path of a folder or CSV file")
-        elif not one_s_own:
+        elif not one_s_own and not (field == "unlabeled" and data.name.startswith(ARRAYS)):
             checks.require(name, not value, f"empty when data.name={data.name}")
     fraction, limit = data.test_fraction, data.unreadable
     checks.require("data.test_fraction", 0 < fraction < 1, "in (0, 1)")
@@ -499,7 +528,8 @@ def _check_long_tail(checks: _Checks) -> None:
 def _check_algorithm(checks: _Checks, algorithm: Algorithm) -> None:
     config = checks.config
     method = f"method={config.method}"
-    theirs = {name for each in ALGORITHMS.values() for name in each.hyper_parameters}
+    known = [*ALGORITHMS.values(), algorithm]
+    theirs = {name for each in known for name in each.hyper_parameters}
     if theirs & set(config) != set(algorithm.hyper_parameters):
         checks.found.append(
             f"the config has the hyper-parameters of another method than {config.method}: choose "
@@ -538,7 +568,7 @@ def _check_rebalancing(checks: _Checks, algorithm: Algorithm) -> None:
         config.alignment.target in targets,
         f"one of {', '.join(targets)} when rebalance={config.rebalance}",
     )
-    if set(names) & set(SELF_TRAINING):
+    if self_trains(config.rebalance):
         checks.require(
             "generations",
             config.generations > 1,
@@ -565,7 +595,7 @@ def _check_sampling_rates(checks: _Checks, names: Sequence[str]) -> None:
     )
     checks.require(
         "crest.rates",
-        bool(set(names) & set(SELF_TRAINING)),
+        self_trains(checks.config.rebalance),
         f"() when rebalance={checks.config.rebalance}; {' and '.join(SELF_TRAINING)} select by it",
     )
     checks.require(
@@ -579,8 +609,10 @@ def _check_unlabeled_distribution(checks: _Checks, names: Sequence[str]) -> None
     source = checks.config.unlabeled_distribution.source
     given = checks.config.unlabeled_distribution.given
     checks.one_of("unlabeled_distribution.source", DISTRIBUTIONS)
-    users = [name for name, what in REBALANCING.items() if PSEUDO_LABELS in what]
-    used = checks.config.alignment.target != "labeled_average" and set(names) & set(users)
+    users = [name for name, each in REBALANCING.items() if PSEUDO_LABELS in each.acts_on]
+    used = checks.config.alignment.target != "labeled_average" and any(
+        PSEUDO_LABELS in each.acts_on for each in all_of(checks.config.rebalance)
+    )
     if source in DISTRIBUTIONS and not used:
         checks.require(
             "unlabeled_distribution.source",
@@ -621,9 +653,8 @@ def completed(plain: Any) -> ConfigDict:
         another type than its default.
     """
     found = list(schema.mismatches(plain, {"method": schema.TEXT, "rebalance": schema.TEXT}))
-    if not found and plain["method"] not in ALGORITHMS:
-        found = [f"method={schema.shown(plain['method'])} is not known"]
     if not found:
+        algorithms.named(plain["method"])
         found = problems(plain["rebalance"], unlabeled=True)
     if found:
         raise ConfigError("; ".join(found))
@@ -637,7 +668,7 @@ def completed(plain: Any) -> ConfigDict:
         elif isinstance(value, dict) and isinstance(filled[key], dict) and key != "long_tail":
             lacking = {name: each for name, each in value.items() if name not in filled[key]}
             filled[key] = {**filled[key], **lacking}
-    mistyped = list(schema.mismatches(filled, _fields(), closed=True))
+    mistyped = list(schema.mismatches(filled, _fields(filled["method"]), closed=True))
     if mistyped:
         raise ConfigError("; ".join(mistyped))
     return ConfigDict(filled)

@@ -32,6 +32,7 @@ from crest_jax import (
 )
 from crest_jax.data import pseudo_labels, records, sources
 from crest_jax.data import splits as splits_lib
+from crest_jax.data.sources import Source
 from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import Preempted, WorkdirError
 from crest_jax.layout import GenerationFolder, RunFolder
@@ -44,18 +45,21 @@ from crest_jax.train_step import Constants
 from crest_jax.training import keep_metrics, train
 
 
-def run(config: ConfigDict, folder: Path, *, pictures: bool = True) -> dict[str, Any]:
+def run(
+    config: ConfigDict, folder: Path, *, source: Source | None = None, pictures: bool = True
+) -> dict[str, Any]:
     """Run or continue an experiment, all its generations.
 
     Args:
       config: validated.
       folder: the run's folder, already claimed for this config.
+      source: the data set; by default the one that the config names.
       pictures: whether its page shows some of the images.
 
     Returns:
       The content of results.json.
     """
-    this = prepare(config, RunFolder(folder))
+    this = prepare(config, RunFolder(folder), source)
     sizes = sizes_of(config, this.splits)
     data = distributed.first_says(lambda: results.data_of(workdir.read_config(folder)))
     distributed.say(text.splits_line(sizes, this.splits.class_names))
@@ -89,10 +93,10 @@ def run(config: ConfigDict, folder: Path, *, pictures: bool = True) -> dict[str,
     return summary
 
 
-def prepare(config: ConfigDict, folder: RunFolder) -> Run:
+def prepare(config: ConfigDict, folder: RunFolder, source: Source | None = None) -> Run:
     """Write the splits that are not there yet, read them, and compile what they are given to."""
     checkpoints.check(folder.path)
-    distributed.together(lambda: splits_lib.prepare(config, folder.splits), first_only=True)
+    distributed.together(lambda: splits_lib.prepare(config, folder.splits, source), first_only=True)
     splits = distributed.together(partial(splits_lib.load, config.data, folder.splits))
     return Run(config, folder, splits, program.build(config, splits))
 

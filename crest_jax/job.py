@@ -11,11 +11,19 @@ from crest_jax import backend, distributed, files, generations, plan, preemption
 from crest_jax import config as config_lib
 from crest_jax import workdir as workdir_lib
 from crest_jax.cpu import library
+from crest_jax.data.arrays import with_arrays
+from crest_jax.data.sources import Source
 from crest_jax.layout import RunFolder
 from crest_jax.saved_run import SavedRun
 
 
-def train(config: ConfigDict, folder: str | os.PathLike, *, pictures: bool = True) -> SavedRun:
+def train(
+    config: ConfigDict,
+    folder: str | os.PathLike,
+    *,
+    data: Source | None = None,
+    pictures: bool = True,
+) -> SavedRun:
     """Run an experiment to its end, or continue it, and return its results.
 
     The same call continues a run that was stopped. It works in a notebook, and on any thread; on
@@ -24,6 +32,8 @@ def train(config: ConfigDict, folder: str | os.PathLike, *, pictures: bool = Tru
     Args:
       config: from `crest_jax.experiment`.
       folder: the run's, which is made if it is not there; on a disk or in a bucket (gs://).
+      data: from `crest_jax.arrays`, in place of the data set that the config names. If it has
+        unlabeled images, it takes the place of the config's `long_tail` too.
       pictures: whether the run's page shows some of the images.
 
     Raises:
@@ -37,26 +47,38 @@ def train(config: ConfigDict, folder: str | os.PathLike, *, pictures: bool = Tru
       config = crest_jax.experiment("digits_lt", rebalance="crest")
       run = crest_jax.train(config, "runs/digits")
     """
+    if data is not None:
+        config = with_arrays(config, data)
     config_lib.validate(config)
     backend.start()
-    run(config, files.given(os.fspath(folder)), pictures=pictures)
+    run(config, files.given(os.fspath(folder)), source=data, pictures=pictures)
     return saved_run.load(folder)
 
 
-def run(config: ConfigDict, workdir: Path, *, dry: bool = False, pictures: bool = True) -> None:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    source: Source | None = None,
+    dry: bool = False,
+    pictures: bool = True,
+) -> None:
     """Run or continue `config` in `workdir`, or say what that would do and take.
 
     Args:
       config: of the experiment.
       workdir: the run's folder.
+      source: the data set; by default the one that the config names.
       dry: whether to do nothing but to say so.
       pictures: whether the run's page shows some of the images.
     """
     with preemption.raised_on_sigterm():
-        _run(config, workdir, dry, pictures)
+        _run(config, workdir, source, dry, pictures)
 
 
-def _run(config: ConfigDict, workdir: Path, dry: bool, pictures: bool) -> None:
+def _run(
+    config: ConfigDict, workdir: Path, source: Source | None, dry: bool, pictures: bool
+) -> None:
     backend.keep_compiled()
     devices, hosts = jax.device_count(), jax.process_count()
     distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
@@ -73,6 +95,6 @@ def _run(config: ConfigDict, workdir: Path, dry: bool, pictures: bool) -> None:
             f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
             f"fold {config.fold}"
         )
-        generations.run(config, workdir, pictures=pictures)
+        generations.run(config, workdir, source=source, pictures=pictures)
     folder = RunFolder(workdir)
     distributed.say(f"results: {folder.results}\npage: {folder.page}")

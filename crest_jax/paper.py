@@ -34,7 +34,7 @@ from crest_jax import command, experiments, files, results, workdir
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.errors import ConfigError, Preempted, WorkdirError
 from crest_jax.layout import RunFolder
-from crest_jax.rebalancing import SELF_TRAINING, parts
+from crest_jax.rebalancing import self_trains
 from crest_jax.report import paper_table
 from crest_jax.report.paper_figures import FIGURES, PaperFigure, drawn
 from crest_jax.report.paper_table import Comparison
@@ -231,11 +231,11 @@ def job_of(
         scaled.pop("unlabeled_ratio", None)
     if "ramp_up_steps" not in algorithm.hyper_parameters:
         scaled.pop("ramp_up_steps", None)
-    self_trains = bool(set(parts(arguments["rebalance"])) & set(SELF_TRAINING))
+    several = self_trains(arguments["rebalance"])
     if at.steps:
         # The same total number of steps, whether in one generation or in several.
-        scaled["steps"] = str(at.steps * (at.generations if as_all and not self_trains else 1))
-    if at.generations and self_trains:
+        scaled["steps"] = str(at.steps * (at.generations if as_all and not several else 1))
+    if at.generations and several:
         scaled["generations"] = str(at.generations)
     return Job(
         experiment,

@@ -48,9 +48,10 @@ def raised_on_sigterm() -> Iterator[None]:
 def deferred_sigterm() -> Iterator[Callable[[], bool]]:
     """Defer SIGTERM in the block; yield a function that returns whether it has arrived.
 
-    Several hosts must all call this function after every step; it returns the same on all of them,
-    whichever host received the signal. On leaving the block without an error, a SIGTERM that
-    arrived in it is raised again; with several hosts, it is noticed after the next step instead.
+    Several hosts must all call this function after every group of steps; it returns the same on all
+    of them, whichever host received the signal. On leaving the block without an error, a SIGTERM
+    that arrived in it is raised again; with several hosts, it is noticed after the next group of
+    steps instead.
     """
     if jax.distributed.is_initialized():  # JAX handles the signal
         yield lambda: multihost_utils.reached_preemption_sync_point(next(_steps))

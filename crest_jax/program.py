@@ -18,20 +18,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, Shaped
 from ml_collections import ConfigDict
 
-from crest_jax import distributed, evaluate, train_state
-from crest_jax.algorithms import ALGORITHMS
+from crest_jax import algorithms, distributed, evaluate, models, train_state
 from crest_jax.augment import Augmentation
 from crest_jax.cpu import library
 from crest_jax.data import long_tail
 from crest_jax.data.splits import Splits
 from crest_jax.errors import ConfigError, DataError
 from crest_jax.layout import RunFolder
-from crest_jax.models import MODELS
-from crest_jax.rebalancing import class_balanced_loss, crest, darp, logit_adjustment, parts
+from crest_jax.rebalancing import all_of, crest, darp, distribution_alignment, logit_adjustment
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
 from crest_jax.schedule import Schedule
 from crest_jax.train_state import TrainState
-from crest_jax.train_step import TrainStep, in_a_row, make_train_step
+from crest_jax.train_step import Align, TrainStep, in_a_row, make_train_step
 
 # The size of the batches that a device is sent together, at most.
 _MOST_BYTES_AT_ONCE = 64 << 20
@@ -132,7 +130,8 @@ def build(config: ConfigDict, splits: Splits) -> Program:
 
 def model_of(config: ConfigDict, classes: int, *, axis_name: str | None) -> nn.Module:
     """Return the model, whose batch norm is synchronised over the axis if there is one."""
-    return MODELS[config.model.name](
+    return models.make(
+        config.model.name,
         classes=classes,
         depth=config.model.depth,
         width=config.model.width,
@@ -180,13 +179,13 @@ def creator(
         optimizer=optimizer_of(config),
         image_shape=tuple(image_shape),
         classes=classes,
-        refined_examples=examples if "darp" in parts(config.rebalance) else 0,
+        refined_examples=0 if refinement_of(config) is None else examples,
     )
 
 
 def train_step_of(config: ConfigDict, model: nn.Module, mesh: Mesh) -> TrainStep:
     """Return the step of every generation, mapped over the mesh."""
-    algorithm = ALGORITHMS[config.method]
+    algorithm = algorithms.named(config.method)
     return make_train_step(
         partial(algorithm.loss, **{name: config[name] for name in algorithm.hyper_parameters}),
         model,
@@ -194,6 +193,7 @@ def train_step_of(config: ConfigDict, model: nn.Module, mesh: Mesh) -> TrainStep
         mesh,
         steps=config.steps,
         alignment_target=config.alignment.target,
+        align=alignment_of(config),
         refinement=refinement_of(config),
         ema_decay=config.ema_decay,
         ema_batch_norm=config.ema_batch_norm,
@@ -203,15 +203,11 @@ def train_step_of(config: ConfigDict, model: nn.Module, mesh: Mesh) -> TrainStep
 
 
 def refinement_of(config: ConfigDict) -> darp.Refinement | None:
-    """Return when DARP refines pseudo-labels; None where it does not."""
-    if "darp" not in parts(config.rebalance):
-        return None
-    return darp.Refinement(
-        # Nothing can have been refined before the first step.
-        start=max(1, int(config.darp.start * config.steps)),
-        every=config.darp.every,
-        delta=config.darp.delta,
-    )
+    """Return when pseudo-labels are refined together; None where they are not."""
+    for each in all_of(config.rebalance):
+        if each.refinement:
+            return each.refinement(config)
+    return None
 
 
 def schedule_of(config: ConfigDict) -> Schedule:
@@ -322,7 +318,11 @@ def sampling_rates(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " cl
       ConfigError: the rates that are given are not of these classes.
     """
     if not config.crest.rates:
-        return crest.sampling_rates(class_distribution(config, splits), config.crest.alpha)
+        p = class_distribution(config, splits)
+        for each in all_of(config.rebalance):
+            if each.sampling_rates:
+                return each.sampling_rates(p, config)
+        return crest.sampling_rates(p, config.crest.alpha)
     return _of_each_class("crest.rates", config.crest.rates, splits.class_names)
 
 
@@ -339,10 +339,19 @@ def temperature_of(config: ConfigDict, generation: int) -> float | None:
 def class_weights(
     config: ConfigDict, per_class: Int[np.ndarray, " classes"]
 ) -> Float[np.ndarray, " classes"]:
-    """Return the weights of the classes in the labeled loss: ones, unless it is class-balanced."""
-    if "cb" in parts(config.rebalance):
-        return class_balanced_loss.class_weights(per_class, config.class_balanced_loss.b)
+    """Return the weights of the classes in the labeled loss, ones unless these are rebalanced."""
+    for each in all_of(config.rebalance):
+        if each.class_weights:
+            return each.class_weights(per_class, config)
     return np.ones(len(per_class))
+
+
+def alignment_of(config: ConfigDict) -> Align:
+    """Return the function that aligns pseudo-labels, if they are aligned."""
+    for each in all_of(config.rebalance):
+        if each.align:
+            return each.align
+    return distribution_alignment.align
 
 
 def adjustment(per_class: Sequence[int], tau: float) -> Float[np.ndarray, " classes"]:

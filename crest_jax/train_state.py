@@ -68,15 +68,15 @@ def create(
       refined_examples: number of unlabeled examples whose pseudo-labels DARP keeps; 0 without DARP.
     """
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=True)
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables["batch_stats"],
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         # Copies: a donated state must not hold one buffer twice.
         ema_params=jax.tree.map(jnp.copy, params),
-        ema_batch_stats=jax.tree.map(jnp.copy, variables["batch_stats"]),
+        ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
         labeled_distribution=jnp.full((classes,), 1 / classes, jnp.float32),
         predictions=jnp.full((WINDOW, classes), 1 / classes, jnp.float32),
         darp=darp.create(refined_examples, classes) if refined_examples else None,

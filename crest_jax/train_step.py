@@ -62,6 +62,11 @@ class DeviceBatch(NamedTuple):
 
 
 Metrics = dict[str, Array]
+# (predictions, target distribution, moving average of the predictions) -> pseudo-labels.
+Align = Callable[
+    [Float[Array, "batch classes"], Float[Array, " classes"], Float[Array, " classes"]],
+    Float[Array, "batch classes"],
+]
 TrainStep = Callable[[TrainState, DeviceBatch, Constants], tuple[TrainState, Metrics]]
 
 
@@ -94,6 +99,7 @@ def make_train_step(
     *,
     steps: int,
     alignment_target: str,
+    align: Align = align,
     refinement: darp.Refinement | None,
     ema_decay: float,
     ema_batch_norm: bool,
@@ -109,6 +115,7 @@ def make_train_step(
       mesh: the result of `distributed.data_mesh`.
       steps: number of steps of the whole generation.
       alignment_target: one of `distribution_alignment.TARGETS`.
+      align: aligns pseudo-labels with the target, unless that is "none".
       refinement: when DARP refines pseudo-labels; None for no refinement.
       ema_decay: decay of the weights' moving average, in [0, 1].
       ema_batch_norm: whether the averaged model has the moving average of batch norm's running
@@ -154,7 +161,7 @@ def make_train_step(
         def forward_with(params, images):
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
-            return logits, updates["batch_stats"]
+            return logits, updates.get("batch_stats", {})
 
         def loss_of(params, part: _Part, shuffle_key: Key[Array, ""]):
             def refine(guesses: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:

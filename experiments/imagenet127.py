@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from crest_jax.config import ARGUMENTS, default_config, parse_arguments
 from crest_jax.errors import ConfigError
-from crest_jax.rebalancing import SELF_TRAINING, parts
+from crest_jax.rebalancing import SELF_TRAINING, self_trains
 
 GENERATIONS = 3
 EPOCH = 128_116 // 1024  # in steps: a tenth of ImageNet's images over labeled images of a step
@@ -34,10 +34,9 @@ def get_config(arguments=None):
     if args.resolution not in (32, 64, 224):
         raise ConfigError(f"resolution={args.resolution} is not one of 32, 64, 224")
     # As in Table 4, a method of one generation trains as long as one generation of CReST.
-    self_trains = bool(set(parts(args.rebalance)) & set(SELF_TRAINING))
     config = default_config(
         args,
-        budget=STEPS * (GENERATIONS if self_trains else 1),
+        budget=STEPS * (GENERATIONS if self_trains(args.rebalance) else 1),
         generations=dict.fromkeys(SELF_TRAINING, GENERATIONS),
     )
     config.data.class_table = "third_party/imagenet127/classes.tsv"

@@ -934,7 +934,7 @@ def test_a_config_of_an_earlier_version_is_completed_and_a_later_ones_is_refused
     for change, message in [
         ({"foresight": 1}, "foresight is no field"),
         ({"method": []}, "method=\\[\\] must be text"),
-        ({"method": "oracle"}, "method='oracle' is not known"),
+        ({"method": "oracle"}, "method='oracle' must be one of supervised, .* module:name"),
         ({"rebalance": "oracle"}, "'oracle' is not one of"),
         ({"model": []}, "model=\\[\\] must have the fields"),
     ]:

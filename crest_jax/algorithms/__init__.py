@@ -8,14 +8,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from crest_jax import plugins
 from crest_jax.algorithms.fixmatch import WEAK_FORWARD, fixmatch
 from crest_jax.algorithms.mean_teacher import mean_teacher
 from crest_jax.algorithms.mixmatch import mixmatch
 from crest_jax.algorithms.pseudo_label import pseudo_label
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
 from crest_jax.algorithms.supervised import supervised
+from crest_jax.errors import ConfigError
 
-__all__ = ["ALGORITHMS", "Algorithm", "Choice", "HyperParameter", "Loss", "StepInputs"]
+__all__ = ["ALGORITHMS", "Algorithm", "Choice", "HyperParameter", "Loss", "StepInputs", "named"]
 
 
 class HyperParameter(NamedTuple):
@@ -102,3 +104,22 @@ ALGORITHMS = {
         },
     ),
 }
+
+
+def named(name: str) -> Algorithm:
+    """Return an algorithm, the project's or one of `module:name`.
+
+    The latter is an `Algorithm`, or a loss without hyper-parameters.
+
+    Raises:
+      ConfigError: There is none of that name, or it is neither.
+    """
+    found = plugins.find(name, ALGORITHMS, field="method")
+    if isinstance(found, Algorithm):
+        return found
+    if callable(found):
+        return Algorithm(found, {})
+    raise ConfigError(
+        f"method={name} must be a crest_jax.algorithms.Algorithm, or a function from StepInputs to "
+        "a Loss"
+    )

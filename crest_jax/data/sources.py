@@ -20,7 +20,8 @@ from etils.epath import Path
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from crest_jax import bundled, files, schema
+from crest_jax import bundled, files, plugins, schema
+from crest_jax.config import ARRAYS
 from crest_jax.data import long_tail
 from crest_jax.data.provenance import File
 from crest_jax.errors import CrestError, DataError
@@ -58,6 +59,7 @@ class Source(NamedTuple):
     # Returns all rows of the train set in the data set's original order; None if it is not known.
     order: Callable[[], Int[np.ndarray, " examples"]] | None = None
     channels: int = 3  # the channels of the images once they are resized: 1 if all are grey
+    test_is_held_out: bool = False  # whether `test` is a part of the images given as labeled
 
 
 class Folders(NamedTuple):
@@ -86,8 +88,8 @@ def load(
     """Open bundled digits, user-provided images, or an image-classification data set of TFDS.
 
     Args:
-      name: One of `BUNDLED`, `image_folder`, or a TFDS name such as `cifar10` or
-        `imagenet_resized/64x64`.
+      name: One of `BUNDLED`, `image_folder`, `module:name` of a function that returns a `Source`,
+        or a TFDS name such as `cifar10` or `imagenet_resized/64x64`.
       data_dir: The folder of TFDS's prepared data; empty for its default, ~/tensorflow_datasets.
       download: Whether TFDS may download and prepare a data set that is missing.
       test_split: The TFDS split to test on; empty to test on a part of `train`.
@@ -101,6 +103,15 @@ def load(
     """
     if name in BUNDLED:
         source = BUNDLED[name]()
+    elif plugins.is_plugin(name):
+        source = plugins.find(name, {}, field="data.name")()
+        if not isinstance(source, Source):
+            raise DataError(f"data.name={name} must return a crest_jax.data.sources.Source")
+    elif name.startswith(ARRAYS):
+        raise DataError(
+            f"data.name={name}: these images were given as arrays: give them to crest_jax.train "
+            "again, as data=crest_jax.arrays(...)"
+        )
     elif name == "image_folder":
         from crest_jax.data import image_folder
 
@@ -137,6 +148,9 @@ def held_out(source: Source, fraction: float) -> Source:
     chosen = {"train": ~is_test, "test": is_test}
 
     def examples(split: str) -> Iterator[Example]:
+        if split not in chosen:
+            yield from source.examples(split)
+            return
         for is_chosen, example in zip(chosen[split], source.examples("train"), strict=True):
             if is_chosen:
                 yield example
@@ -146,9 +160,10 @@ def held_out(source: Source, fraction: float) -> Source:
         return (np.cumsum(~is_test) - 1)[rows[~is_test[rows]]]
 
     return source._replace(
-        labels=lambda split: labels[chosen[split]],
+        labels=lambda split: labels[chosen[split]] if split in chosen else source.labels(split),
         examples=examples,
         order=order if source.order else None,
+        test_is_held_out=True,
     )
 
 

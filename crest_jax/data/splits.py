@@ -160,8 +160,13 @@ def are_whole(folder: Path) -> bool:
     return all(files.is_whole(folder / name) for name in NAMES)
 
 
-def prepare(config: ConfigDict, folder: Path) -> None:
+def prepare(config: ConfigDict, folder: Path, source: sources.Source | None = None) -> None:
     """Write those of the labeled, unlabeled, validation and test records that do not exist yet.
+
+    Args:
+      config: The config of the run.
+      folder: The folder of the splits.
+      source: The data set; by default the one that the config names.
 
     Raises:
       DataError: The source is missing, does not fit the config, or is not the one that existing
@@ -171,7 +176,7 @@ def prepare(config: ConfigDict, folder: Path) -> None:
     if not missing:
         warn_of_changes(config, folder)
         return
-    source, split, labels = _divided(config, RunFolder(folder.parent).unreadable)
+    source, split, labels = _divided(config, RunFolder(folder.parent).unreadable, source)
     _check_source(source, labels, folder, begun=len(missing) < len(NAMES))
     _warn_of_untested(source.class_names, labels["test"])
     with ExitStack() as stack:
@@ -277,18 +282,19 @@ def _folders(config: ConfigDict, listing: Path) -> sources.Folders:
 
 
 def _divided(
-    config: ConfigDict, listing: Path
+    config: ConfigDict, listing: Path, source: sources.Source | None = None
 ) -> tuple[sources.Source, long_tail.Split, dict[str, Int[np.ndarray, " examples"]]]:
     """Return the source, the rows of its train set by split, and the labels of each split.
 
     Args:
       config: The config of the run.
       listing: The CSV file in which to list user-provided files that cannot be read.
+      source: The data set; by default the one that the config names.
 
     Raises:
       DataError: The source is missing or does not fit the config.
     """
-    source = sources.load(
+    source = source or sources.load(
         config.data.name,
         data_dir=config.data.data_dir,
         download=config.data.download,

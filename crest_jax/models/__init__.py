@@ -8,7 +8,47 @@ synchronised, or None). `DEPTHS` and `DEPTHS_IN_WORDS` say which depths are avai
 Batch norms keep "BatchNorm" in their names, by which the optimiser exempts them from weight decay.
 """
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from crest_jax import plugins
+from crest_jax.errors import ConfigError
 from crest_jax.models.resnet import ResNet
 from crest_jax.models.wide_resnet import WideResNet
 
 MODELS = {"wide_resnet": WideResNet, "resnet": ResNet}
+
+
+def named(name: str) -> Callable[..., nn.Module]:
+    """Return what makes a model, the project's or one of `module:name`.
+
+    The latter is called with those of the settings above that it takes by name.
+
+    Raises:
+      ConfigError: There is none of that name, or it cannot be called.
+    """
+    found = plugins.find(name, MODELS, field="model.name")
+    if not callable(found):
+        raise ConfigError(f"model.name={name} must be a flax.linen.Module, or a function of one")
+    return found
+
+
+def make(name: str, **settings: Any) -> nn.Module:
+    """Return a model; settings that a user's own does not take are left out.
+
+    Args:
+      name: as for `named`.
+      **settings: those above.
+
+    Raises:
+      ConfigError: As `named`.
+    """
+    maker = named(name)
+    taken = inspect.signature(maker).parameters.values()
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken):
+        names = {each.name for each in taken}
+        settings = {key: value for key, value in settings.items() if key in names}
+    return maker(**settings)

@@ -1,5 +1,6 @@
 """Description of a model, for building it from its weights without this package."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -41,9 +42,12 @@ _RESNET = (
 def structure(model: nn.Module) -> dict[str, Any]:
     """Return a model's structure, ready for JSON: its numbers, and the rest in words.
 
-    For a model that is not one of this package's, only the numbers are returned.
+    For a model that is not one of this package's, only those numbers are returned that it has.
     """
-    numbers = {"depth": model.depth, "width": model.width, "classes": model.classes}
+    fields = {field.name for field in dataclasses.fields(model)}
+    numbers = {
+        name: getattr(model, name) for name in ("depth", "width", "classes") if name in fields
+    }
     match model:
         case WideResNet():
             return numbers | {

@@ -8,6 +8,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from crest_jax.rebalancing.protocol import LABELED, Rebalancing
+
 
 def class_weights(
     labeled_counts: Int[np.ndarray, " classes"], b: float
@@ -48,3 +50,9 @@ def weighted_cross_entropy(
       class_weights: w, at least 0; ones give the plain cross-entropy.
     """
     return optax.softmax_cross_entropy(logits, targets * class_weights)
+
+
+CB = Rebalancing(
+    (LABELED,),
+    class_weights=lambda counts, config: class_weights(counts, config.class_balanced_loss.b),
+)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt32
 
+from crest_jax.rebalancing.protocol import GENERATIONS, PSEUDO_LABELS, Rebalancing
+
 
 def sampling_rates(
     class_sizes: Shaped[np.ndarray, " classes"], alpha: float
@@ -133,3 +135,8 @@ def _ordered_bits(confidence: Float[np.ndarray, " examples"]) -> UInt32[np.ndarr
     if not ((confidence >= 0) & (confidence < 1.001)).all():
         raise ValueError("a confidence is not in [0, 1]")
     return confidence.astype(np.float32).view(np.uint32)
+
+
+CREST = Rebalancing((GENERATIONS,))
+# Aligns its pseudo-labels too, more in each generation.
+CREST_PLUS = Rebalancing((PSEUDO_LABELS, GENERATIONS), alignment_targets=("progressive",))

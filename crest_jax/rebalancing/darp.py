@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
+
+from crest_jax.rebalancing.protocol import PSEUDO_LABELS, Rebalancing
 
 # Mass that `remove_noise` adds to every entry, so that every row keeps full support.
 _FLOOR = 1e-6
@@ -211,3 +214,16 @@ def refine(
 
 def _where(condition: Bool[Array, ""], one: _Iterate, other: _Iterate) -> _Iterate:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
+def refinement_of(config: ConfigDict) -> Refinement:
+    """Return when a config's pseudo-labels are refined."""
+    return Refinement(
+        # Nothing can have been refined before the first step.
+        start=max(1, int(config.darp.start * config.steps)),
+        every=config.darp.every,
+        delta=config.darp.delta,
+    )
+
+
+DARP = Rebalancing((PSEUDO_LABELS,), refinement=refinement_of, needs_all_examples=True)

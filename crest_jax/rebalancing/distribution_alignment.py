@@ -6,6 +6,8 @@ distribution and t = 1.
 
 from jaxtyping import Array, Float
 
+from crest_jax.rebalancing.protocol import PSEUDO_LABELS, Rebalancing
+
 # none: pseudo-labels are not aligned. labeled_average: the target is the running average of the
 # labeled batches' class frequencies. constant: p(y)^t. progressive: p(y)^t with t falling from 1 to
 # t_min over the generations.
@@ -53,3 +55,6 @@ def align(
     """
     scaled = probs * (target + _EPSILON) / (model_distribution + _EPSILON)
     return scaled / scaled.sum(axis=-1, keepdims=True)
+
+
+DA = Rebalancing((PSEUDO_LABELS,), alignment_targets=("constant", "labeled_average"))

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from crest_jax.errors import DataError
+from crest_jax.rebalancing.protocol import LABELED, Rebalancing
 
 
 def sampling_probabilities(
@@ -28,3 +29,6 @@ def sampling_probabilities(
             "labeled: label one, leave the class out, or take another rebalance than rs"
         )
     return 1 / (len(class_names) * counts[labels])
+
+
+RS = Rebalancing((LABELED,), sampling_probabilities=sampling_probabilities, needs_all_examples=True)

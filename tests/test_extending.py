@@ -1,0 +1,133 @@
+"""What docs/extending.md shows, as a user has it: files outside the package."""
+
+import importlib
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import REPOSITORY, load_experiment
+
+import crest_jax
+from crest_jax import algorithms, config, export, job, models, plugins, rebalancing, trained
+from crest_jax.data import sources
+from crest_jax.errors import ConfigError, DataError
+
+ARGUMENTS = "method=my_losses:pi_model,rebalance=my_rebalancing:square_root+crest,gamma=2,beta=0.2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_files(make_folder):
+    """Writes the files of the page into a folder that modules are found in."""
+    folder = make_folder("own")
+    page = (REPOSITORY / "docs" / "extending.md").read_text()
+    for name, content in re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", page, re.DOTALL):
+        (folder / name).write_text(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def run(own_files, make_folder):
+    settings = load_experiment(
+        "digits_lt",
+        ARGUMENTS,
+        **{
+            "model.name": "my_nets:MyNet", "data.name": "my_data:shades", "long_tail.n_max": 150,
+            "consistency": 5.0, "batch_size": 16, "steps": 40, "generations": 2, "eval_every": 20,
+            "checkpoint_every": 20, "ema_decay": 0.8, "optimizer.learning_rate": 0.1,
+        },
+    )  # fmt: skip
+    folder = make_folder("extended") / "run"
+    job.run(settings, folder)
+    return folder
+
+
+def test_all_four_train_together_and_are_found_again(run):
+    saved = crest_jax.load(run)
+    kept = json.loads((run / "config.json").read_text())["config"]
+    assert (kept["model"]["name"], kept["method"]) == ("my_nets:MyNet", "my_losses:pi_model")
+    assert kept["consistency"] == 5.0
+    assert saved.results["data"] == "my_data:shades"
+    assert saved.generations == 2
+    assert saved.results["accuracy"] > 60  # of four classes that are easily told apart
+    assert type(saved.model().model).__name__ == "MyNet"
+    shades = np.array([30, 90, 150, 210], np.uint8)[:, None, None, None]
+    predicted = saved.model().predict(np.broadcast_to(shades, (4, 8, 8, 1)))
+    assert predicted.logits.shape == (4, 4)
+    assert (predicted.labels == np.arange(4)).sum() >= 3
+
+
+def test_the_weights_are_the_rebalancings_own(own_files):
+    settings = load_experiment("digits_lt", "rebalance=my_rebalancing:square_root+crest")
+    from crest_jax import program
+
+    weights = program.class_weights(settings, np.array([4, 1]))
+    np.testing.assert_allclose(weights, np.array([0.5, 1]) / 0.75)
+    assert settings.generations == load_experiment("digits_lt", "rebalance=crest").generations
+    with pytest.raises(ConfigError, match=r"my_rebalancing:square_root and cb both rebalance the"):
+        load_experiment("digits_lt", "rebalance=my_rebalancing:square_root+cb")
+
+
+def test_a_model_of_ones_own_is_exported(run, tmp_path):
+    model = export.export(run, tmp_path / "model")
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    exported = jax.export.deserialize((tmp_path / "model" / "model.jax").read_bytes())
+    np.testing.assert_allclose(exported.call(images), model.predict(images).logits, atol=1e-5)
+    described = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert described["architecture"]["name"] == "my_nets:MyNet"
+
+
+def test_a_module_that_is_missing_later_is_named(run, monkeypatch):
+    monkeypatch.delitem(sys.modules, "my_nets")
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if "own" not in str(each)])
+    importlib.invalidate_caches()
+    with pytest.raises(
+        ConfigError, match=r"model\.name='my_nets:MyNet': the module 'my_nets' cannot"
+    ):
+        trained.load(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nets", "must be one of a, b, or module:name of your own"),
+        ("json:lodas", "json has no 'lodas'"),
+        ("no_such_module:x", r"'no_such_module' cannot be imported \(ModuleNotFoundError"),
+    ],
+)
+def test_a_name_of_nothing_is_answered(name, message):
+    with pytest.raises(ConfigError, match=rf"^field='{name}'.* ?{message}"):
+        plugins.find(name, {"a": 1, "b": 2}, field="field")
+
+
+def test_names_are_resolved_with_dots():
+    assert plugins.find("json:decoder.JSONDecoder", {}, field="x") is json.JSONDecoder
+    assert plugins.find("b", {"b": 3}, field="x") == 3
+    assert not plugins.is_plugin("cifar10:3.0.2")  # a version of TFDS
+
+
+def test_what_is_of_another_kind_is_refused():
+    with pytest.raises(ConfigError, match=r"method=json:__name__ must be a crest_jax\.algorithms"):
+        algorithms.named("json:__name__")
+    with pytest.raises(ConfigError, match=r"rebalance=json:loads must be a crest_jax\.rebalancing"):
+        rebalancing.named("json:loads")
+    with pytest.raises(ConfigError, match=r"model\.name=json:__name__ must be a flax"):
+        models.named("json:__name__")
+    with pytest.raises(DataError, match=r"data\.name=builtins:dict must return a crest_jax\.data"):
+        sources.load("builtins:dict")
+    assert algorithms.named("json:loads").hyper_parameters == {}  # a loss without any
+
+
+def test_hyper_parameters_of_ones_own_are_checked():
+    settings = load_experiment("digits_lt", ARGUMENTS)
+    assert (settings.consistency, settings.unlabeled_ratio) == (10.0, 2)
+    config.validate(settings)
+    settings.consistency = -1.0
+    with pytest.raises(ConfigError, match=r"consistency=-1\.0 must be at least 0"):
+        config.validate(settings)
