@@ -43,7 +43,7 @@ def archive(run: Path, output: Path) -> Path:
         RunFolder(run).config.name: {"format": FORMAT, "config": config},
         RunFolder(run).results.name: rounded(results.read(run)),
     }
-    folder = output / run.resolve().name
+    folder = output / files.absolute(run).name
     for name, content in kept.items():
         path = folder / name
         if path.exists() and files.read_json(path) != content:
@@ -83,7 +83,7 @@ def archived(runs: Sequence[Path], output: Path) -> list[Path]:
     """
     names: dict[str, Path] = {}
     for run in runs:
-        first = names.setdefault(run.resolve().name, run)
+        first = names.setdefault(files.absolute(run).name, run)
         if first != run:
             raise WorkdirError(
                 f"{first} and {run} would have the same folder: give them in two calls, "
