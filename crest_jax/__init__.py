@@ -44,8 +44,8 @@ _FACE = {
     "train": "job",
     "SavedRun": "saved_run",
     **dict.fromkeys(
-        ("CrestError", "ConfigError", "DataError", "WorkdirError", "UnavailableError",
-         "NonFiniteError", "DeviceError", "HostError", "Preempted"),
+        ("CrestError", "ConfigError", "PluginError", "DataError", "WorkdirError",
+         "UnavailableError", "NonFiniteError", "DeviceError", "HostError", "Preempted"),
         "errors",
     ),
 }  # fmt: skip

@@ -4,7 +4,8 @@ from etils.epath import Path
 
 _PACKAGE = Path(__file__).parent
 # In a wheel they are inside the package, and in a source tree at its top.
-FOLDER = _PACKAGE.parent if (_PACKAGE.parent / "experiments").is_dir() else _PACKAGE / "_bundled"
+_BUNDLED = _PACKAGE / "_bundled"
+FOLDER = _BUNDLED if _BUNDLED.is_dir() else _PACKAGE.parent
 
 
 def find(path: Path) -> Path:

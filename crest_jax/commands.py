@@ -31,6 +31,11 @@ def main() -> None:
         given = f"{name!r} is none of its commands" if name else "no command is given"
         print(f"error: {given}\n{usage}", file=sys.stderr)
         sys.exit(64)
-    module = importlib.import_module(f"crest_jax.{COMMANDS[name]}")
+    # As `python -m` does, so that a config may name modules of the folder that this runs in.
+    sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(f"crest_jax.{COMMANDS[name]}")
+    except ValueError as error:  # of JAX, which reads variables
+        sys.exit(f"error: JAX cannot be started ({error}): correct or unset the variable")
     sys.argv = [f"crest-jax {name}", *rest]
     (module.console if name == "train" else module.main)()

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from crest_jax import algorithms, models, plugins, schema
+from crest_jax import algorithms, models, plugins, rebalancing, schema
 from crest_jax.algorithms import ALGORITHMS, Algorithm, Choice, HyperParameter
 from crest_jax.augment import OPERATIONS, Augmentation
 from crest_jax.errors import ConfigError
@@ -173,7 +173,6 @@ def default_config(
             "sync_batch_norm": True,
             "ema_decay": 0.999,
             "ema_batch_norm": False,
-            **{name: each.default for name, each in algorithm.hyper_parameters.items()},
             "logit_adjustment_tau": 1.0,
             "model": {
                 "name": "wide_resnet",
@@ -225,6 +224,13 @@ def default_config(
             "crest": {"alpha": ALPHA, "rates": (), "t_min": 0.5},
         }
     )
+    taken = sorted(set(config) & algorithm.hyper_parameters.keys())
+    if taken:
+        raise ConfigError(
+            f"method={arguments.method} has hyper-parameters with the names of other fields, "
+            f"{', '.join(taken)}: rename them"
+        )
+    config.update({name: each.default for name, each in algorithm.hyper_parameters.items()})
     config.update_from_flattened_dict(algorithm.settings)
     return config
 
@@ -369,7 +375,7 @@ class _Checks:
 def _check_training(checks: _Checks, devices: int) -> None:
     config = checks.config
     try:
-        models.named(config.model.name)
+        models.check(config.model.name)
     except ConfigError as error:
         checks.found.append(str(error))
     checks.one_of("dtype", DTYPES)
@@ -451,16 +457,6 @@ def _check_streaming(checks: _Checks, hosts: int) -> None:
     for field in ("batch_size", "data.shards"):
         size = checks.value(field)
         checks.require(field, size % data.lanes == 0, f"divisible by data.lanes={data.lanes}")
-    names = parts(checks.config.rebalance)
-    impossible = [
-        name for name in names if name in REBALANCING and REBALANCING[name].needs_all_examples
-    ]
-    checks.require(
-        "data.stream",
-        not impossible,
-        f"False when rebalance has {', '.join(sorted(impossible))}, which needs every example at "
-        "hand",
-    )
 
 
 def _check_images(checks: _Checks) -> None:
@@ -561,7 +557,12 @@ def _check_rebalancing(checks: _Checks, algorithm: Algorithm) -> None:
         where = f"{method}, rebalance={config.rebalance}"
         checks.found += [f"{where}: {problem}" for problem in impossible]
         return
-    names = parts(config.rebalance)
+    needy = [name for name in parts(config.rebalance) if rebalancing.named(name).needs_all_examples]
+    checks.require(
+        "data.stream",
+        not (config.data.stream and needy),
+        f"False when rebalance has {', '.join(sorted(needy))}, which needs every example at hand",
+    )
     targets = alignment_targets(config.rebalance)
     checks.require(
         "alignment.target",
@@ -580,11 +581,11 @@ def _check_rebalancing(checks: _Checks, algorithm: Algorithm) -> None:
             config.generations <= 1,
             f"1 when rebalance={config.rebalance}; {' and '.join(SELF_TRAINING)} self-train",
         )
-    _check_sampling_rates(checks, names)
-    _check_unlabeled_distribution(checks, names)
+    _check_sampling_rates(checks)
+    _check_unlabeled_distribution(checks)
 
 
-def _check_sampling_rates(checks: _Checks, names: Sequence[str]) -> None:
+def _check_sampling_rates(checks: _Checks) -> None:
     rates = checks.config.crest.rates
     if not rates:
         return
@@ -605,7 +606,7 @@ def _check_sampling_rates(checks: _Checks, names: Sequence[str]) -> None:
     )
 
 
-def _check_unlabeled_distribution(checks: _Checks, names: Sequence[str]) -> None:
+def _check_unlabeled_distribution(checks: _Checks) -> None:
     source = checks.config.unlabeled_distribution.source
     given = checks.config.unlabeled_distribution.given
     checks.one_of("unlabeled_distribution.source", DISTRIBUTIONS)

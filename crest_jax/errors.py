@@ -33,6 +33,10 @@ class ConfigError(CrestError):
     exit_status = os.EX_USAGE
 
 
+class PluginError(ConfigError):
+    """An object of the user's own that a config names cannot be found or used."""
+
+
 class DataError(CrestError):
     """A data set is missing, damaged, or does not fit the config."""
 

@@ -38,8 +38,10 @@ def experiment(name: str | os.PathLike, **arguments: Any) -> ConfigDict:
       config = crest_jax.experiment("cifar10_lt", gamma=50, rebalance="crest_plus")
       config.model.width = 4
     """
-    given = ",".join(f"{key}={value}" for key, value in arguments.items())
     path = files.given(os.fspath(name), "experiment")
+    given = ",".join(f"{key}={value}" for key, value in arguments.items() if value is not None)
+    if given and ":" in str(path).removeprefix("gs://"):
+        raise ConfigError(f"{name} has arguments after a colon: give all of them by name instead")
     config = read(with_paths(["", f"--config={path}:{given}" if given else f"--config={path}"]))
     if not isinstance(config, ConfigDict):
         raise ConfigError(
@@ -107,8 +109,10 @@ def with_paths(argv: Sequence[str]) -> list[str]:
 
 def _with_path(value: str) -> str:
     given, colon, arguments = value.partition(":")
+    if not given:
+        return value
     path = files.given(given, "--config") if given[:1] == "~" else Path(given)
-    if given and not os.path.isfile(path):  # noqa: PTH113
+    if not os.path.isfile(path):  # noqa: PTH113
         own = folder() / path.name if path.suffix else folder() / f"{path.name}.py"
         if path.parent in (Path(), Path(FOLDER.name)) and own.is_file():
             path = own

@@ -109,14 +109,10 @@ def run_generation(run: Run, generation: int) -> dict[str, Any]:
     if not stages.is_done(here.labeled, check):
         self_training.rewrite_labeled(run, generation)
     state = train_generation(run, generation)
-    if not distributed.first_says(
-        partial(stages.is_whole, here.pseudo_labels, pseudo_labels.check)
-    ):
+    if not stages.is_done(here.pseudo_labels, pseudo_labels.check):
         scored = self_training.score_unlabeled(run, generation, state)
         self_training.write_scores(here.pseudo_labels, scored)
-    if not distributed.first_says(
-        partial(stages.is_whole, here.test_predictions, pseudo_labels.check)
-    ):
+    if not stages.is_done(here.test_predictions, pseudo_labels.check):
         self_training.write_scores(here.test_predictions, self_training.score_test(run, state))
     result = summarize(run, generation, state)
     distributed.together(lambda: files.write_json(here.result, result), first_only=True)
@@ -150,16 +146,16 @@ def train_generation(run: Run, generation: int) -> TrainState:
     adjustment = program.adjustment(per_class)
 
     def evaluation(state: TrainState) -> dict[str, Any]:
-        weights = {"ema": state.ema_weights, "raw": state.weights}
-        models = {name: predictor(each, program, adjustment) for name, each in weights.items()}
+        trained = {"ema": state.ema_weights, "raw": state.weights}
+        models = {name: predictor(each, program, adjustment) for name, each in trained.items()}
         summaries = {}
         if program.estimates_unlabeled:
             summaries[UNLABELED_DISTRIBUTION] = unlabeled_classes.estimate(run, state)
         for name, split in held_out.items():
             _, classes, predictions = over_share(split, models)
             summaries[name] = {
-                weights: evaluate.summarize(classes, predicted, run.classes)
-                for weights, predicted in predictions.items()
+                which: evaluate.summarize(classes, predicted, run.classes)
+                for which, predicted in predictions.items()
             }
         return summaries
 

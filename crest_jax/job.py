@@ -27,7 +27,8 @@ def train(
     """Run an experiment to its end, or continue it, and return its results.
 
     The same call continues a run that was stopped. It works in a notebook, and on any thread; on
-    the main thread SIGTERM stops it with everything saved, as on the command line.
+    the main thread SIGTERM stops it with everything saved, as on the command line. JAX's settings
+    are changed to those that results are defined with, and stay so.
 
     Args:
       config: from `crest_jax.experiment`.

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from crest_jax.errors import ConfigError
+from crest_jax.errors import ConfigError, PluginError
 from crest_jax.schema import meant, printable, shown
 
 _Object = TypeVar("_Object")
@@ -30,7 +30,8 @@ def find(name: str, known: Mapping[str, _Object], *, field: str) -> _Object:
       field: the config field, for the message.
 
     Raises:
-      ConfigError: There is no such object, or its module cannot be imported.
+      ConfigError: There is no such object.
+      PluginError: The module cannot be imported, or lacks the object.
     """
     said = f"{field}={shown(name)}"
     if not is_plugin(name):
@@ -43,14 +44,14 @@ def find(name: str, known: Mapping[str, _Object], *, field: str) -> _Object:
     module_name, _, path = name.partition(":")
     try:
         found = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # whatever a user's module raises
         reason = printable(f"{type(error).__name__}: {error}")
-        raise ConfigError(
+        raise PluginError(
             f"{said}: the module {printable(module_name)!r} cannot be imported ({reason}): install "
             "it, or add its folder to PYTHONPATH"
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
-            raise ConfigError(f"{said}: {printable(module_name)} has no {printable(path)!r}")
+            raise PluginError(f"{said}: {printable(module_name)} has no {printable(path)!r}")
         found = getattr(found, part)
     return found

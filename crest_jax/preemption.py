@@ -83,4 +83,5 @@ def _handler(number: signal.Signals, handler: Callable) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(number, previous)
+        # None where another program has set one that Python does not know.
+        signal.signal(number, signal.SIG_DFL if previous is None else previous)

@@ -23,11 +23,12 @@ from crest_jax.augment import Augmentation
 from crest_jax.cpu import library
 from crest_jax.data import long_tail
 from crest_jax.data.splits import Splits
-from crest_jax.errors import ConfigError, DataError
+from crest_jax.errors import ConfigError, DataError, PluginError
 from crest_jax.layout import RunFolder
 from crest_jax.rebalancing import all_of, crest, darp, distribution_alignment, logit_adjustment
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
 from crest_jax.schedule import Schedule
+from crest_jax.schema import shown
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import Align, TrainStep, in_a_row, make_train_step
 
@@ -96,7 +97,10 @@ def build(config: ConfigDict, splits: Splits) -> Program:
             f"images of shape {splits.image_shape} are neither grey (1 channel) nor RGB (3)"
         )
     target = partial(target_distribution, config, splits)
-    target(None)  # raises what is wrong with it before anything is compiled
+    # These raise what is wrong with them before anything is compiled.
+    target(None)
+    if splits.labeled.per_class is not None:
+        class_weights(config, splits.labeled.per_class)
     mesh, local_mesh = distributed.data_mesh(), distributed.local_mesh()
     model = model_of(
         config, classes, axis_name=distributed.AXIS if config.sync_batch_norm else None
@@ -321,7 +325,13 @@ def sampling_rates(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " cl
         p = class_distribution(config, splits)
         for each in all_of(config.rebalance):
             if each.sampling_rates:
-                return each.sampling_rates(p, config)
+                rates = np.asarray(each.sampling_rates(p, config))
+                if rates.shape != p.shape or not ((rates >= 0) & (rates <= 1)).all():
+                    raise PluginError(
+                        f"rebalance={config.rebalance}: sampling_rates must return a rate in "
+                        f"[0, 1] for each of {len(p)} classes, not {shown(rates.tolist())}"
+                    )
+                return rates
         return crest.sampling_rates(p, config.crest.alpha)
     return _of_each_class("crest.rates", config.crest.rates, splits.class_names)
 
@@ -342,7 +352,13 @@ def class_weights(
     """Return the weights of the classes in the labeled loss, ones unless these are rebalanced."""
     for each in all_of(config.rebalance):
         if each.class_weights:
-            return each.class_weights(per_class, config)
+            weights = np.asarray(each.class_weights(per_class, config))
+            if weights.shape != per_class.shape or not (weights >= 0).all():
+                raise PluginError(
+                    f"rebalance={config.rebalance}: class_weights must return a weight of at least "
+                    f"0 for each of {len(per_class)} classes, not {shown(weights.tolist())}"
+                )
+            return weights
     return np.ones(len(per_class))
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from crest_jax import evaluate, files, schema, workdir
-from crest_jax.config import FORMAT
+from crest_jax.config import ARRAYS, FORMAT
 from crest_jax.errors import WorkdirError
 from crest_jax.layout import RunFolder
 from crest_jax.rebalancing import label_shift
@@ -330,5 +330,7 @@ def data_of(config: ConfigDict) -> str:
       config: the config that the run began with. Data may have been moved since, and was then not
         read from its new place.
     """
+    if config.data.name.startswith(ARRAYS):  # a digest, which tells them apart
+        return config.data.name
     folders = [config.data[name] for name in ("labeled", "unlabeled", "test")]
     return " ".join([config.data.name, *filter(None, folders)])

@@ -32,9 +32,10 @@ def load(folder: str | os.PathLike) -> "SavedRun":
 
 
 class SavedRun:
-    """A run that has finished one generation or more. What it gives is read when it is asked for.
+    """A run that has finished one generation or more.
 
-    Generations are counted from 1, as on the command line.
+    Its results are those of when they are first asked for. Generations are counted from 1, as on
+    the command line.
     """
 
     def __init__(self, path: Path):
@@ -75,7 +76,8 @@ class SavedRun:
         Each has the `generation`, the `class` and its `label`; `labeled`, how many examples of the
         class the generation trained on; `recall` and `precision` on the test set; how many
         pseudo-labels were `predicted` as the class and `selected`; and the part of the selected
-        ones that is `right`. Parts are per cent, and None where there is nothing to divide by.
+        ones that is `right`. Parts are per cent; they are None where there is nothing to divide by,
+        and `right` also where the true classes of the unlabeled images are not known.
         """
         return [
             {
@@ -104,7 +106,7 @@ class SavedRun:
 
         Raises:
           ConfigError: there is no such generation.
-          WorkdirError: its pseudo-labels are missing or damaged.
+          DataError: its pseudo-labels are missing or damaged.
         """
         from crest_jax.data import pseudo_labels
 
@@ -125,6 +127,7 @@ class SavedRun:
           ConfigError: there is no such generation.
           WorkdirError: its checkpoint is missing or damaged.
         """
-        from crest_jax import trained
+        from crest_jax import backend, trained
 
+        backend.start()
         return trained.load(self.path, generation=generation)

@@ -39,7 +39,9 @@ def is_finished(here: GenerationFolder, *, say: Say = lambda what, path: None) -
 def is_done(folder: Path, check: Callable[[Path], Any]) -> bool:
     """Return whether a stage's folder is whole, as the first host finds for all of them.
 
-    Arguments are those of `is_whole`.
+    Args:
+      folder: that the stage writes.
+      check: as for `is_whole`.
     """
     return distributed.first_says(lambda: is_whole(folder, check))
 

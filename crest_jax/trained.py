@@ -1,6 +1,7 @@
 """A trained model: the averaged weights of a finished generation, and all that using them needs."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ from crest_jax.data.decode import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.layout import RunFolder
 from crest_jax.rebalancing.logit_adjustment import adjustment
+from crest_jax.schema import shown
 
 
 class Predictions(NamedTuple):
@@ -45,7 +47,7 @@ class Trained(NamedTuple):
     generation: int  # counted from 1
     eval_batch_size: int
 
-    def predict(self, images: ArrayLike, *, tau: float = 0.0) -> Predictions:
+    def predict(self, images: ArrayLike | Sequence[ArrayLike], *, tau: float = 0.0) -> Predictions:
         """Classify images as evaluations do.
 
         Args:
@@ -60,13 +62,14 @@ class Trained(NamedTuple):
         """
         if not 0 <= tau < np.inf:
             raise ConfigError(f"tau={tau} must be at least 0, and finite")
-        mesh = distributed.data_mesh()
-        size = min(self.eval_batch_size, max(len(images), 1))
-        weights = distributed.replicate((self.params, self.batch_stats), mesh)
         seen = self._seen(images)
         if not len(seen):
             none = np.zeros((0, len(self.class_names)), np.float32)
             return Predictions(np.zeros(0, int), np.zeros(0, np.float32), none)
+        mesh = distributed.local_mesh()
+        # A power of two, so that few sizes are compiled.
+        size = min(self.eval_batch_size, 1 << (len(seen) - 1).bit_length())
+        weights = distributed.replicate((self.params, self.batch_stats), mesh)
         logits = _logits(self.model, mesh, size)(*weights, seen)
         logits = logits - adjustment(self.class_distribution, tau).astype(np.float32)
         labels = logits.argmax(axis=1)
@@ -74,28 +77,32 @@ class Trained(NamedTuple):
         return Predictions(labels, confidence, logits)
 
     def _seen(
-        self, images: ArrayLike
+        self, images: ArrayLike | Sequence[ArrayLike]
     ) -> UInt8[np.ndarray, "images {self.image_shape[0]} {self.image_shape[1]} channels"]:
-        """Check images, and resize them like the run's images."""
+        """Check images, and resize them as the run's own."""
         height, width, channels = self.image_shape
-        wanted = (
-            f"[images, height, width, {channels}]"
-            if self.view.size
-            else f"[images, {height}, {width}, {channels}]"
-        )
-        shape, dtype = np.shape(images), getattr(images, "dtype", type(images).__name__)
-        fits = len(shape) == 4 and shape[-1] == channels and min(shape[1:]) > 0
-        if dtype != np.uint8 or not fits or not (self.view.size or shape[1:3] == (height, width)):
+        if not isinstance(images, np.ndarray | list | tuple):
+            raise ConfigError(f"images={shown(images)} must be an array, or a list of arrays")
+        seen = [self._one(np.asarray(image), number) for number, image in enumerate(images)]
+        return np.stack(seen) if seen else np.zeros((0, height, width, channels), np.uint8)
+
+    def _one(self, image: np.ndarray, number: int) -> np.ndarray:
+        height, width, channels = self.image_shape
+        if image.ndim == 2 and channels == 1:
+            image = image[..., None]
+        fits = image.ndim == 3 and image.shape[-1] == channels and min(image.shape) > 0
+        as_stored = image.shape[:2] == (height, width)
+        if image.dtype != np.uint8 or not fits or not (self.view.size or as_stored):
+            size = "height, width" if self.view.size else f"{height}, {width}"
             raise ConfigError(
-                f"images of type {dtype} and shape {list(shape)} must be uint8 of shape {wanted}, "
-                "with values from 0 to 255"
+                f"image {number} of type {image.dtype} and shape {list(image.shape)} must be "
+                f"uint8, from 0 to 255, of shape [{size}, {channels}]"
             )
-        images = np.asarray(images)
-        if not self.view.size or (self.view.crop == "none" and shape[1:3] == (height, width)):
-            return images
+        if not self.view.size or (self.view.crop == "none" and as_stored):
+            return image
         from crest_jax.data import decode  # imports TensorFlow
 
-        return np.stack([decode.fitted(image, self.view).numpy() for image in images])
+        return decode.fitted(image, self.view).numpy()
 
 
 @functools.lru_cache(maxsize=8)
@@ -147,7 +154,7 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
                 f"{path} lacks the checkpoint of step {step}, which is part of the reported "
                 "figure: run the generation again in another workdir"
             )
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
             jax.eval_shape(create, jax.random.key(0)),

@@ -19,7 +19,7 @@ from crest_jax import backend, files, schema
 from crest_jax import config as config_lib
 from crest_jax.config import FORMAT
 from crest_jax.cpu import library
-from crest_jax.errors import ConfigError, WorkdirError
+from crest_jax.errors import ConfigError, PluginError, WorkdirError
 from crest_jax.layout import RunFolder
 
 _PROBE = ".writable-"
@@ -54,6 +54,8 @@ def _completed(path: Path, content: Any) -> ConfigDict:
         raise of_another_format(path.parent, found)
     try:
         return config_lib.completed(content.get("config"))
+    except PluginError:
+        raise
     except ConfigError as error:
         raise WorkdirError(
             f"{path} was not written by this program ({error}): restore it, or choose another "

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -406,3 +407,17 @@ def test_the_image_gets_files_that_are_there_and_a_signal_reaches_the_program():
     (entrypoint,) = [rest for step, rest in steps if step == "ENTRYPOINT"]
     assert json.loads(entrypoint) == ["tini", "--", "python", "-m"]
     assert [step for step, _ in steps if step == "CMD"] == []
+
+
+def test_the_images_first_layer_can_be_installed_from_what_is_there_by_then(tmp_path):
+    text = (SCRIPTS / "Dockerfile").read_text().replace("\\\n", " ")
+    before, installing = re.search(
+        r"^(.*?)^RUN (touch .*?pip install.*?)$", text, re.M | re.S
+    ).groups()
+    for names in re.findall(r"^COPY (.*) \./$", before, re.MULTILINE):
+        for name in names.split():
+            shutil.copy(REPOSITORY / name, tmp_path / name)
+    preparing = installing.rpartition("&&")[0]
+    command = f"{preparing} && {sys.executable} setup.py -q build_py --build-lib=built"
+    done = subprocess.run(["sh", "-c", command], cwd=str(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

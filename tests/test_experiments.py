@@ -89,6 +89,13 @@ def test_the_projects_experiments_are_found_from_any_folder(given, tmp_path, mon
     assert "--config is missing" in message("--config.steps=3")
 
 
+def test_arguments_are_given_by_name_or_after_the_colon_and_not_both():
+    assert experiments.experiment("digits_lt:gamma=3").long_tail.gamma == 3
+    assert experiments.experiment("digits_lt", gamma_u=None).long_tail.gamma == 10
+    with pytest.raises(ConfigError, match="has arguments after a colon: give all of them by name"):
+        experiments.experiment("digits_lt:gamma=3", beta=0.2)
+
+
 def test_a_file_of_ones_own_goes_before_the_projects(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits_lt.py").write_text(

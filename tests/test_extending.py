@@ -9,11 +9,23 @@ import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY, load_experiment
+from etils.epath import Path
 
 import crest_jax
-from crest_jax import algorithms, config, export, job, models, plugins, rebalancing, trained
-from crest_jax.data import sources
-from crest_jax.errors import ConfigError, DataError
+from crest_jax import (
+    algorithms,
+    config,
+    export,
+    job,
+    models,
+    plugins,
+    program,
+    rebalancing,
+    trained,
+    workdir,
+)
+from crest_jax.data import sources, splits
+from crest_jax.errors import ConfigError, DataError, PluginError
 
 ARGUMENTS = "method=my_losses:pi_model,rebalance=my_rebalancing:square_root+crest,gamma=2,beta=0.2"
 
@@ -65,8 +77,6 @@ def test_all_four_train_together_and_are_found_again(run):
 
 def test_the_weights_are_the_rebalancings_own(own_files):
     settings = load_experiment("digits_lt", "rebalance=my_rebalancing:square_root+crest")
-    from crest_jax import program
-
     weights = program.class_weights(settings, np.array([4, 1]))
     np.testing.assert_allclose(weights, np.array([0.5, 1]) / 0.75)
     assert settings.generations == load_experiment("digits_lt", "rebalance=crest").generations
@@ -131,3 +141,130 @@ def test_hyper_parameters_of_ones_own_are_checked():
     settings.consistency = -1.0
     with pytest.raises(ConfigError, match=r"consistency=-1\.0 must be at least 0"):
         config.validate(settings)
+
+
+PARTS = {
+    "acts_on=(),": "acts_on must be a tuple",
+    "acts_on=('labels',),": "must be of LABELED",
+    "acts_on=(LABELED,), align=max": "it has a hook for the pseudo-labels, which acts_on lacks",
+    "acts_on=(PSEUDO_LABELS,), align=max": "align needs alignment_targets",
+    "acts_on=(PSEUDO_LABELS,), alignment_targets=('constnat',)": "must be of none, labeled_average",
+    "acts_on=(LABELED,), sampling_probabilities=max": "need needs_all_examples=True",
+}
+
+
+@pytest.fixture
+def own(own_files):
+    """Writes a module, and gives its name."""
+    written = []
+
+    def write(content):
+        name = f"own_{len(list(own_files.iterdir()))}"
+        (own_files / f"{name}.py").write_text(content)
+        importlib.invalidate_caches()
+        written.append(name)
+        return name
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_rebalancing_that_would_not_act_as_meant_is_refused(own, part):
+    name = own(f"from crest_jax.rebalancing import *\nmine = Rebalancing({part})")
+    with pytest.raises(PluginError, match=PARTS[part]):
+        load_experiment("digits_lt", f"rebalance={name}:mine")
+
+
+def test_rates_and_weights_are_checked_before_training(own):
+    name = own(
+        "from crest_jax.rebalancing import *\n"
+        "rates = Rebalancing((GENERATIONS,), sampling_rates=lambda p, config: 3 * p / p.max())\n"
+        "weights = Rebalancing((LABELED,), class_weights=lambda n, config: [1.0])"
+    )
+    per_class = np.array([6, 2])
+    split = splits.Split(8, per_class, ())
+    data = splits.Splits(split, split, split, split, ("a", "b"), (8, 8, 1))
+    settings = load_experiment("digits_lt", f"rebalance={name}:rates")
+    with pytest.raises(PluginError, match=r"a rate in \[0, 1\] for each of 2 classes, not \[3\.0,"):
+        program.sampling_rates(settings, data)
+    with pytest.raises(PluginError, match="a weight of at least 0 for each of 2 classes"):
+        program.class_weights(load_experiment("digits_lt", f"rebalance={name}:weights"), per_class)
+
+
+def test_what_needs_all_examples_is_not_streamed(own):
+    name = own(
+        "from crest_jax.rebalancing import *\n"
+        "mine = Rebalancing((LABELED,), sampling_probabilities=max, needs_all_examples=True)"
+    )
+    settings = load_experiment("digits_lt", f"rebalance={name}:mine", **{"data.stream": True})
+    with pytest.raises(ConfigError, match=rf"data\.stream=True must be False when .* {name}:mine"):
+        config.validate(settings)
+
+
+def test_hyper_parameters_do_not_take_the_place_of_other_fields(own):
+    name = own(
+        "from crest_jax.algorithms import *\n"
+        "mine = Algorithm(max, {'steps': HyperParameter(7, 1), 'seed': HyperParameter(7, 1)})"
+    )
+    with pytest.raises(ConfigError, match="with the names of other fields, seed, steps: rename"):
+        load_experiment("digits_lt", f"method={name}:mine")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def make(**settings): return 3", "returns 3, not a flax"),
+        (
+            "def make(classes, depth): raise KeyError(depth)",
+            r"with classes, depth \(KeyError: 10\)",
+        ),
+        ("def make(layers): return layers", "cannot be called with"),
+        ("make = dict", "cannot be called with"),
+    ],
+)
+def test_what_makes_no_model_is_refused_before_the_data_is_looked_at(own, content, message):
+    name = own(content)
+    settings = load_experiment("digits_lt", **{"model.name": f"{name}:make"})
+    with pytest.raises(ConfigError, match=message):
+        config.validate(settings)
+
+
+def test_data_of_ones_own_says_what_it_is_tested_on(own):
+    name = own(
+        "import crest_jax, numpy as np\n"
+        "images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2\n"
+        "held_out = lambda: crest_jax.arrays(images, labels)\n"
+        "given = lambda: crest_jax.arrays(images, labels, test=(images[:3], labels[:3]))\n"
+        "divided = lambda: crest_jax.arrays(images, labels, unlabeled=images)\n"
+        "def failing(): raise KeyError('x')"
+    )
+    assert len(sources.load(f"{name}:held_out", test_split="").labels("test")) == 4
+    assert len(sources.load(f"{name}:given").labels("test")) == 3
+    with pytest.raises(DataError, match=r"set --config\.data\.test_split=$"):
+        sources.load(f"{name}:held_out")
+    with pytest.raises(DataError, match=r"set --config\.data\.test_split=test"):
+        sources.load(f"{name}:given", test_split="", test_fraction=0.2)
+    with pytest.raises(DataError, match="failing fails: KeyError"):
+        sources.load(f"{name}:failing")
+
+
+def test_unlabeled_images_of_a_named_data_set_are_given_from_python(own, tmp_path):
+    name = own(
+        "import crest_jax, numpy as np\n"
+        "images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2\n"
+        "test = images[:3], labels[:3]\n"
+        "mine = lambda: crest_jax.arrays(images, labels, unlabeled=images, test=test)"
+    )
+    settings = load_experiment("digits_lt", **{"data.name": f"{name}:mine"})
+    with pytest.raises(DataError, match="has unlabeled images of its own: give it to"):
+        splits.prepare(settings, tmp_path / "splits")
+
+
+def test_a_missing_loss_is_no_damaged_run(tmp_path):
+    settings = config.to_plain(load_experiment("digits_lt")) | {"method": "gone:loss"}
+    content = {"format": config.FORMAT, "config": settings}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(PluginError, match="the module 'gone' cannot be imported"):
+        workdir.read_config(Path(tmp_path))

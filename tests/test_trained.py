@@ -179,6 +179,10 @@ def test_images_of_any_size_are_seen_as_the_runs_own_where_it_resizes(run, test_
             seen.append(decode.evaluated(content.getvalue(), view).numpy())
         np.testing.assert_array_equal(model._seen(images), np.stack(seen))
     whole = trained.load(run)._replace(view=View(8, "none", 1))
+    several = [images[0], test_images.images[1], images[2][..., 0]]
+    expected = np.stack([*whole._seen(images[:1]), several[1], *whole._seen(images[2:])])
+    np.testing.assert_array_equal(whole._seen(several), expected)
+    assert whole.predict(np.zeros((0, 9, 9, 1), np.uint8)).labels.shape == (0,)
     np.testing.assert_array_equal(whole._seen(test_images.images), test_images.images)
 
 
@@ -189,10 +193,11 @@ def test_images_of_any_size_are_seen_as_the_runs_own_where_it_resizes(run, test_
             np.zeros((2, 8, 8, 1), np.float32),
             r"type float32 and shape \[2, 8, 8, 1\] must be uint8",
         ),
-        (np.zeros((8, 8, 1), np.uint8), r"shape \[8, 8, 1\] must be .* \[images, 8, 8, 1\]"),
-        (np.zeros((2, 8, 8, 3), np.uint8), r"shape \[2, 8, 8, 3\] must be"),
-        (np.zeros((2, 9, 8, 1), np.uint8), r"shape \[2, 9, 8, 1\] must be"),
-        ([[1]], "type list"),
+        (np.zeros((8, 8, 8, 8), np.uint8), r"shape \[8, 8, 8\] must be uint8, .* \[8, 8, 1\]"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"shape \[8, 8, 3\] must be"),
+        ([np.zeros((8, 8), np.uint8), np.zeros((9, 8, 1), np.uint8)], r"image 1 of .* \[9, 8, 1\]"),
+        ([[1]], r"image 0 of type int64 and shape \[1\]"),
+        (3, "images=3 must be an array, or a list of arrays"),
     ],
 )
 def test_images_that_a_model_cannot_take_are_refused(run, images, message):

@@ -15,7 +15,7 @@ from crest_jax.algorithms.mixmatch import mixmatch
 from crest_jax.algorithms.pseudo_label import pseudo_label
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
 from crest_jax.algorithms.supervised import supervised
-from crest_jax.errors import ConfigError
+from crest_jax.errors import PluginError
 
 __all__ = ["ALGORITHMS", "Algorithm", "Choice", "HyperParameter", "Loss", "StepInputs", "named"]
 
@@ -112,14 +112,15 @@ def named(name: str) -> Algorithm:
     The latter is an `Algorithm`, or a loss without hyper-parameters.
 
     Raises:
-      ConfigError: There is none of that name, or it is neither.
+      ConfigError: There is none of that name.
+      PluginError: A user's own is missing, or is neither.
     """
     found = plugins.find(name, ALGORITHMS, field="method")
     if isinstance(found, Algorithm):
         return found
     if callable(found):
         return Algorithm(found, {})
-    raise ConfigError(
+    raise PluginError(
         f"method={name} must be a crest_jax.algorithms.Algorithm, or a function from StepInputs to "
         "a Loss"
     )

@@ -13,6 +13,7 @@ from PIL import Image
 from crest_jax.config import ARRAYS
 from crest_jax.data.sources import UNKNOWN, Example, Source, held_out
 from crest_jax.errors import DataError
+from crest_jax.schema import TEXT
 
 
 def arrays(
@@ -27,7 +28,8 @@ def arrays(
     """Return images in memory as data for `crest_jax.train`.
 
     Args:
-      images: uint8, from 0 to 255, of shape [images, height, width, channels] with 1 or 3 channels,
+      images: not copied, so leave them as they are until training has begun. uint8, from 0 to 255,
+        of shape [images, height, width, channels] with 1 or 3 channels,
         or [images, height, width] for grey ones.
       labels: whole numbers of shape [images], from 0 to one less than the number of classes; every
         class has an image.
@@ -49,14 +51,25 @@ def arrays(
     pixels = {"train": _checked(images, "images")}
     of_train = _checked_labels(labels, pixels["train"], "labels")
     classes = int(of_train.max(initial=-1)) + 1
-    empty = np.flatnonzero(np.bincount(of_train, minlength=classes) == 0)
-    if not classes or len(empty):
-        which = f"; class {empty[0]} has none" if len(empty) else ""
+    if classes > len(of_train):
+        raise DataError(
+            f"labels go up to {classes - 1}, but there are {len(of_train)} images: every class "
+            "from 0 on must have one"
+        )
+    counts = np.bincount(of_train, minlength=classes)
+    if not classes or not counts.all():
+        which = f"; class {counts.argmin()} has none" if classes else ""
         raise DataError(f"labels must have an image of every class from 0 on{which}")
+    if test is None and counts.max() < 2:
+        raise DataError(
+            "no class has more than one image, so that none can be held out: give images to test on"
+        )
     of_split = {"train": of_train}
     if test is not None:
         pixels["test"] = _checked(test[0], "test images")
         of_split["test"] = _checked_labels(test[1], pixels["test"], "test labels")
+        if not len(pixels["test"]):
+            raise DataError("there are no test images: leave `test` out to hold some out")
         if of_split["test"].max(initial=0) >= classes:
             raise DataError(
                 f"test labels have class {of_split['test'].max()}, of which there is no labeled "
@@ -64,13 +77,18 @@ def arrays(
             )
     if unlabeled is not None:
         pixels["unlabeled"] = _checked(unlabeled, "unlabeled images")
+        if not len(pixels["unlabeled"]):
+            raise DataError("there are no unlabeled images: leave `unlabeled` out")
         of_split["unlabeled"] = np.full(len(pixels["unlabeled"]), UNKNOWN)
     channels = {each.shape[-1] for each in pixels.values()}
     if len(channels) > 1:
         raise DataError("labeled, unlabeled and test images must all be grey, or all RGB")
     names = tuple(map(str, range(classes) if class_names is None else class_names))
-    if len(names) != classes or len(set(names)) < classes:
-        raise DataError(f"class_names must be {classes} different names, one for each class")
+    if len(names) != classes or len(set(names)) < classes or not all(map(TEXT.fits, names)):
+        raise DataError(
+            f"class_names must be {classes} different names without control characters, one for "
+            "each class"
+        )
 
     def examples(split: str) -> Iterator[Example]:
         rows = zip(pixels[split], of_split[split].tolist(), strict=True)
@@ -78,11 +96,12 @@ def arrays(
             yield Example(f"{split}-{row:08d}", _png(image), label)
 
     source = Source(
-        f"{ARRAYS}{_digest(pixels, of_split, names)}",
+        f"{ARRAYS}{_digest(pixels, of_split, names, None if test else test_fraction)}",
         names,
         lambda split: of_split[split],
         examples,
         divided=unlabeled is not None,
+        order=lambda: np.arange(len(of_train)),
         channels=channels.pop(),
     )
     return source if test is not None else held_out(source, test_fraction)
@@ -93,8 +112,8 @@ def with_arrays(config: ConfigDict, source: Source) -> ConfigDict:
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.data.name = source.name
-        if source.test_is_held_out:
-            config.data.test_split = ""
+        config.data.test_split = "" if source.test_is_held_out else "test"
+        config.data.class_table = ""
         if source.divided:
             config.data.unlabeled = source.name
             config.long_tail = ConfigDict({"beta": 1.0, "split": "random"})
@@ -134,8 +153,10 @@ def _png(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
     return content.getvalue()
 
 
-def _digest(pixels: dict, labels: dict, names: Sequence[str]) -> str:
-    digest = hashlib.sha256("\n".join(names).encode())
+def _digest(
+    pixels: dict, labels: dict, names: Sequence[str], held_out_fraction: float | None
+) -> str:
+    digest = hashlib.sha256("\n".join([*names, repr(held_out_fraction)]).encode())
     for split, images in pixels.items():
         digest.update(f"\n{split} {images.shape}\n".encode())
         digest.update(np.ascontiguousarray(images).data)

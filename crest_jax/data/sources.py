@@ -104,9 +104,16 @@ def load(
     if name in BUNDLED:
         source = BUNDLED[name]()
     elif plugins.is_plugin(name):
-        source = plugins.find(name, {}, field="data.name")()
-        if not isinstance(source, Source):
-            raise DataError(f"data.name={name} must return a crest_jax.data.sources.Source")
+        source = _made(name)
+        if source.test_is_held_out == bool(test_split):
+            raise DataError(
+                f"data.name={name} "
+                + (
+                    "holds its test images out of the labeled ones: set --config.data.test_split="
+                    if test_split
+                    else "has test images of its own: set --config.data.test_split=test"
+                )
+            )
     elif name.startswith(ARRAYS):
         raise DataError(
             f"data.name={name}: these images were given as arrays: give them to crest_jax.train "
@@ -120,7 +127,23 @@ def load(
         source = tfds_source(name, data_dir=data_dir, download=download, test_split=test_split)
     if class_table:
         source = grouped(source, bundled.find(files.given(class_table, "data.class_table")))
-    return source if test_split else held_out(source, test_fraction)
+    if test_split or source.test_is_held_out:
+        return source
+    return held_out(source, test_fraction)
+
+
+def _made(name: str) -> Source:
+    """Return the data set that a user's own function, named as `module:name`, returns."""
+    maker = plugins.find(name, {}, field="data.name")
+    try:
+        source = maker()
+    except CrestError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise DataError(f"data.name={name} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(source, Source):
+        raise DataError(f"data.name={name} must return a crest_jax.data.sources.Source")
+    return source
 
 
 def is_held_out(data: ConfigDict) -> bool:

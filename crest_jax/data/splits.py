@@ -303,6 +303,11 @@ def _divided(
         class_table=config.data.class_table,
         folders=_folders(config, listing),
     )
+    if source.divided and not config.data.unlabeled:
+        raise DataError(
+            f"data.name={config.data.name} has unlabeled images of its own: give it to "
+            "crest_jax.train as data=, which then labels all others"
+        )
     labels = source.labels("train")
     if config.long_tail.split == "first" and source.order is None:
         raise DataError(

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from crest_jax import plugins
-from crest_jax.errors import ConfigError
+from crest_jax.errors import PluginError
 from crest_jax.models.resnet import ResNet
 from crest_jax.models.wide_resnet import WideResNet
+from crest_jax.schema import shown
 
 MODELS = {"wide_resnet": WideResNet, "resnet": ResNet}
 
@@ -28,12 +30,22 @@ def named(name: str) -> Callable[..., nn.Module]:
     The latter is called with those of the settings above that it takes by name.
 
     Raises:
-      ConfigError: There is none of that name, or it cannot be called.
+      ConfigError: There is none of that name.
+      PluginError: A user's own is missing, or cannot be called.
     """
     found = plugins.find(name, MODELS, field="model.name")
     if not callable(found):
-        raise ConfigError(f"model.name={name} must be a flax.linen.Module, or a function of one")
+        raise PluginError(f"model.name={name} must be a flax.linen.Module, or a function of one")
     return found
+
+
+def check(name: str) -> None:
+    """Check that a name is of something that makes models. Errors are those of `make`."""
+    if name not in MODELS:
+        make(
+            name, classes=2, depth=10, width=1, batch_norm_momentum=0.9, dtype=jnp.float32,
+            precision=None, axis_name=None,
+        )  # fmt: skip
 
 
 def make(name: str, **settings: Any) -> nn.Module:
@@ -44,11 +56,24 @@ def make(name: str, **settings: Any) -> nn.Module:
       **settings: those above.
 
     Raises:
-      ConfigError: As `named`.
+      ConfigError: There is none of that name.
+      PluginError: A user's own is missing, cannot be called with these settings, or returns
+        something else.
     """
     maker = named(name)
-    taken = inspect.signature(maker).parameters.values()
-    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken):
-        names = {each.name for each in taken}
-        settings = {key: value for key, value in settings.items() if key in names}
-    return maker(**settings)
+    if name in MODELS:
+        return maker(**settings)
+    try:
+        taken = inspect.signature(maker).parameters.values()
+        if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken):
+            names = {each.name for each in taken}
+            settings = {key: value for key, value in settings.items() if key in names}
+        model = maker(**settings)
+    except Exception as error:  # whatever a user's function raises
+        raise PluginError(
+            f"model.name={name} cannot be called with {', '.join(settings)} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise PluginError(f"model.name={name} returns {shown(model)}, not a flax.linen.Module")
+    return model

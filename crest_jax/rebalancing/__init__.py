@@ -4,14 +4,14 @@
 Logit adjustment is not among them, because it is applied post hoc to every run.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from crest_jax import plugins
-from crest_jax.errors import ConfigError
+from crest_jax.errors import PluginError
 from crest_jax.rebalancing.class_balanced_loss import CB
 from crest_jax.rebalancing.crest import CREST, CREST_PLUS
 from crest_jax.rebalancing.darp import DARP
-from crest_jax.rebalancing.distribution_alignment import DA
+from crest_jax.rebalancing.distribution_alignment import DA, TARGETS
 from crest_jax.rebalancing.protocol import GENERATIONS, LABELED, PSEUDO_LABELS, Rebalancing
 from crest_jax.rebalancing.resampling import RS
 
@@ -44,8 +44,33 @@ def named(name: str) -> Rebalancing:
     """
     found = plugins.find(name, REBALANCING, field="rebalance")
     if not isinstance(found, Rebalancing):
-        raise ConfigError(f"rebalance={name} must be a crest_jax.rebalancing.Rebalancing")
+        raise PluginError(f"rebalance={name} must be a crest_jax.rebalancing.Rebalancing")
+    for wrong in _wrong(found):
+        raise PluginError(f"rebalance={name}: {wrong}")
     return found
+
+
+def _wrong(found: Rebalancing) -> Iterator[str]:
+    """Yield what is inconsistent in a `Rebalancing`."""
+    everything = (LABELED, PSEUDO_LABELS, GENERATIONS)
+    if not isinstance(found.acts_on, tuple) or not found.acts_on:
+        yield "acts_on must be a tuple of LABELED, PSEUDO_LABELS or GENERATIONS"
+    elif not set(found.acts_on) <= set(everything):
+        yield f"acts_on={found.acts_on} must be of LABELED, PSEUDO_LABELS and GENERATIONS"
+    if not set(found.alignment_targets) <= set(TARGETS):
+        yield f"alignment_targets={found.alignment_targets} must be of {', '.join(TARGETS)}"
+    acts_by = {
+        LABELED: (found.class_weights, found.sampling_probabilities),
+        PSEUDO_LABELS: (found.align, found.refinement, found.alignment_targets or None),
+        GENERATIONS: (found.sampling_rates,),
+    }
+    for what, hooks in acts_by.items():
+        if any(hook is not None for hook in hooks) and what not in found.acts_on:
+            yield f"it has a hook for {what}, which acts_on lacks"
+    if found.align and not found.alignment_targets:
+        yield "align needs alignment_targets, such as ('constant',)"
+    if (found.sampling_probabilities or found.refinement) and not found.needs_all_examples:
+        yield "sampling_probabilities and refinement need needs_all_examples=True"
 
 
 def all_of(rebalance: str) -> list[Rebalancing]:
@@ -64,6 +89,9 @@ def problems(rebalance: str, *, unlabeled: bool) -> list[str]:
     Args:
       rebalance: names joined by +, or none.
       unlabeled: whether the algorithm learns from unlabeled data.
+
+    Raises:
+      PluginError: One of the user's own is missing, or cannot be used.
     """
     names = parts(rebalance)
     unknown = [name for name in names if name not in REBALANCING and not plugins.is_plugin(name)]
@@ -72,10 +100,7 @@ def problems(rebalance: str, *, unlabeled: bool) -> list[str]:
             f"{_and(map(repr, unknown))} is not one of {', '.join(REBALANCING)}, which + joins; "
             "none stands alone"
         ]
-    try:
-        acts_on = {name: named(name).acts_on for name in [*REBALANCING, *names]}
-    except ConfigError as error:
-        return [str(error)]
+    acts_on = {name: named(name).acts_on for name in [*REBALANCING, *names]}
     found = []
     if not unlabeled:
         possible = [name for name in REBALANCING if acts_on[name] == (LABELED,)]

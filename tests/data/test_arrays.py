@@ -66,8 +66,9 @@ def test_other_arrays_have_another_name():
         arrays(images, LABELS[::-1]).name,
         arrays(images, LABELS, unlabeled=images).name,
         arrays(images, LABELS, class_names="abc").name,
+        arrays(images, LABELS, test_fraction=0.4).name,
     }
-    assert len(names) == 5
+    assert len(names) == 6
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,11 @@ def test_other_arrays_have_another_name():
         ({"test": (images_of(2), [0, 3])}, "test labels have class 3"),
         ({"class_names": ["a", "b"]}, "must be 3 different names"),
         ({"class_names": ["a", "b", "a"]}, "must be 3 different names"),
+        ({"labels": LABELS * 10**13}, "labels go up to 20000000000000, but there are 10 images"),
+        ({"labels": np.arange(10)}, "no class has more than one image, so that none can be held"),
+        ({"class_names": ["a", "b", "c\x1b"]}, "without control characters"),
+        ({"unlabeled": images_of(0)}, "there are no unlabeled images"),
+        ({"test": (images_of(0), np.zeros(0, int))}, "there are no test images"),
         ({"test_fraction": 1.0}, r"test_fraction=1\.0 must be in"),
     ],
 )
