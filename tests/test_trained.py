@@ -191,13 +191,13 @@ def test_images_of_any_size_are_seen_as_the_runs_own_where_it_resizes(run, test_
     [
         (
             np.zeros((2, 8, 8, 1), np.float32),
-            r"type float32 and shape \[2, 8, 8, 1\] must be uint8",
+            r"image 0 of type float32 and shape \[8, 8, 1\] must be uint8",
         ),
         (np.zeros((8, 8, 8, 8), np.uint8), r"shape \[8, 8, 8\] must be uint8, .* \[8, 8, 1\]"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"shape \[8, 8, 3\] must be"),
         ([np.zeros((8, 8), np.uint8), np.zeros((9, 8, 1), np.uint8)], r"image 1 of .* \[9, 8, 1\]"),
         ([[1]], r"image 0 of type int64 and shape \[1\]"),
-        (3, "images=3 must be an array, or a list of arrays"),
+        (np.float32(3.0), r"images=np\.float32\(3\.0\) must be an array, or a list of arrays"),
     ],
 )
 def test_images_that_a_model_cannot_take_are_refused(run, images, message):
