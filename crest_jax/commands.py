@@ -7,6 +7,9 @@ crest-jax report --workdir=DIR                     as python -m crest_jax.report
 import importlib
 import sys
 
+from crest_jax import command
+from crest_jax.errors import ConfigError, DeviceError
+
 COMMANDS = {
     "train": "main",
     "predict": "predict",
@@ -20,6 +23,7 @@ COMMANDS = {
 }
 
 
+@command.entry
 def main() -> None:
     """Run the command that the first argument names, with the others as its own."""
     name, *rest = sys.argv[1:] or [""]
@@ -29,13 +33,14 @@ def main() -> None:
             print(f"{usage}\n\ncrest-jax NAME --help has the flags of each.")
             return
         given = f"{name!r} is none of its commands" if name else "no command is given"
-        print(f"error: {given}\n{usage}", file=sys.stderr)
-        sys.exit(64)
+        raise ConfigError(f"{given}; {usage}")
     # As `python -m` does, so that a config may name modules of the folder that this runs in.
     sys.path.insert(0, "")
     try:
         module = importlib.import_module(f"crest_jax.{COMMANDS[name]}")
     except ValueError as error:  # of JAX, which reads variables
-        sys.exit(f"error: JAX cannot be started ({error}): correct or unset the variable")
+        raise DeviceError(
+            f"JAX cannot be started ({error}): correct or unset the variable"
+        ) from error
     sys.argv = [f"crest-jax {name}", *rest]
     (module.console if name == "train" else module.main)()
