@@ -16,8 +16,10 @@ RUNS := runs/demo/$(DATA)
 demo: $(INSTALLED)
 	$(BIN)/python -m crest_jax.main --config=$(DEMO),rebalance=none --workdir=$(RUNS)/fixmatch
 	$(BIN)/python -m crest_jax.main --config=$(DEMO),rebalance=crest_plus --workdir=$(RUNS)/crest_plus
-	$(BIN)/python -m crest_jax.report.comparison --rarest=3 $(RUNS)/fixmatch $(RUNS)/crest_plus
-	$(BIN)/python -m crest_jax.report --workdir=$(RUNS)/fixmatch --workdir=$(RUNS)/crest_plus \
+	@printf "\nFixMatch (none) and CReST+ (crest_plus) after as many steps in all, in %%:\n\n"
+	@$(BIN)/python -m crest_jax.report.comparison --rarest=3 $(RUNS)/fixmatch $(RUNS)/crest_plus
+	@printf "\nBoth on a page, with pictures: "
+	@$(BIN)/python -m crest_jax.report --workdir=$(RUNS)/fixmatch --workdir=$(RUNS)/crest_plus \
 		--output=$(RUNS)/report.html
 
 test: $(INSTALLED)

@@ -85,7 +85,8 @@ def comparison(runs: Sequence[Mapping[str, Any]], rarest: int = 0) -> str:
         if not len(values):
             return "-"
         fewer = f" ({len(values)} of {most} folds)" if len(values) < most else ""
-        return f"{values.mean():.1f} ± {values.std():.1f}{fewer}"
+        deviation = f" ± {values.std():.1f}" if len(values) > 1 else ""
+        return f"{values.mean():.1f}{deviation}{fewer}"
 
     columns = " | ".join(map(printable, rebalances))
     lines = [f"| | {columns} |", "|---" * (1 + len(rebalances)) + "|"]
