@@ -27,10 +27,11 @@ from crest_jax.errors import ConfigError, DataError, PluginError
 from crest_jax.layout import RunFolder
 from crest_jax.rebalancing import all_of, crest, darp, distribution_alignment, logit_adjustment
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
+from crest_jax.rebalancing.protocol import Align
 from crest_jax.schedule import Schedule
 from crest_jax.schema import shown
 from crest_jax.train_state import TrainState
-from crest_jax.train_step import Align, TrainStep, in_a_row, make_train_step
+from crest_jax.train_step import TrainStep, in_a_row, make_train_step
 
 # The size of the batches that a device is sent together, at most.
 _MOST_BYTES_AT_ONCE = 64 << 20

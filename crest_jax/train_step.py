@@ -27,6 +27,7 @@ from crest_jax.rebalancing.distribution_alignment import (
     align,
     temperature_scaled,
 )
+from crest_jax.rebalancing.protocol import Align
 from crest_jax.train_state import TrainState
 
 
@@ -62,11 +63,6 @@ class DeviceBatch(NamedTuple):
 
 
 Metrics = dict[str, Array]
-# (predictions, target distribution, moving average of the predictions) -> pseudo-labels.
-Align = Callable[
-    [Float[Array, "batch classes"], Float[Array, " classes"], Float[Array, " classes"]],
-    Float[Array, "batch classes"],
-]
 TrainStep = Callable[[TrainState, DeviceBatch, Constants], tuple[TrainState, Metrics]]
 
 

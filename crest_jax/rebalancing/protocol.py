@@ -12,6 +12,13 @@ PSEUDO_LABELS = "the pseudo-labels"
 GENERATIONS = "what the next generation trains on"
 
 
+# (predictions, target distribution, moving average of the predictions) -> pseudo-labels.
+Align = Callable[
+    [Float[Array, "batch classes"], Float[Array, " classes"], Float[Array, " classes"]],
+    Float[Array, "batch classes"],
+]
+
+
 class Rebalancing(NamedTuple):
     """A way of rebalancing: what it acts on, and its hooks.
 
@@ -33,16 +40,8 @@ class Rebalancing(NamedTuple):
     ) = None
     # The values that `alignment.target` may have, its default first; empty for no alignment.
     alignment_targets: tuple[str, ...] = ()
-    # (predictions [batch, classes], target distribution [classes], moving average of the
-    # predictions [classes]) -> pseudo-labels [batch, classes], in place of
-    # `distribution_alignment.align`. JAX traces it.
-    align: (
-        Callable[
-            [Float[Array, "batch classes"], Float[Array, " classes"], Float[Array, " classes"]],
-            Float[Array, "batch classes"],
-        ]
-        | None
-    ) = None
+    # Aligns pseudo-labels in place of `distribution_alignment.align`. JAX traces it.
+    align: Align | None = None
     # config -> `darp.Refinement`: when pseudo-labels are refined together.
     refinement: Callable[[ConfigDict], Any] | None = None
     # (p(y) of the labeled set [classes], config) -> the part of the examples predicted as each
