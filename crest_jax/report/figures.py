@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from crest_jax import command, files, results
@@ -74,23 +73,24 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
             look = {"color": COLOURS[name], "marker": MARKERS[name], "markersize": 4,
                     "label": NAMES[name]}  # fmt: skip
             dotted = {"linestyle": ":", "color": COLOURS[name], "label": "_first"}
+            averaged = mean_of_folds(members)["generations"]
             for what, axes in by_class.items():
-                if lengths != {1}:
-                    axes.plot(classes, _mean_by_class(members, 0, what), **dotted)
-                axes.plot(classes, _mean_by_class(members, -1, what), **look)
-            by_generation = np.array(
-                [[result["accuracy"] for result in run["generations"]] for run in members]
+                if len(averaged) > 1:
+                    axes.plot(classes, averaged[0][f"per_class_{what}"], **dotted)
+                axes.plot(classes, averaged[-1][f"per_class_{what}"], **look)
+            mean, deviation = (
+                np.array([result[figure] for result in averaged])
+                for figure in ("accuracy", "accuracy_deviation")
             )
-            mean, deviation = by_generation.mean(axis=0), by_generation.std(axis=0)
+            band = {"color": COLOURS[name], "alpha": 0.15, "linewidth": 0}
+            low, high = mean - deviation, mean + deviation
             if len(mean) == 1:
                 accuracy_axes.axhline(mean[0], color=COLOURS[name], linestyle="--")
+                accuracy_axes.axhspan(low[0], high[0], **band)
                 continue
             generations = 1 + np.arange(len(mean))
             accuracy_axes.plot(generations, mean, **look)
-            accuracy_axes.fill_between(
-                generations, mean - deviation, mean + deviation, color=COLOURS[name], alpha=0.15,
-                linewidth=0,
-            )  # fmt: skip
+            accuracy_axes.fill_between(generations, low, high, **band)
             accuracy_axes.set_xticks(generations)
         for what, axes in by_class.items():
             axes.set(title=f"{what} on the test set (%)", xlabel="class", ylim=(0, 104))
@@ -101,13 +101,46 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
         return figure
 
 
-def _mean_by_class(
-    runs: Sequence[Mapping[str, Any]], generation: int, what: str
-) -> Float[np.ndarray, " classes"]:
-    """Return the mean precision or recall by class; NaN where no run has a value."""
-    values = [run["generations"][generation][f"per_class_{what}"] for run in runs]
-    of_class = np.ma.masked_invalid(np.array(values, float))
-    return of_class.mean(axis=0).filled(np.nan)
+# The figures of a generation that are drawn by class, and those of its pseudo-labels.
+_BY_CLASS = ("labeled_per_class", "per_class_recall", "per_class_precision")
+_OF_PSEUDO_LABELS = ("examples", "recall")
+
+
+def mean_of_folds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return results whose drawn figures are the means over folds.
+
+    Args:
+      runs: Contents of results.json files, at least one, with the same generations and classes.
+
+    Returns:
+      The first run's results, with generations that have `accuracy`, `accuracy_deviation` (its
+      standard deviation over folds), and the figures by class: means over the folds that have one,
+      NaN where none has.
+    """
+    generations = []
+    for folds in zip(*(run["generations"] for run in runs), strict=True):
+        accuracies = [result["accuracy"] for result in folds]
+        pseudo_labels = [result.get("pseudo_labels", {}) for result in folds]
+        generations.append(
+            {
+                "accuracy": float(np.mean(accuracies)),
+                "accuracy_deviation": float(np.std(accuracies)),
+                **_means_by_class(folds, _BY_CLASS),
+                "pseudo_labels": _means_by_class(pseudo_labels, _OF_PSEUDO_LABELS),
+            }
+        )
+    return {**runs[0], "generations": generations}
+
+
+def _means_by_class(
+    folds: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, list[float]]:
+    means = {}
+    for name in names:
+        if name in folds[0]:
+            values = np.ma.masked_invalid(np.array([fold[name] for fold in folds], float))
+            means[name] = values.mean(axis=0).filled(np.nan).tolist()
+    return means
 
 
 @command.entry

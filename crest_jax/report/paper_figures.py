@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from crest_jax.rebalancing import crest
-from crest_jax.report.figures import STYLE
+from crest_jax.report.figures import STYLE, mean_of_folds
 from crest_jax.report.published import TABLES
 
 Results = Mapping[str, Any]
@@ -70,37 +70,6 @@ def canvas(
     lines = [textwrap.fill(line, int(15 * figure.size[0])) for line in (figure.title, *remarks)]
     made.suptitle("\n".join(lines), fontsize=10)
     return made
-
-
-def mean_of_folds(runs: Sequence[Results]) -> dict[str, Any]:
-    """Return results in which every figure is the mean over the folds that have it.
-
-    Each generation also has `accuracy_deviation`, the standard deviation of its accuracy.
-
-    Args:
-      runs: Contents of results.json files, at least one, with the same generations and classes.
-    """
-    deviations = [
-        float(np.std([result["accuracy"] for result in results]))
-        for results in zip(*(run["generations"] for run in runs), strict=True)
-    ]
-    mean = _mean(runs)
-    for result, deviation in zip(mean["generations"], deviations, strict=True):
-        result["accuracy_deviation"] = deviation
-    return mean
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    """Return the means of numbers in the same place; other values are taken from the first."""
-    known = [value for value in values if value is not None]
-    first = known[0] if known else None
-    if isinstance(first, Mapping):
-        return {key: _mean([value.get(key) for value in known]) for key in first}
-    if isinstance(first, list):
-        return [_mean(items) for items in zip(*known, strict=True)]
-    if isinstance(first, int | float) and not isinstance(first, bool):
-        return float(np.mean(known))
-    return first
 
 
 # Okabe and Ito's colours, each with its own combination of marker and line style.

@@ -1,7 +1,10 @@
+import copy
+
 import numpy as np
 import pytest
 
-from crest_jax.report.paper_figures import FIGURES, canvas, drawn, mean_of_folds
+from crest_jax.report.figures import mean_of_folds
+from crest_jax.report.paper_figures import FIGURES, canvas, drawn
 
 # Classes in no order: 1 is the largest, then 2, then 0.
 LABELED = [5, 40, 20]
@@ -135,7 +138,11 @@ def test_curves_are_means_over_folds_with_their_deviation():
         ],
     }
     other["generations"][2]["per_class_precision"] = [80.0, 7.0, None]
-    mean = mean_of_folds([RESULTS, other])
+    # A list of as many entries as there happen to be in a fold is no figure by class.
+    one = copy.deepcopy(RESULTS)
+    one["generations"][0]["unlabeled_distribution"] = {"differs": []}
+    other["generations"][0]["unlabeled_distribution"] = {"differs": [1]}
+    mean = mean_of_folds([one, other])
     assert mean["data"] == "digits"
     last = mean["generations"][2]
     assert last["per_class_recall"] == [33.0, 94.0, 68.0]
