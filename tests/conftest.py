@@ -10,7 +10,6 @@ import tempfile
 import pytest
 from etils.epath import Path
 from ml_collections import ConfigDict
-from tiny_net import TinyNet
 from whole_run import finish
 
 # Before JAX starts. Eight CPU devices, so that the mapped step can be tested on 1, 4 and 8; and
@@ -38,8 +37,14 @@ needs_compiler = pytest.mark.skipif(
     COMPILER == ["false"] or shutil.which(COMPILER[0]) is None, reason="there is no C++ compiler"
 )
 
+# Processes that tests start find the plug-ins beside this file.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 # The digits experiment, small enough to run within a test.
 TINY = {
+    "model.name": "tiny_net:TinyNet",
     "generations": 2,
     "steps": 12,
     "eval_every": 6,
@@ -95,16 +100,6 @@ def tiny_config():
         return load_experiment("digits_lt", arguments, **{**TINY, **overrides})
 
     return load
-
-
-@pytest.fixture(scope="session")
-def tiny_model():
-    """A model for runs within this process whose compilation must not take long."""
-    from crest_jax.models import MODELS
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "tiny_net", TinyNet)
-        yield {"model.name": "tiny_net"}
 
 
 @pytest.fixture(scope="session")

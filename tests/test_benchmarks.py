@@ -11,8 +11,8 @@ from conftest import REPOSITORY
 BENCHMARKS = REPOSITORY / "benchmarks"
 NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "measure")
 TINY = [
-    "--network=tiny_net", "--size=10-1", "--side=8", "--batch=8", "--ratio=1", "--samples=1",
-    "--at-once=2",
+    "--network=tiny_net:TinyNet", "--size=10-1", "--side=8", "--batch=8", "--ratio=1",
+    "--samples=1", "--at-once=2",
 ]  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def run(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_model):
+def tiny():
     """A model and an augmentation that compile in a moment, and once for all benchmarks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))

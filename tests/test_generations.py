@@ -34,9 +34,7 @@ def learned(tiny_config, make_folder):
     return workdir, json.loads((workdir / "results.json").read_text())
 
 
-def test_the_second_generation_compiles_nothing(
-    tiny_config, tiny_model, tmp_path, caplog, monkeypatch
-):
+def test_the_second_generation_compiles_nothing(tiny_config, tmp_path, caplog, monkeypatch):
     """By JAX's own log."""
     logged_before = []
     run_generation = generations.run_generation
@@ -47,7 +45,7 @@ def test_the_second_generation_compiles_nothing(
 
     monkeypatch.setattr(generations, "run_generation", noted)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        job.run(tiny_config(**tiny_model), tmp_path / "run")
+        job.run(tiny_config(), tmp_path / "run")
     second = caplog.records[logged_before[1] :]
     compiled, again = (
         {words[1] for words in (record.getMessage().split() for record in records)
@@ -122,10 +120,10 @@ def test_non_finite_weights_are_not_saved(tiny_config, tmp_path):
 
 
 def test_after_nan_a_run_continues_with_other_random_numbers(
-    tiny_config, tiny_model, tmp_path, monkeypatch, capsys
+    tiny_config, tmp_path, monkeypatch, capsys
 ):
     """Step 10 of the first generation gives NaN, with the random numbers of this seed."""
-    config = tiny_config(**tiny_model)
+    config = tiny_config()
     unlucky = jax.random.key_data(program.generation_keys(config, 0)[1])
     make = program.make_train_step
 
@@ -245,8 +243,8 @@ def test_rates_by_hand_take_the_place_of_alphas(tiny_config, tmp_path):
     ]
 
 
-def test_rates_of_other_classes_are_refused_before_training(tiny_config, tiny_model, tmp_path):
-    config = tiny_config("rebalance=crest", **tiny_model, **{"crest.rates": (1.0, 0.5)})
+def test_rates_of_other_classes_are_refused_before_training(tiny_config, tmp_path):
+    config = tiny_config("rebalance=crest", **{"crest.rates": (1.0, 0.5)})
     with pytest.raises(ConfigError, match=r"crest.rates has 2 entries for 10 classes: give one"):
         job.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "generation_00").exists()

@@ -42,12 +42,10 @@ def photos(make_folder):
 
 
 @pytest.fixture(scope="module")
-def config_of(photos, tiny_model):
+def config_of(photos):
     def load(arguments="", **overrides):
         own = {"data.labeled": f"{photos}/labeled", "data.image_size": 12}
-        return load_experiment(
-            "image_folder", arguments, **{**TINY, **tiny_model, **own, **overrides}
-        )
+        return load_experiment("image_folder", arguments, **{**TINY, **own, **overrides})
 
     return load
 

@@ -35,6 +35,7 @@ MINIATURE = {
     "data.shards": 8,
     "data.lanes": 4,
     "data.window": 64,
+    "model.name": "tiny_net:TinyNet",
     "model.depth": 14,
     "augment.operations": ("Brightness", "Rotate"),
     "optimizer.warm_up": 2,
@@ -95,9 +96,9 @@ def config_of(data_dir, **changes):
 
 
 @pytest.fixture(scope="module")
-def finished(data_dir, tiny_model, make_folder):
+def finished(data_dir, make_folder):
     folder = make_folder("imagenet127") / "run"
-    job.run(config_of(data_dir, **tiny_model), folder)
+    job.run(config_of(data_dir), folder)
     return folder
 
 
@@ -142,7 +143,7 @@ def test_jpegs_are_copied_as_they_are_stored(finished, data_dir):
 
 
 def test_a_run_that_was_stopped_in_the_middle_ends_with_the_same_figures(
-    finished, data_dir, tiny_model, tmp_path
+    finished, data_dir, tmp_path
 ):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -150,7 +151,7 @@ def test_a_run_that_was_stopped_in_the_middle_ends_with_the_same_figures(
         (folder / path).unlink()
     for path in ("generation_01/pseudo_labels", "generation_01/checkpoints/8"):
         shutil.rmtree(folder / path)
-    job.run(config_of(data_dir, **tiny_model), folder)
+    job.run(config_of(data_dir), folder)
     assert results_of(folder) == results_of(finished)
 
 
@@ -207,7 +208,7 @@ def test_a_config_that_cannot_be_is_refused_before_any_work(data_dir, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_images_of_different_sizes_need_one_to_be_resized_to(data_dir, tiny_model, tmp_path):
+def test_images_of_different_sizes_need_one_to_be_resized_to(data_dir, tmp_path):
     as_stored = {"data.image_size": 0, "data.crop": "none"}
     with pytest.raises(DataError, match=r"images differ in shape: set --config.data.image_size"):
-        job.run(config_of(data_dir, **as_stored, **tiny_model), tmp_path / "run")
+        job.run(config_of(data_dir, **as_stored), tmp_path / "run")

@@ -33,11 +33,11 @@ MIXMATCH = {"unlabeled_weight": 5.0}
 
 
 @pytest.fixture(scope="module")
-def run(tiny_config, tiny_model, make_folder):
+def run(tiny_config, make_folder):
     """Runs an experiment's arguments, and gives its folder and results.json."""
 
     def run(arguments, **changes):
-        settings = {**(SELF_TRAINING if "crest" in arguments else LEARNING), **tiny_model}
+        settings = dict(SELF_TRAINING if "crest" in arguments else LEARNING)
         if "supervised" in arguments:
             settings["unlabeled_ratio"] = 0
         if "mixmatch" in arguments:

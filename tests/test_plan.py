@@ -56,8 +56,8 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def ran(tiny_config, tiny_model, make_folder):
-    config = tiny_config(**tiny_model, **{"data.validation_fraction": 0.2, "eval_batch_size": 40})
+def ran(tiny_config, make_folder):
+    config = tiny_config(**{"data.validation_fraction": 0.2, "eval_batch_size": 40})
     folder, scratch = make_folder("planned"), make_folder("scratch")
     batches = []
     make_predict = evaluate.make_predict

@@ -142,10 +142,10 @@ def test_a_run_says_who_computes_on_a_cpu(monkeypatch, kernels, fields, said):
 
 @pytest.mark.parametrize("rebalance", ["none", "darp", "crest+darp"])
 def test_darp_keeps_a_pseudo_label_of_every_image_and_refines_on_schedule(
-    tiny_config, tiny_model, tmp_path, monkeypatch, rebalance
+    tiny_config, tmp_path, monkeypatch, rebalance
 ):
     changes = {"generations": 1 + ("crest" in rebalance), "darp.start": 0.5, "darp.every": 3}
-    config = tiny_config(f"rebalance={rebalance}", **{**tiny_model, **changes})
+    config = tiny_config(f"rebalance={rebalance}", **changes)
     splits.prepare(config, tmp_path / "splits")
     data = splits.load(config.data, tmp_path / "splits")
     made = {}

@@ -41,10 +41,10 @@ from crest_jax.report import __main__ as report_command
 
 
 @pytest.fixture(scope="module")
-def run(tiny_config, tiny_model, make_folder):
+def run(tiny_config, make_folder):
     """A run of two generations with DARP, whose state holds more than a model."""
     folder = make_folder("trained") / "run"
-    job.run(tiny_config("rebalance=darp+crest", **tiny_model), folder)
+    job.run(tiny_config("rebalance=darp+crest"), folder)
     return folder
 
 
@@ -210,8 +210,8 @@ def test_tau_is_at_least_0(run, test_images):
         trained.load(run).predict(test_images.images, tau=-1.0)
 
 
-def test_from_python_a_run_continues_on_any_thread(run, tiny_config, tiny_model):
-    config = tiny_config("rebalance=darp+crest", **tiny_model)
+def test_from_python_a_run_continues_on_any_thread(run, tiny_config):
+    config = tiny_config("rebalance=darp+crest")
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         continued = threads.submit(crest_jax.train, config, str(run)).result()
     assert continued.results == crest_jax.load(run).results
@@ -417,7 +417,7 @@ def test_the_weights_are_there_by_name_for_any_reader_of_safetensors(run, export
 def test_the_description_says_what_becomes_of_an_image(exported, test_images, run):
     described = json.loads((exported / "model.json").read_text())
     assert described["architecture"] == {
-        "name": "tiny_net", "depth": 10, "width": 1, "classes": 10
+        "name": "tiny_net:TinyNet", "depth": 10, "width": 1, "classes": 10
     }  # fmt: skip
     view = described["input"]["view"]
     assert view == {"size": 0, "crop": "none", "channels": 1, "central_part": 0.875}
@@ -454,11 +454,11 @@ def test_a_run_whose_config_has_fewer_fields_can_still_be_used(run, tmp_path):
 
 
 def test_a_run_in_a_folder_of_any_name_can_be_continued_and_used(
-    run, pictures, tiny_config, tiny_model, tmp_path, monkeypatch, capsys
+    run, pictures, tiny_config, tmp_path, monkeypatch, capsys
 ):
     """It was stopped while it scored the first generation, and ends as one with a plain name."""
     place = tmp_path / "My project [1] * \\ gs:"
-    config = tiny_config("rebalance=darp+crest", **tiny_model)
+    config = tiny_config("rebalance=darp+crest")
 
     def stopped(*_):
         raise Preempted("by SIGTERM")

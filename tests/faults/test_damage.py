@@ -61,9 +61,9 @@ def patched():
 
 
 @pytest.fixture(scope="module")
-def config(tiny_config, tiny_model, patched):
+def config(tiny_config, patched):
     """Of a run whose step is compiled once for all of this module."""
-    config = tiny_config(**tiny_model)
+    config = tiny_config()
     build = program.build
     built = []
 
