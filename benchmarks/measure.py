@@ -274,7 +274,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
     import numpy as np
     from jax.sharding import AxisType
 
-    from crest_jax import augment, distributed, models, train_state
+    from crest_jax import augment, distributed, models, program, train_state
     from crest_jax.algorithms import ALGORITHMS
     from crest_jax.config import default_config, parse_arguments
     from crest_jax.train_step import Constants, DeviceBatch, in_a_row, make_train_step
@@ -295,13 +295,6 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
         precision=jax.lax.Precision(setting.precision),
         axis_name=distributed.AXIS,
     )
-    optimizer = train_state.make_optimizer(
-        train_state.learning_rate_schedule(
-            config.optimizer.learning_rate, steps=config.steps, level=config.optimizer.cosine_level
-        ),
-        momentum=config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
-    )
     loss = partial(
         ALGORITHMS["fixmatch"].loss,
         threshold=config.threshold,
@@ -318,7 +311,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
     step = make_train_step(
         loss if augmented else only_rescaled,
         model,
-        optimizer,
+        program.optimizer_of(config),
         mesh,
         steps=config.steps,
         alignment_target=config.alignment.target,
@@ -332,7 +325,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
         partial(
             train_state.create,
             model=model,
-            optimizer=optimizer,
+            optimizer=program.optimizer_of(config),
             image_shape=shape,
             classes=setting.classes,
         )

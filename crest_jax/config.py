@@ -1,55 +1,34 @@
-"""The config: default values, arguments of experiments, and validation.
+"""The config: its fields, arguments of experiments, and the defaults of each experiment.
 
 Every experiment starts from the defaults, which are the paper's FixMatch on CIFAR-10-LT, to the
-last hyper-parameter.
+last hyper-parameter. `validation` checks a config before any work starts.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from crest_jax import algorithms, models, plugins, rebalancing, schema
-from crest_jax.algorithms import ALGORITHMS, Algorithm, Choice, HyperParameter
-from crest_jax.augment import OPERATIONS, Augmentation
+from crest_jax import algorithms, plugins, schema
+from crest_jax.algorithms import ALGORITHMS
+from crest_jax.augment import OPERATIONS
+from crest_jax.augment.strong import CUTOUT
 from crest_jax.errors import ConfigError
-from crest_jax.models import MODELS
-from crest_jax.rebalancing import (
-    PSEUDO_LABELS,
-    REBALANCING,
-    SELF_TRAINING,
-    all_of,
-    parts,
-    problems,
-    self_trains,
-)
+from crest_jax.field import Field
+from crest_jax.optimizers import OPTIMIZERS
+from crest_jax.rebalancing import SELF_TRAINING, all_of, parts, problems, self_trains
 
 # The version of what a run depends on besides its config: networks, class distributions, random
 # numbers. A run of another format belongs to another version of this program, whose weights and
 # figures would be mistaken for those of this one.
 FORMAT = 2
-DTYPES = ("float32", "bfloat16")
-# The precision of float32 products, by the names of `jax.lax.Precision`. On a TPU: 1, 3 or 6 passes
-# of bfloat16. On a GPU: TF32, but float32 with `highest`. On a CPU: float32, but `high` is three
-# products of bfloat16 where the CPU has tiles for them (AMX) and they are faster. docs/speed.md
-# shows the effect of each on a gradient.
-PRECISIONS = ("default", "high", "highest")
 # The order of the unlabeled set's class sizes: that of the labeled set, or its reverse.
 ORDERS = ("same", "reversed")
 # Which images of a class are labeled: a random draw that depends on the fold, or the first ones of
 # the data set.
 SPLITS = ("random", "first")
-# How p(y) is computed for sampling rates and the alignment target: by the formula of the long tail,
-# as in the published code, or from the counts of the labeled set.
-CLASS_DISTRIBUTIONS = ("ideal", "counts")
-# The part of an image that becomes a square of `data.image_size`: all of it, squeezed; the square
-# in its middle; or a random part in training and the square in the middle in evaluations.
-CROPS = ("none", "central", "random")
-# The largest number of pixels of an image. The array of a larger one would exceed 2^29 bytes, which
-# TensorFlow does not decode.
-MOST_PIXELS = 2**29 // 3
 # Where the unlabeled data's class distribution is taken from.
 DISTRIBUTIONS = ("labeled", "given", "predicted")
 # The fields of each kind of long tail: a natural one, which the data set already has; one that
@@ -59,13 +38,310 @@ LONG_TAILS = (
     ("n_max", "gamma", "beta", "split"),
     ("n_max", "gamma", "unlabeled_n_max", "unlabeled_gamma", "unlabeled_order", "split"),
 )
-
-# The values of `data.name` that are not data sets of TFDS.
-_NOT_OF_TFDS = ("digits", "mnist_5k", "image_folder")
+# The largest number of pixels of an image. The array of a larger one would exceed 2^29 bytes, which
+# TensorFlow does not decode.
+MOST_PIXELS = 2**29 // 3
 # The beginning of the name of images given as arrays, which ends in a digest of them.
 ARRAYS = "arrays-"
 # The default of alpha in the sampling rates (Eq. 1).
 ALPHA = 1 / 3
+
+_FIXMATCH = "FixMatch (Sohn et al., 2020)"
+_PUBLISHED = "the published code"
+
+# Every field but the hyper-parameters of algorithms, which are declared beside their losses
+# (`algorithms`).
+FIELDS: Mapping[str, Field] = {
+    "seed": Field(
+        0, "Seed of the weights, the augmentation and the order of the images.", "[0, inf)"
+    ),
+    "reseed": Field(0, "Raised by 1 to continue after NaN with other random numbers.", "[0, inf)"),
+    "fold": Field(
+        0,
+        "Seed of which images are labeled.",
+        "[0, inf)",
+        source="section 4.1: five folds",
+    ),
+    "method": Field("fixmatch", "Semi-supervised algorithm: one of the project's, or module:name."),
+    "rebalance": Field(
+        "crest_plus",
+        "Ways of rebalancing, joined by +: none, cb, rs, da, darp, crest, crest_plus, or "
+        "module:name.",
+    ),
+    "generations": Field(
+        1,
+        "Number of generations; more than 1 for self-training alone.",
+        "[1, 1000]",
+        source="sections 4.1, 4.2",
+    ),
+    "steps": Field(2**16, "Training steps of a generation.", "[1, inf)", source="section 4.1"),
+    "eval_every": Field(2**10, "Steps between two evaluations.", "[1, inf)", source="section 4.1"),
+    "checkpoint_every": Field(2**10, "Steps between two checkpoints.", "[1, inf)"),
+    # The rows of all images of a step are indexed with 32 bits.
+    "batch_size": Field(
+        64,
+        "Labeled images of a step, on all devices together.",
+        "[1, 1048576]",
+        source=_FIXMATCH,
+    ),
+    "unlabeled_ratio": Field(
+        7,
+        "Unlabeled images of a step for each labeled one; 0 for algorithms that use none.",
+        "[0, 1024]",
+        source=f"{_FIXMATCH}: mu",
+    ),
+    "eval_batch_size": Field(
+        1024, "Images of a batch in evaluations and scoring, on all devices.", "[1, 1048576]"
+    ),
+    "accumulation": Field(
+        1, "Parts of a batch that are computed one after the other, to save memory.", "[1, inf)"
+    ),
+    "steps_at_once": Field(8, "Steps that the devices are sent together, at most.", "[1, inf)"),
+    "heartbeat_timeout": Field(
+        60, "Seconds after which a host that has died ends the others.", "[1, inf)"
+    ),
+    "dtype": Field(
+        "float32",
+        "Type of the computation; weights, statistics and the loss stay float32.",
+        choices=("float32", "bfloat16"),
+    ),
+    # By the names of `jax.lax.Precision`. On a TPU: 1, 3 or 6 passes of bfloat16. On a GPU: TF32,
+    # but float32 with `highest`. On a CPU: float32, but `high` is three products of bfloat16 where
+    # the CPU has tiles for them (AMX) and they are faster.
+    "precision": Field(
+        "default",
+        "Precision of float32 products; docs/speed.md shows its effect on a gradient.",
+        choices=("default", "high", "highest"),
+    ),
+    "sync_batch_norm": Field(
+        True, "Whether batch statistics are those of all devices together.", source=_FIXMATCH
+    ),
+    "ema_decay": Field(
+        0.999,
+        "Decay of the moving average of the weights, whose accuracy is reported.",
+        "[0, 1]",
+        source=_FIXMATCH,
+    ),
+    "ema_batch_norm": Field(
+        False,
+        "Whether batch norm's running statistics are averaged too; otherwise they are copied.",
+        source=_PUBLISHED,
+    ),
+    "logit_adjustment_tau": Field(
+        1.0,
+        "Strength tau of logit adjustment in evaluations; 0 adjusts nothing.",
+        "[0, inf)",
+        source="Menon et al., 2021",
+    ),
+    "model.name": Field(
+        "wide_resnet",
+        "Network: wide_resnet, resnet, or module:name.",
+        source="section 4.1",
+    ),
+    "model.depth": Field(
+        28, "Number of layers; each network says which it can have.", source="section 4.1"
+    ),
+    "model.width": Field(2, "Factor of the number of channels.", "[1, 1000]", source="section 4.1"),
+    "model.batch_norm_momentum": Field(
+        0.999, "Decay of batch norm's running statistics.", "[0, 1]", source=_PUBLISHED
+    ),
+    "data.name": Field(
+        "cifar10",
+        "Data set: a name of TFDS, digits, mnist_5k, image_folder, or module:name.",
+        source="section 4.1",
+    ),
+    "data.data_dir": Field("", "Folder of prepared data sets; empty for that of TFDS."),
+    "data.download": Field(True, "Whether a data set that is not there may be downloaded."),
+    "data.test_split": Field(
+        "test", "Split of a TFDS data set to test on; empty to put aside a part of train."
+    ),
+    "data.class_table": Field(
+        "", "TSV file that merges classes into superclasses.", source="section 4.2"
+    ),
+    "data.labeled": Field("", "Labeled images: a folder or CSV file, or several, by commas."),
+    "data.unlabeled": Field("", "Unlabeled images: likewise."),
+    "data.test": Field("", "Test images: likewise; empty to put aside labeled ones."),
+    "data.test_fraction": Field(
+        0.2, "Part of each class put aside for testing, without test images.", "(0, 1)"
+    ),
+    "data.unreadable": Field(
+        0.01, "Most image files that may be damaged: a part of all if below 1, else a number."
+    ),
+    "data.max_pixels": Field(100_000_000, "Most pixels of an image file.", f"[1, {MOST_PIXELS}]"),
+    "data.image_size": Field(
+        0,
+        "Side in pixels to which images are resized; 0 for as they are.",
+        f"[0, {math.isqrt(MOST_PIXELS)}]",
+    ),
+    "data.crop": Field(
+        "none",
+        "Part that is resized: all of the image, the square in its middle, or in training a "
+        "random part.",
+        choices=("none", "central", "random"),
+    ),
+    "data.stream": Field(
+        False, "Whether images are read from files all along, instead of kept in memory."
+    ),
+    "data.lanes": Field(1, "Number of streams of files, when streaming.", "[1, inf)"),
+    "data.window": Field(
+        4096, "Images among which streaming shuffles, in all lanes together.", "[1, inf)"
+    ),
+    # Shards are sorted by their names, which have five digits.
+    "data.shards": Field(4, "Number of files of each split.", "[1, 99999]"),
+    "data.validation_fraction": Field(
+        0.0, "Part of each class's labeled images put aside for validation.", "[0, 1)"
+    ),
+    "data.labeled_in_unlabeled": Field(
+        True,
+        "Whether the unlabeled stream has the labeled images too.",
+        source=_PUBLISHED,
+    ),
+    "long_tail.n_max": Field(
+        5000, "Images of the largest class, N_1.", "[1, inf)", source="section 4.1"
+    ),
+    "long_tail.gamma": Field(
+        100.0, "Imbalance ratio gamma, N_1 / N_L.", "[1, inf)", source="section 3.1"
+    ),
+    "long_tail.beta": Field(
+        0.1, "Part beta of each class that is labeled.", "(0, 1]", source="section 3.1"
+    ),
+    "long_tail.unlabeled_n_max": Field(
+        3000, "Unlabeled images of their largest class.", "[1, inf)", source="DARP's protocol"
+    ),
+    "long_tail.unlabeled_gamma": Field(
+        100.0, "Imbalance ratio of the unlabeled images.", "[1, inf)", source="DARP's protocol"
+    ),
+    "long_tail.unlabeled_order": Field(
+        "same",
+        "Whether the unlabeled images have the labeled ones' order of classes by size.",
+        choices=ORDERS,
+    ),
+    "long_tail.split": Field(
+        "random",
+        "Which images of a class are labeled: drawn by the fold, or the first of the data set.",
+        choices=SPLITS,
+    ),
+    "class_distribution": Field(
+        "ideal",
+        "Distribution p(y) for sampling rates and alignment: the long tail's formula, or counts.",
+        choices=("ideal", "counts"),
+        source=_PUBLISHED,
+    ),
+    "augment.flip": Field(True, "Whether weak views are flipped at random.", source=_FIXMATCH),
+    "augment.shift": Field(True, "Whether weak views are shifted at random.", source=_FIXMATCH),
+    "augment.operations": Field(
+        OPERATIONS, "Operations that RandAugment draws from.", choices=OPERATIONS, source=_PUBLISHED
+    ),
+    "augment.cutout": Field(
+        CUTOUT,
+        "Side of Cutout's square, relative to that of the image; 0 for none.",
+        "[0, 1]",
+        source=_FIXMATCH,
+    ),
+    "augment.from_weak_view": Field(
+        False, "Whether a strong view starts from the weak view that the loss uses."
+    ),
+    "optimizer.name": Field(
+        "sgd",
+        "Optimiser, of optax; lars is for large batches.",
+        choices=tuple(OPTIMIZERS),
+        source=_FIXMATCH,
+    ),
+    "optimizer.learning_rate": Field(
+        0.03, "Learning rate after warm-up.", "(0, inf)", source=_FIXMATCH
+    ),
+    "optimizer.momentum": Field(0.9, "Momentum of sgd and lars.", "[0, 1]", source=_FIXMATCH),
+    "optimizer.nesterov": Field(
+        True, "Whether the momentum of sgd and lars is Nesterov's.", source=_FIXMATCH
+    ),
+    "optimizer.b1": Field(
+        0.9,
+        "Decay of the mean of the gradients of adam and adamw.",
+        "[0, 1)",
+        source="Kingma and Ba, 2015",
+    ),
+    "optimizer.b2": Field(
+        0.999,
+        "Decay of the mean of the squared gradients of adam and adamw.",
+        "[0, 1)",
+        source="Kingma and Ba, 2015",
+    ),
+    "optimizer.eps": Field(
+        1e-8,
+        "Number that adam and adamw add to the root of that mean.",
+        "(0, inf)",
+        source="Kingma and Ba, 2015",
+    ),
+    "optimizer.trust_coefficient": Field(
+        0.001,
+        "Length of a step of lars, relative to a layer's weights.",
+        "(0, inf)",
+        source="You et al., 2017",
+    ),
+    "optimizer.weight_decay": Field(
+        5e-4,
+        "Factor w of the L2 term 0.5 w |x|^2 of all weights but batch norm's; of adamw and lars, "
+        "of weight decay.",
+        "[0, inf)",
+        source=_FIXMATCH,
+    ),
+    "optimizer.cosine_level": Field(
+        1,
+        "How far the rate goes down the cosine, in 16ths of pi; 8 ends at 0.",
+        "[0, 8]",
+        source="section 4.1",
+    ),
+    "optimizer.warm_up": Field(
+        0, "Steps within which the rate rises to the learning rate.", "[0, inf)"
+    ),
+    "optimizer.drops": Field((), "Steps from which on the rate is a tenth of the one before."),
+    "unlabeled_distribution.source": Field(
+        "labeled",
+        "Where p(y) of the unlabeled images comes from: the labeled ones, what is given, or the "
+        "model's predictions.",
+        choices=DISTRIBUTIONS,
+        source="section 3.4",
+    ),
+    "unlabeled_distribution.given": Field(
+        (), "Share or size of each class, where it is given.", source="section 3.4"
+    ),
+    "class_balanced_loss.b": Field(
+        0.999, "Base b of the effective number of labels.", "[0, 1)", source="Cui et al., 2019"
+    ),
+    "alignment.target": Field(
+        "none",
+        "Temperature of the alignment target; rebalance says which are possible.",
+        source="section 3.4",
+    ),
+    "alignment.t": Field(
+        1.0, "Temperature t of a constant target.", "[0, 1]", source="section 3.4"
+    ),
+    "darp.start": Field(
+        0.4,
+        "Part of a generation after which pseudo-labels are refined.",
+        "[0, 1]",
+        source="Kim et al., 2020",
+    ),
+    "darp.every": Field(
+        10, "Steps between two refinements.", "[1, inf)", source="Kim et al., 2020"
+    ),
+    "darp.delta": Field(
+        2.0,
+        "Examples that keep a class possible, over the class's target.",
+        "[1, inf)",
+        source="Kim et al., 2020",
+    ),
+    "crest.alpha": Field(
+        ALPHA, "Exponent alpha of the sampling rates.", "[0, inf)", source="Eq. 1, section 4.1"
+    ),
+    "crest.rates": Field((), "Sampling rate mu of each class in place of Eq. 1; () for Eq. 1."),
+    "crest.t_min": Field(
+        0.5,
+        "Temperature t_min of the last generation of CReST+.",
+        "[0, 1]",
+        source="Eq. 2, section 4.1",
+    ),
+}
 
 # The arguments of the CIFAR experiments, with Table 1's middle column as defaults.
 ARGUMENTS: Mapping[str, Any] = {
@@ -151,77 +427,27 @@ def default_config(
     # Of the user's own, as many as of CReST.
     kind = next((name for name in names if name in generations), SELF_TRAINING[0])
     several = self_trains(arguments.rebalance)
+    tail = {f"long_tail.{name}" for name in LONG_TAILS[1]}
     config = ConfigDict(
+        _nested(
+            {
+                name: each.default
+                for name, each in FIELDS.items()
+                if name in tail or not name.startswith("long_tail.")
+            }
+        )
+    )
+    config.update_from_flattened_dict(
         {
-            "seed": 0,
-            "reseed": 0,
             "fold": arguments.fold,
             "method": arguments.method,
             "rebalance": arguments.rebalance,
             "generations": generations[kind] if several else 1,
             "steps": budget // generations["crest_plus"] if several else budget,
-            "eval_every": 2**10,
-            "checkpoint_every": 2**10,
-            "batch_size": 64,
-            "unlabeled_ratio": 7,
-            "eval_batch_size": 1024,
-            "accumulation": 1,
-            "steps_at_once": 8,
-            "heartbeat_timeout": 60,
-            "dtype": "float32",
-            "precision": "default",
-            "sync_batch_norm": True,
-            "ema_decay": 0.999,
-            "ema_batch_norm": False,
-            "logit_adjustment_tau": 1.0,
-            "model": {
-                "name": "wide_resnet",
-                "depth": 28,
-                "width": 2,
-                "batch_norm_momentum": 0.999,
-            },
-            "data": {
-                "name": "cifar10",
-                "data_dir": "",
-                "download": True,
-                "test_split": "test",
-                "class_table": "",
-                "labeled": "",
-                "unlabeled": "",
-                "test": "",
-                "test_fraction": 0.2,
-                "unreadable": 0.01,
-                "max_pixels": 100_000_000,
-                "image_size": 0,
-                "crop": "none",
-                "stream": False,
-                "lanes": 1,
-                "window": 4096,
-                "shards": 4,
-                "validation_fraction": 0.0,
-                "labeled_in_unlabeled": True,
-            },
-            "long_tail": {
-                "n_max": 5000,
-                "gamma": arguments.gamma,
-                "beta": arguments.beta,
-                "split": "random",
-            },
-            "class_distribution": "ideal",
-            "augment": Augmentation()._asdict(),
-            "optimizer": {
-                "learning_rate": 0.03,
-                "momentum": 0.9,
-                "weight_decay": 5e-4,
-                "cosine_level": 1,
-                "warm_up": 0,
-                "drops": (),
-            },
-            "unlabeled_distribution": {"source": "labeled", "given": ()},
-            "class_balanced_loss": {"b": 0.999},
-            "alignment": {"target": alignment_targets(arguments.rebalance)[0], "t": arguments.t},
-            "darp": {"start": 0.4, "every": 10, "delta": 2.0},
-            "crest": {"alpha": ALPHA, "rates": (), "t_min": 0.5},
+            "long_tail.gamma": arguments.gamma,
+            "long_tail.beta": arguments.beta,
+            "alignment.target": alignment_targets(arguments.rebalance)[0],
+            "alignment.t": arguments.t,
         }
     )
     taken = sorted(set(config) & algorithm.hyper_parameters.keys())
@@ -233,6 +459,18 @@ def default_config(
     config.update({name: each.default for name, each in algorithm.hyper_parameters.items()})
     config.update_from_flattened_dict(algorithm.settings)
     return config
+
+
+def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by their dotted names as nested objects."""
+    nested: dict[str, Any] = {}
+    for name, value in fields.items():
+        *above, last = name.split(".")
+        holder = nested
+        for key in above:
+            holder = holder.setdefault(key, {})
+        holder[last] = value
+    return nested
 
 
 def unlabeled_tail(arguments: ConfigDict, *, labeled: int, unlabeled: int) -> ConfigDict:
@@ -265,61 +503,33 @@ def alignment_targets(rebalance: str) -> tuple[str, ...]:
     return ("none",)
 
 
-def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
-    """Check every field before any work starts.
+def fields_of(method: Any) -> Mapping[str, Field]:
+    """Return all fields that a config can have, by their dotted names.
 
     Args:
-      config: the config to check; an experiment's file may have returned anything.
-      devices: number of devices of all hosts together.
-      hosts: number of hosts.
-
-    Raises:
-      ConfigError: Some fields are not usable. The message has one line for each, with its value and
-        the valid ones. If fields are missing, or of another type than their defaults, it has one
-        line for each of these instead.
+      method: the config's, whose hyper-parameters are among them if it is a user's own.
     """
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(
-            f"an experiment's get_config must return a ConfigDict, not {schema.shown(config)}"
-        )
-    mistyped = list(schema.mismatches(config.to_dict(), _fields(config.get("method")), closed=True))
-    if mistyped:
-        raise ConfigError("\n".join(mistyped))
-    checks = _Checks(config)
-    _check_training(checks, devices)
-    _check_streaming(checks, hosts)
-    _check_images(checks)
-    _check_long_tail(checks)
-    try:
-        algorithm = algorithms.named(config.method)
-    except ConfigError as error:
-        checks.found.append(str(error))
-    else:
-        _check_algorithm(checks, algorithm)
-        _check_rebalancing(checks, algorithm)
-    if checks.found:
-        raise ConfigError("\n".join(dict.fromkeys(checks.found)))
-
-
-def _fields(method: Any) -> schema.Schema:
-    """Infer the schema from the defaults; fields that only some experiments have are optional.
-
-    Args:
-      method: the config's, whose hyper-parameters are fields if it is a user's own.
-    """
-    defaults = default_config(parse_arguments(None)).to_dict()
     known = list(ALGORITHMS.values())
-    if isinstance(method, str) and plugins.is_plugin(method):
-        known.append(algorithms.named(method))
-    some = {
-        name: schema.Maybe(type_of(each.default))
-        for algorithm in known
-        for name, each in algorithm.hyper_parameters.items()
-    }
-    tail = {**defaults["long_tail"], "unlabeled_n_max": 3000, "unlabeled_gamma": 100.0}
-    tail["unlabeled_order"] = ORDERS[0]
-    parts_of_tail = {name: schema.Maybe(type_of(value)) for name, value in tail.items()}
-    return {**type_of(defaults), **some, "long_tail": parts_of_tail}
+    if isinstance(method, str) and (method in ALGORITHMS or plugins.is_plugin(method)):
+        known.append(algorithms.named(method))  # last, so that its declarations count
+    fields = dict(FIELDS)
+    for algorithm in known:
+        fields |= algorithm.hyper_parameters
+    return fields
+
+
+def schema_of(method: Any) -> schema.Schema:
+    """Return the schema of a config; fields that only some experiments have are optional.
+
+    Args:
+      method: as for `fields_of`.
+    """
+
+    def kind(name: str, field: Field) -> schema.Schema | schema.Maybe:
+        is_optional = name not in FIELDS or name.startswith("long_tail.")
+        return schema.Maybe(type_of(field.default)) if is_optional else type_of(field.default)
+
+    return _nested({name: kind(name, each) for name, each in fields_of(method).items()})
 
 
 def type_of(default: Any) -> schema.Schema:
@@ -335,312 +545,7 @@ def type_of(default: Any) -> schema.Schema:
             return schema.TEXT
         case tuple():
             return schema.Each(type_of(default[0]) if default else schema.NUMBER)
-    return {name: type_of(value) for name, value in default.items()}
-
-
-class _Checks:
-    """A config under validation, and the problems found in its fields."""
-
-    def __init__(self, config: ConfigDict):
-        self.config = config
-        self.found: list[str] = []
-
-    def value(self, field: str) -> Any:
-        value = self.config
-        for key in field.split("."):
-            value = value[key]
-        return value
-
-    def require(self, field: str, valid: bool, expected: str) -> None:
-        if not valid:
-            self.found.append(f"{field}={schema.shown(self.value(field))} must be {expected}")
-
-    def within(self, low: int | float, high: int | float, *fields: str) -> None:
-        at_least, at_most = (
-            f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in (low, high)
-        )
-        bounds = f"at least {at_least}" if high == math.inf else f"between {at_least} and {at_most}"
-        for field in fields:
-            value = self.value(field)
-            self.require(field, math.isfinite(value) and low <= value <= high, bounds)
-
-    def above_zero(self, *fields: str) -> None:
-        for field in fields:
-            self.require(field, 0 < self.value(field) < math.inf, "above 0")
-
-    def one_of(self, field: str, choices: Sequence[str]) -> None:
-        self.require(field, self.value(field) in choices, f"one of {', '.join(choices)}")
-
-
-def _check_training(checks: _Checks, devices: int) -> None:
-    config = checks.config
-    try:
-        models.check(config.model.name)
-    except ConfigError as error:
-        checks.found.append(str(error))
-    checks.one_of("dtype", DTYPES)
-    checks.one_of("precision", PRECISIONS)
-    if config.dtype == "bfloat16" and config.precision in PRECISIONS:
-        checks.require(
-            "precision",
-            config.precision == "default",
-            "default when dtype=bfloat16: it says how float32 is multiplied, so set dtype=float32 "
-            "with it",
-        )
-    checks.within(
-        1, math.inf, "steps", "eval_every", "checkpoint_every", "steps_at_once",
-        "heartbeat_timeout", "data.lanes", "data.window", "darp.every", "darp.delta",
-    )  # fmt: skip
-    checks.within(1, 1000, "generations", "model.width")
-    # The rows of all images of a step are indexed with 32 bits.
-    checks.within(1, 1 << 20, "batch_size", "eval_batch_size")
-    checks.within(0, 1 << 10, "unlabeled_ratio")
-    # Shards are sorted by their names, which have five digits.
-    checks.within(1, 99_999, "data.shards")
-    checks.within(0, math.isqrt(MOST_PIXELS), "data.image_size")
-    checks.within(
-        0, math.inf, "fold", "seed", "reseed", "crest.alpha", "logit_adjustment_tau",
-        "optimizer.weight_decay",
-    )  # fmt: skip
-    checks.require("data.name", bool(config.data.name), "the name of one")
-    checks.require(
-        "data.test_split",
-        bool(config.data.test_split) or config.data.name not in _NOT_OF_TFDS,
-        "the name of one; it may only be empty for a data set of TFDS",
-    )
-    checks.within(
-        0, 1, "crest.t_min", "alignment.t", "ema_decay", "optimizer.momentum",
-        "model.batch_norm_momentum", "darp.start", "augment.cutout",
-    )  # fmt: skip
-    checks.within(0, 8, "optimizer.cosine_level")
-    checks.within(0, config.steps, "optimizer.warm_up")
-    drops = config.optimizer.drops
-    checks.require(
-        "optimizer.drops",
-        list(drops) == sorted(set(drops))
-        and all(isinstance(drop, int) and 0 < drop < config.steps for drop in drops),
-        f"steps in ascending order, between 1 and {config.steps - 1}",
-    )
-    checks.above_zero("optimizer.learning_rate")
-    b = config.class_balanced_loss.b
-    checks.require("class_balanced_loss.b", 0 <= b < 1, "in [0, 1)")
-    validation = config.data.validation_fraction
-    checks.require("data.validation_fraction", 0 <= validation < 1, "in [0, 1)")
-    model = MODELS.get(config.model.name)
-    if model is not None:
-        checks.require("model.depth", config.model.depth in model.DEPTHS, model.DEPTHS_IN_WORDS)
-    operations = config.augment.operations
-    checks.require(
-        "augment.operations",
-        bool(operations) and set(operations) <= set(OPERATIONS),
-        f"a non-empty selection of {', '.join(OPERATIONS)}",
-    )
-    for field in ("batch_size", "eval_batch_size"):
-        size = checks.value(field)
-        checks.require(field, size % devices == 0, f"divisible by the {devices} devices")
-    if config.batch_size % devices == 0:
-        checks.require(
-            "accumulation",
-            config.accumulation >= 1 and config.batch_size // devices % config.accumulation == 0,
-            f"a divisor of the {config.batch_size // devices} labeled images of a device",
-        )
-
-
-def _check_streaming(checks: _Checks, hosts: int) -> None:
-    data = checks.config.data
-    if not data.stream:
-        checks.require("data.lanes", data.lanes == 1, "1 unless data.stream=True")
-        return
-    if data.lanes < 1:
-        return
-    checks.require("data.lanes", data.lanes % hosts == 0, f"divisible by the {hosts} hosts")
-    for field in ("batch_size", "data.shards"):
-        size = checks.value(field)
-        checks.require(field, size % data.lanes == 0, f"divisible by data.lanes={data.lanes}")
-
-
-def _check_images(checks: _Checks) -> None:
-    data = checks.config.data
-    one_s_own = data.name == "image_folder"
-    for field in ("labeled", "unlabeled", "test"):
-        name, value = f"data.{field}", data[field]
-        if field == "labeled" and one_s_own:
-            checks.require(name, bool(value), "the path of a folder or CSV file")
-        elif not one_s_own and not (field == "unlabeled" and data.name.startswith(ARRAYS)):
-            checks.require(name, not value, f"empty when data.name={data.name}")
-    fraction, limit = data.test_fraction, data.unreadable
-    checks.require("data.test_fraction", 0 < fraction < 1, "in (0, 1)")
-    checks.require(
-        "data.unreadable",
-        0 <= limit < 1 or (1 <= limit < math.inf and limit == int(limit)),
-        "a part of all files, in [0, 1), or a whole number of them",
-    )
-    checks.within(1, MOST_PIXELS, "data.max_pixels")
-    checks.one_of("data.crop", CROPS)
-    if not data.image_size:
-        checks.require("data.crop", data.crop == "none", "none when data.image_size=0")
-    if data.unlabeled:
-        checks.require(
-            "data.unlabeled",
-            set(checks.config.long_tail) == {"beta", "split"} and checks.config.long_tail.beta == 1,
-            "empty unless long_tail.beta=1: with it, all images of data.labeled are labeled",
-        )
-
-
-def _all_labeled(config: ConfigDict) -> bool:
-    """Return whether every image is labeled, so that none is left to pseudo-label."""
-    return config.long_tail.get("beta", 0) == 1 and not config.data.unlabeled
-
-
-def _check_long_tail(checks: _Checks) -> None:
-    long_tail = checks.config.long_tail
-    if set(long_tail) not in map(set, LONG_TAILS):
-        kinds = "; or ".join(map(", ".join, LONG_TAILS))
-        checks.found.append(f"long_tail has {', '.join(long_tail)}, but must have {kinds}")
-        return
-    checks.one_of("long_tail.split", SPLITS)
-    checks.one_of("class_distribution", CLASS_DISTRIBUTIONS)
-    if "gamma" not in long_tail:
-        checks.require(
-            "class_distribution",
-            checks.config.class_distribution == "counts",
-            "counts where long_tail has no gamma, and so no formula",
-        )
-    if "n_max" in long_tail:
-        checks.within(1, math.inf, "long_tail.n_max", "long_tail.gamma")
-    if "unlabeled_n_max" in long_tail:
-        checks.within(1, math.inf, "long_tail.unlabeled_n_max", "long_tail.unlabeled_gamma")
-        checks.one_of("long_tail.unlabeled_order", ORDERS)
-        return
-    checks.require("long_tail.beta", 0 < long_tail.beta <= 1, "in (0, 1]")
-    if checks.config.generations > 1:
-        checks.require(
-            "long_tail.beta",
-            not _all_labeled(checks.config),
-            "below 1 for more than one generation: at 1 nothing is left to pseudo-label",
-        )
-
-
-def _check_algorithm(checks: _Checks, algorithm: Algorithm) -> None:
-    config = checks.config
-    method = f"method={config.method}"
-    known = [*ALGORITHMS.values(), algorithm]
-    theirs = {name for each in known for name in each.hyper_parameters}
-    if theirs & set(config) != set(algorithm.hyper_parameters):
-        checks.found.append(
-            f"the config has the hyper-parameters of another method than {config.method}: choose "
-            f"the method as an argument of the experiment, --config=FILE.py:{method}"
-        )
-        return
-    for name, values in algorithm.hyper_parameters.items():
-        match values:
-            case HyperParameter(_, low, high):
-                checks.within(low, high, name)
-            case Choice(_, choices):
-                checks.one_of(name, choices)
-    if algorithm.unlabeled:
-        checks.within(1, math.inf, "unlabeled_ratio")
-        checks.require(
-            "data.labeled_in_unlabeled",
-            config.data.labeled_in_unlabeled or not _all_labeled(config),
-            "True when long_tail.beta=1, where no image is unlabeled",
-        )
-    else:
-        checks.require("unlabeled_ratio", config.unlabeled_ratio == 0, f"0 when {method}")
-
-
-def _check_rebalancing(checks: _Checks, algorithm: Algorithm) -> None:
-    config = checks.config
-    method = f"method={config.method}"
-    impossible = problems(config.rebalance, unlabeled=algorithm.unlabeled)
-    if impossible:
-        where = f"{method}, rebalance={config.rebalance}"
-        checks.found += [f"{where}: {problem}" for problem in impossible]
-        return
-    needy = [name for name in parts(config.rebalance) if rebalancing.named(name).needs_all_examples]
-    checks.require(
-        "data.stream",
-        not (config.data.stream and needy),
-        f"False when rebalance has {', '.join(sorted(needy))}, which needs every example at hand",
-    )
-    targets = alignment_targets(config.rebalance)
-    checks.require(
-        "alignment.target",
-        config.alignment.target in targets,
-        f"one of {', '.join(targets)} when rebalance={config.rebalance}",
-    )
-    if self_trains(config.rebalance):
-        checks.require(
-            "generations",
-            config.generations > 1,
-            f"at least 2 when rebalance={config.rebalance}, which trains again on its own labels",
-        )
-    else:
-        checks.require(
-            "generations",
-            config.generations <= 1,
-            f"1 when rebalance={config.rebalance}; {' and '.join(SELF_TRAINING)} self-train",
-        )
-    _check_sampling_rates(checks)
-    _check_unlabeled_distribution(checks)
-
-
-def _check_sampling_rates(checks: _Checks) -> None:
-    rates = checks.config.crest.rates
-    if not rates:
-        return
-    checks.require(
-        "crest.rates",
-        all(isinstance(rate, int | float) and 0 <= rate <= 1 for rate in rates),
-        "one rate in [0, 1] per class, or () for those of Eq. 1",
-    )
-    checks.require(
-        "crest.rates",
-        self_trains(checks.config.rebalance),
-        f"() when rebalance={checks.config.rebalance}; {' and '.join(SELF_TRAINING)} select by it",
-    )
-    checks.require(
-        "crest.alpha",
-        checks.config.crest.alpha == ALPHA,
-        f"left at {ALPHA!r} when crest.rates is given, which counts in its place",
-    )
-
-
-def _check_unlabeled_distribution(checks: _Checks) -> None:
-    source = checks.config.unlabeled_distribution.source
-    given = checks.config.unlabeled_distribution.given
-    checks.one_of("unlabeled_distribution.source", DISTRIBUTIONS)
-    users = [name for name, each in REBALANCING.items() if PSEUDO_LABELS in each.acts_on]
-    used = checks.config.alignment.target != "labeled_average" and any(
-        PSEUDO_LABELS in each.acts_on for each in all_of(checks.config.rebalance)
-    )
-    if source in DISTRIBUTIONS and not used:
-        checks.require(
-            "unlabeled_distribution.source",
-            source == "labeled",
-            f"labeled where nothing looks at it; {', '.join(users)} do, but for "
-            "alignment.target=labeled_average",
-        )
-    if source == "predicted" and _all_labeled(checks.config):
-        checks.require(
-            "unlabeled_distribution.source",
-            False,
-            "labeled when long_tail.beta=1, where there is nothing to predict",
-        )
-    shares = all(0 <= share < math.inf for share in given)
-    if source == "given":
-        checks.require(
-            "unlabeled_distribution.given",
-            shares and sum(given) > 0,
-            "one share or size per class, not all 0; or set unlabeled_distribution.source to "
-            "labeled (as the labeled set) or predicted (estimated from the model)",
-        )
-    else:
-        checks.require(
-            "unlabeled_distribution.given",
-            not given,
-            f"() when unlabeled_distribution.source={source}",
-        )
+    raise TypeError(f"no field has values such as {default!r}")
 
 
 def completed(plain: Any) -> ConfigDict:
@@ -669,7 +574,7 @@ def completed(plain: Any) -> ConfigDict:
         elif isinstance(value, dict) and isinstance(filled[key], dict) and key != "long_tail":
             lacking = {name: each for name, each in value.items() if name not in filled[key]}
             filled[key] = {**filled[key], **lacking}
-    mistyped = list(schema.mismatches(filled, _fields(filled["method"]), closed=True))
+    mistyped = list(schema.mismatches(filled, schema_of(filled["method"]), closed=True))
     if mistyped:
         raise ConfigError("; ".join(mistyped))
     return ConfigDict(filled)

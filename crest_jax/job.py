@@ -7,7 +7,16 @@ import jax
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import backend, distributed, files, generations, plan, preemption, saved_run
+from crest_jax import (
+    backend,
+    distributed,
+    files,
+    generations,
+    plan,
+    preemption,
+    saved_run,
+    validation,
+)
 from crest_jax import config as config_lib
 from crest_jax import workdir as workdir_lib
 from crest_jax.cpu import library
@@ -50,7 +59,7 @@ def train(
     """
     if data is not None:
         config = with_arrays(config, data)
-    config_lib.validate(config)
+    validation.validate(config)
     backend.start()
     run(config, files.given(os.fspath(folder)), source=data, pictures=pictures)
     return saved_run.load(folder)
@@ -82,7 +91,7 @@ def _run(
 ) -> None:
     backend.keep_compiled()
     devices, hosts = jax.device_count(), jax.process_count()
-    distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
+    distributed.together(lambda: validation.validate(config, devices=devices, hosts=hosts))
     distributed.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
         | {"versions": workdir_lib.versions(), "kernels": library.whose()}

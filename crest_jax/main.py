@@ -1,7 +1,7 @@
 """The training command: it runs all generations of one experiment.
 
 python -m crest_jax.main --config=experiments/cifar10_lt.py[:key=value,...] [--workdir=DIR]
-    [--config.field=value ...] [--dry_run]
+    [--config.field=value ...] [--dry_run] [--help_config]
 
 Exit status: 0 if the run is finished; 1 for an error in the data, the workdir or training; 64 for
 an error in a flag or the config; 75 if stopped by SIGTERM, and 130 if interrupted: in both cases
@@ -17,8 +17,7 @@ from absl import app, flags, logging
 from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
-from crest_jax import command, experiments, files
-from crest_jax import config as config_lib
+from crest_jax import command, config_help, experiments, files, validation
 from crest_jax.errors import ConfigError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -40,6 +39,9 @@ _JOIN_TIMEOUT = flags.DEFINE_integer(
 )
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "Check everything, print what the run would do and take, and do none of it."
+)
+_HELP_CONFIG = flags.DEFINE_boolean(
+    "help_config", False, "Print all fields of the config, with what they mean, and end."
 )
 _PICTURES = flags.DEFINE_boolean(
     "pictures", True, "Show some of the images on the run's page, unless they are streamed."
@@ -70,6 +72,9 @@ def main(argv: list[str]) -> None:
     """Run the experiment that the flags name."""
     if len(argv) > 1:
         raise ConfigError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _HELP_CONFIG.value:
+        print(config_help.text(_CONFIG.value))
+        return
     if not flags.FLAGS["config"].present:
         raise experiments.missing()
     _log_plainly()
@@ -83,7 +88,7 @@ def main(argv: list[str]) -> None:
 
 def join(config: ConfigDict) -> None:
     """Join the other hosts that the flags or the environment name, if there are any."""
-    config_lib.validate(config)
+    validation.validate(config)
     # Imported late, like `job` in `main`, so that a wrong flag is reported without this delay.
     from crest_jax import backend, distributed
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, Shaped
 from ml_collections import ConfigDict
 
-from crest_jax import algorithms, distributed, evaluate, models, train_state
+from crest_jax import algorithms, distributed, evaluate, models, optimizers, train_state
 from crest_jax.augment import Augmentation
 from crest_jax.cpu import library
 from crest_jax.data import long_tail
@@ -149,17 +149,16 @@ def model_of(config: ConfigDict, classes: int, *, axis_name: str | None) -> nn.M
 
 def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
     """Return the optimiser of every generation."""
-    return train_state.make_optimizer(
-        train_state.learning_rate_schedule(
-            config.optimizer.learning_rate,
-            steps=config.steps,
-            level=config.optimizer.cosine_level,
-            warm_up=config.optimizer.warm_up,
-            drops=config.optimizer.drops,
-        ),
-        momentum=config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
+    settings = config.optimizer
+    rate = optimizers.learning_rate_schedule(
+        settings.learning_rate,
+        steps=config.steps,
+        level=settings.cosine_level,
+        warm_up=settings.warm_up,
+        drops=settings.drops,
     )
+    taken = {name: settings[name] for name in optimizers.parameters(settings.name)}
+    return optimizers.OPTIMIZERS[settings.name](rate, **taken)
 
 
 def creator(

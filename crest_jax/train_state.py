@@ -1,6 +1,5 @@
 """The training state of a generation: one immutable pytree of all that a step reads and writes."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -80,53 +79,4 @@ def create(
         labeled_distribution=jnp.full((classes,), 1 / classes, jnp.float32),
         predictions=jnp.full((WINDOW, classes), 1 / classes, jnp.float32),
         darp=darp.create(refined_examples, classes) if refined_examples else None,
-    )
-
-
-def learning_rate_schedule(
-    learning_rate: float,
-    *,
-    steps: int,
-    level: int,
-    warm_up: int = 0,
-    drops: Sequence[int] = (),
-) -> optax.Schedule:
-    """Return the schedule `learning_rate cos(pi step/steps level/16)`, with warm-up and drops.
-
-    Level 1 ends at 0.98 of the initial rate. FixMatch's ImageNet recipe (section 4.2 there) is
-    warm-up, drops, and level 0.
-
-    Args:
-      learning_rate: the rate at step 0, or at the end of the warm-up if there is one.
-      steps: number of steps of the whole generation.
-      level: how far down the half cosine to go; 8 ends at 0 (FixMatch section 2.3 takes 7).
-      warm_up: number of steps of linear increase, which starts at `learning_rate / warm_up`.
-      drops: steps from which on the rate is a tenth of what it was before.
-    """
-
-    def rate(step):
-        cosine = jnp.cos(jnp.pi * step / steps * level / 16)
-        warm = jnp.minimum(1.0, (step + 1) / warm_up) if warm_up else 1.0
-        return learning_rate * cosine * warm * 0.1 ** sum(step >= drop for drop in drops)
-
-    return rate
-
-
-def make_optimizer(
-    schedule: optax.Schedule, *, momentum: float, weight_decay: float
-) -> optax.GradientTransformation:
-    """Return Nesterov SGD with the L2 term `0.5 weight_decay |w|^2`, except for batch norm.
-
-    The gradient of the term is added before the momentum, which is equivalent to adding the term to
-    the loss.
-    """
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=_outside_batch_norm),
-        optax.sgd(schedule, momentum=momentum, nesterov=True),
-    )
-
-
-def _outside_batch_norm(params: PyTree) -> PyTree:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any("BatchNorm" in entry.key for entry in path), params
     )

@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike
 from scipy.special import softmax
 
 from crest_jax import checkpoints, distributed, evaluate, program, results, stages, workdir
-from crest_jax.config import validate
 from crest_jax.data import records, splits
 from crest_jax.data.decode import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.layout import RunFolder
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.schema import shown
+from crest_jax.validation import validate
 
 
 class Predictions(NamedTuple):

@@ -18,11 +18,11 @@ from crest_jax.config import (
     differences,
     parse_arguments,
     to_plain,
-    validate,
 )
 from crest_jax.data import long_tail
 from crest_jax.errors import ConfigError
 from crest_jax.rebalancing import REBALANCING, SELF_TRAINING
+from crest_jax.validation import validate
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
 
@@ -284,8 +284,9 @@ def test_imagenet127_has_the_settings_of_section_4_2(rebalance):
     assert (config.batch_size, config.unlabeled_ratio) == (1024, 5)
     assert (config.threshold, config.unlabeled_weight) == (0.7, 10.0)
     assert config.optimizer.to_dict() == {
-        "learning_rate": 0.4, "momentum": 0.9, "weight_decay": 6e-4, "cosine_level": 0,
-        "warm_up": 6250, "drops": (62_500, 125_000, 187_500, 250_000, 312_500),
+        "name": "sgd", "learning_rate": 0.4, "momentum": 0.9, "nesterov": True, "b1": 0.9,
+        "b2": 0.999, "eps": 1e-8, "trust_coefficient": 0.001, "weight_decay": 6e-4,
+        "cosine_level": 0, "warm_up": 6250, "drops": (62_500, 125_000, 187_500, 250_000, 312_500),
     }  # fmt: skip
     assert config.ema_batch_norm
     assert config.augment.to_dict() == {
@@ -625,6 +626,12 @@ BAD_FIELDS = [
     ("optimizer.learning_rate", math.nan, "above 0"),
     ("model.depth", 11, "6 n + 4"),
     ("model.depth", 4, "6 n + 4"),
+    ("optimizer.name", "rmsprop", "one of sgd, adam, adamw, lars"),
+    ("optimizer.b2", 1.0, "[0, 1)"),
+    ("optimizer.b1", 0.8, "left at 0.9 when optimizer.name=sgd, which has no b1"),
+    ("optimizer.eps", 0.0, "above 0"),
+    ("optimizer.trust_coefficient", -1.0, "above 0"),
+    ("optimizer.warm_up", 2**20, "at most steps=65536"),
 ]
 
 
@@ -861,6 +868,19 @@ def test_a_temperature_that_would_not_be_used_is_refused(rebalance):
         default_config(parse_arguments(f"rebalance={rebalance},t=0.5"))
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "lars"])
+def test_each_optimizer_takes_its_own_parameters(name):
+    validate(config_with(optimizer__name=name))
+    given = {"adam": "b1", "adamw": "eps", "lars": "momentum"}[name]
+    validate(config_with(optimizer__name=name, **{f"optimizer__{given}": 0.5}))
+    if name != "lars":
+        (line,) = problems_of(config_with(optimizer__name=name, optimizer__momentum=0.5))
+        assert line == (
+            f"optimizer.momentum=0.5 must be left at 0.9 when optimizer.name={name}, which has no "
+            "momentum"
+        )
+
+
 # Types, which are those of the defaults
 
 
@@ -880,7 +900,7 @@ def test_a_temperature_that_would_not_be_used_is_refused(rebalance):
         ("optimizer.drops", (1, None), "optimizer.drops[1]=None must be a number"),
         ("optimizer.drops", (1.5,), "optimizer.drops=(1.5,) must be steps in ascending order"),
         ("augment.operations", ("Rotate", 3), "augment.operations[1]=3 must be text"),
-        ("model", 3, "model=3 must have the fields batch_norm_momentum, depth"),
+        ("model", 3, "model=3 must have the fields name, depth, width"),
         ("data.name", "", "data.name='' must be the name of one"),
     ],
 )
@@ -901,7 +921,7 @@ def test_missing_and_unknown_fields_are_named():
     lines = problems_of(config)
     assert lines[0] == "model.depth is missing"
     assert lines[1].startswith(
-        "model.dpeth is no field: batch_norm_momentum, depth, name, width are"
+        "model.dpeth is no field: name, depth, width, batch_norm_momentum are"
     )
     config = default_config(parse_arguments(None))
     del config.long_tail.gamma

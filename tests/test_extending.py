@@ -22,6 +22,7 @@ from crest_jax import (
     program,
     rebalancing,
     trained,
+    validation,
     workdir,
 )
 from crest_jax.data import sources, splits
@@ -137,10 +138,10 @@ def test_what_is_of_another_kind_is_refused():
 def test_hyper_parameters_of_ones_own_are_checked():
     settings = load_experiment("digits_lt", ARGUMENTS)
     assert (settings.consistency, settings.unlabeled_ratio) == (10.0, 2)
-    config.validate(settings)
+    validation.validate(settings)
     settings.consistency = -1.0
     with pytest.raises(ConfigError, match=r"consistency=-1\.0 must be at least 0"):
-        config.validate(settings)
+        validation.validate(settings)
 
 
 PARTS = {
@@ -200,13 +201,13 @@ def test_what_needs_all_examples_is_not_streamed(own):
     )
     settings = load_experiment("digits_lt", f"rebalance={name}:mine", **{"data.stream": True})
     with pytest.raises(ConfigError, match=rf"data\.stream=True must be False when .* {name}:mine"):
-        config.validate(settings)
+        validation.validate(settings)
 
 
 def test_hyper_parameters_do_not_take_the_place_of_other_fields(own):
     name = own(
         "from crest_jax.algorithms import *\n"
-        "mine = Algorithm(max, {'steps': HyperParameter(7, 1), 'seed': HyperParameter(7, 1)})"
+        "mine = Algorithm(max, {'steps': Field(7), 'seed': Field(7)})"
     )
     with pytest.raises(ConfigError, match="with the names of other fields, seed, steps: rename"):
         load_experiment("digits_lt", f"method={name}:mine")
@@ -228,7 +229,7 @@ def test_what_makes_no_model_is_refused_before_the_data_is_looked_at(own, conten
     name = own(content)
     settings = load_experiment("digits_lt", **{"model.name": f"{name}:make"})
     with pytest.raises(ConfigError, match=message):
-        config.validate(settings)
+        validation.validate(settings)
 
 
 def test_data_of_ones_own_says_what_it_is_tested_on(own):

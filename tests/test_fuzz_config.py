@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from crest_jax import config as config_lib
-from crest_jax.config import completed, default_config, parse_arguments, to_plain, validate
+from crest_jax.config import completed, default_config, parse_arguments, to_plain
 from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import ConfigError
 from crest_jax.program import (
@@ -21,6 +21,7 @@ from crest_jax.program import (
     schedule_of,
     target_distribution,
 )
+from crest_jax.validation import validate
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.py"))
 CONFIGS = {

@@ -9,11 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from crest_jax import adjust, files, job
-from crest_jax.algorithms import ALGORITHMS, Algorithm, HyperParameter, Loss
-from crest_jax.config import validate
+from crest_jax.algorithms import ALGORITHMS, Algorithm, Field, Loss
 from crest_jax.data import records
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.rebalancing.class_balanced_loss import weighted_cross_entropy
+from crest_jax.validation import validate
 
 CHANCE = 10.0
 MARGIN = 40.0
@@ -155,7 +155,7 @@ def test_another_algorithm_is_one_function_and_one_registry_line(run, tiny_confi
         total = labeled_loss + consistency * error
         return Loss(total, batch_stats, {"loss": total}, second.mean(axis=0), guesses)
 
-    consistency = {"consistency": HyperParameter(10.0, 0.0)}
+    consistency = {"consistency": Field(10.0, within="[0, inf)")}
     monkeypatch.setitem(ALGORITHMS, "pi_model", Algorithm(pi_model, consistency))
     _, results = run("method=pi_model,rebalance=darp+crest+cb")
     assert results["method"] == "pi_model"

@@ -101,7 +101,7 @@ def test_every_listed_config_is_valid(number, scale, tmp_path):
     """As the command line would build it, in one process."""
     from ml_collections import ConfigDict
 
-    from crest_jax.config import validate
+    from crest_jax.validation import validate
 
     experiments: dict[str, dict] = {}
     for job in paper.jobs(cells(number, tmp_path, scale, folds=1)):

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType
 from tiny_net import TinyNet
 
-from crest_jax import distributed, train_state
+from crest_jax import distributed, optimizers, train_state
 from crest_jax.algorithms import ALGORITHMS, Loss
 from crest_jax.augment import Augmentation
 from crest_jax.rebalancing import crest, darp
@@ -22,8 +22,9 @@ from crest_jax.train_step import (
 
 CLASSES = 4
 EXAMPLES = 40
-SCHEDULE = train_state.learning_rate_schedule(0.03, steps=10, level=1)
-OPTIMIZER = train_state.make_optimizer(SCHEDULE, momentum=0.9, weight_decay=5e-4)
+AUGMENTATION = Augmentation(flip=False, shift=True, operations=(), cutout=0.5, from_weak_view=False)
+SCHEDULE = optimizers.learning_rate_schedule(0.03, steps=10, level=1)
+OPTIMIZER = optimizers.sgd(SCHEDULE, weight_decay=5e-4, momentum=0.9, nesterov=True)
 TARGET = np.array([0.6, 0.2, 0.15, 0.05], np.float32)
 WEIGHTS = np.array([0.5, 1.0, 1.0, 1.5], np.float32)
 UNIFORM = np.full((24, CLASSES), 1 / CLASSES, np.float32)
@@ -71,7 +72,7 @@ def build(
         refinement=refinement,
         ema_decay=0.9,
         ema_batch_norm=ema_batch_norm,
-        augmentation=Augmentation(flip=False, operations=operations, **augmentation),
+        augmentation=AUGMENTATION._replace(operations=operations, **augmentation),
         accumulation=accumulation,
     )
     return mesh, model, step
@@ -412,47 +413,6 @@ def test_one_compilation_serves_every_generation(one_device, fresh):
     # The temperature matters from the second step on: at first the model's distribution is
     # uniform, and the target decides.
     assert other[-1][1]["loss"] != pytest.approx(float(history[-1][1]["loss"]), rel=1e-6)
-
-
-def test_optimizer_is_nesterov_sgd_with_an_l2_term():
-    """Two steps on a quadratic, against the recursion with the L2 term in the loss."""
-    params = {
-        "Conv_0": {"kernel": jnp.array([1.0, -2.0])},
-        "BatchNorm_0": {"scale": jnp.array([3.0])},
-    }
-    opt_state = OPTIMIZER.init(params)
-    kernel, scale = np.array([1.0, -2.0]), np.array([3.0])
-    momentum_k, momentum_s = np.zeros(2), np.zeros(1)
-    for step in range(2):
-        gradients = jax.tree.map(lambda p: p**2, params)
-        updates, opt_state = OPTIMIZER.update(gradients, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        rate = 0.03 * np.cos(np.pi * step / 10 / 16)
-        gradient_k = kernel**2 + 5e-4 * kernel  # d/dw of 0.5 * 5e-4 * w^2
-        gradient_s = scale**2  # batch norm is not decayed
-        momentum_k = 0.9 * momentum_k + gradient_k
-        momentum_s = 0.9 * momentum_s + gradient_s
-        kernel = kernel - rate * (0.9 * momentum_k + gradient_k)
-        scale = scale - rate * (0.9 * momentum_s + gradient_s)
-    np.testing.assert_allclose(params["Conv_0"]["kernel"], kernel, rtol=1e-6)
-    np.testing.assert_allclose(params["BatchNorm_0"]["scale"], scale, rtol=1e-6)
-
-
-def test_schedule_of_level_1_ends_at_098():
-    schedule = train_state.learning_rate_schedule(0.03, steps=2**16, level=1)
-    assert schedule(0) == pytest.approx(0.03)
-    assert schedule(2**16) == pytest.approx(0.03 * np.cos(np.pi / 16))
-    assert schedule(2**16) / schedule(0) == pytest.approx(0.98, abs=1e-3)
-
-
-def test_imagenets_schedule_warms_up_and_drops_by_tens():
-    schedule = train_state.learning_rate_schedule(
-        0.4, steps=100, level=0, warm_up=10, drops=(50, 80)
-    )
-    rates = [float(schedule(step)) for step in (0, 4, 9, 10, 49, 50, 79, 80, 99)]
-    expected = [0.04, 0.2, 0.4, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004]
-    np.testing.assert_allclose(rates, expected, rtol=1e-5)
-    np.testing.assert_allclose(jax.jit(schedule)(80), 0.004, rtol=1e-5)
 
 
 def test_scoring_selects_the_same_on_any_number_of_devices(one_device):

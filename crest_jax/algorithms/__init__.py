@@ -4,8 +4,7 @@ An algorithm is `loss(inputs: StepInputs, **hyper_parameters) -> Loss`. To add o
 and add it to `ALGORITHMS`.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from crest_jax import plugins
@@ -16,23 +15,9 @@ from crest_jax.algorithms.pseudo_label import pseudo_label
 from crest_jax.algorithms.step_inputs import Loss, StepInputs
 from crest_jax.algorithms.supervised import supervised
 from crest_jax.errors import PluginError
+from crest_jax.field import Field
 
-__all__ = ["ALGORITHMS", "Algorithm", "Choice", "HyperParameter", "Loss", "StepInputs", "named"]
-
-
-class HyperParameter(NamedTuple):
-    """The default of a numeric hyper-parameter and its valid range."""
-
-    default: int | float
-    low: float
-    high: float = math.inf
-
-
-class Choice(NamedTuple):
-    """The default of a hyper-parameter and all its possible values."""
-
-    default: str
-    values: Sequence[str]
+__all__ = ["ALGORITHMS", "Algorithm", "Field", "Loss", "StepInputs", "named"]
 
 
 class Algorithm(NamedTuple):
@@ -44,7 +29,7 @@ class Algorithm(NamedTuple):
 
     loss: Callable[..., Loss]
     # Keyword arguments of the loss, each of which is also a config field.
-    hyper_parameters: Mapping[str, HyperParameter | Choice]
+    hyper_parameters: Mapping[str, Field]
     # Config fields whose defaults differ from FixMatch's. An `unlabeled_ratio` of 0 means that the
     # algorithm does not learn from unlabeled images.
     settings: Mapping[str, Any] = {}
@@ -57,8 +42,26 @@ class Algorithm(NamedTuple):
         return self.settings.get("unlabeled_ratio", 1) > 0
 
 
-_THRESHOLD = HyperParameter(0.95, 0.0, 1.0)
-_RAMP_UP = HyperParameter(0.4, 0.0, 1.0)
+_FIXMATCH = "FixMatch (Sohn et al., 2020)"
+_MIXMATCH = "MixMatch (Berthelot et al., 2019)"
+_PUBLISHED = "the published FixMatch code"
+_THRESHOLD = Field(
+    0.95,
+    "Confidence from which a pseudo-label is used.",
+    "[0, 1]",
+    source=_FIXMATCH,
+)
+_RAMP_UP = Field(
+    0.4,
+    "Part of a generation within which the unlabeled weight rises from 0.",
+    "[0, 1]",
+    source=_PUBLISHED,
+)
+
+
+def _weight(default: float, source: str) -> Field:
+    return Field(default, "Weight of the unlabeled loss.", "[0, inf)", source=source)
+
 
 # All algorithms use FixMatch's optimiser, model and augmentation, as in the paper and in the
 # published FixMatch code. The ratios and schedules are those of that code's versions of the older
@@ -69,23 +72,35 @@ ALGORITHMS = {
         pseudo_label,
         {
             "threshold": _THRESHOLD,
-            "unlabeled_weight": HyperParameter(1.0, 0.0),
+            "unlabeled_weight": _weight(1.0, _PUBLISHED),
             "ramp_up": _RAMP_UP,
         },
         {"unlabeled_ratio": 1, "optimizer.cosine_level": 7},
     ),
     "mean_teacher": Algorithm(
         mean_teacher,
-        {"unlabeled_weight": HyperParameter(50.0, 0.0), "ramp_up": _RAMP_UP},
+        {"unlabeled_weight": _weight(50.0, _PUBLISHED), "ramp_up": _RAMP_UP},
         {"unlabeled_ratio": 1, "optimizer.cosine_level": 7},
     ),
     "mixmatch": Algorithm(
         mixmatch,
         {
-            "unlabeled_weight": HyperParameter(75.0, 0.0),
-            "ramp_up_steps": HyperParameter(2**14, 0),
-            "sharpening_temperature": HyperParameter(0.5, 0.01, 1.0),
-            "mixup_alpha": HyperParameter(0.75, 0.01),
+            "unlabeled_weight": _weight(75.0, _MIXMATCH),
+            "ramp_up_steps": Field(
+                2**14,
+                "Steps within which the unlabeled weight rises from 0.",
+                "[0, inf)",
+                source=_MIXMATCH,
+            ),
+            "sharpening_temperature": Field(
+                0.5, "Temperature T that sharpens guesses.", "[0.01, 1]", source=_MIXMATCH
+            ),
+            "mixup_alpha": Field(
+                0.75,
+                "Both parameters of MixUp's beta distribution.",
+                "[0.01, inf)",
+                source=_MIXMATCH,
+            ),
         },
         {
             "unlabeled_ratio": 1,
@@ -99,8 +114,13 @@ ALGORITHMS = {
         fixmatch,
         {
             "threshold": _THRESHOLD,
-            "unlabeled_weight": HyperParameter(1.0, 0.0),
-            "weak_forward": Choice("joint", WEAK_FORWARD),
+            "unlabeled_weight": _weight(1.0, _FIXMATCH),
+            "weak_forward": Field(
+                "joint",
+                "Whether weak views share a forward pass, and batch statistics, with the rest.",
+                choices=WEAK_FORWARD,
+                source=_PUBLISHED,
+            ),
         },
     ),
 }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from crest_jax.augment.cutout import cutout
 from crest_jax.augment.rand_augment import OPERATIONS, apply_operations, rand_augment
 from crest_jax.augment.rescale import rescale
-from crest_jax.augment.strong import CUTOUT, strong
+from crest_jax.augment.strong import strong
 from crest_jax.augment.weak import weak
 
 __all__ = [
@@ -35,11 +35,10 @@ DIGITS_OPERATIONS = (
 
 
 class Augmentation(NamedTuple):
-    """The settings of weak and strong views; the defaults are the paper's for CIFAR."""
+    """The settings of weak and strong views: the config's fields `augment`."""
 
-    flip: bool = True  # whether weak augmentation may flip horizontally
-    shift: bool = True  # whether weak augmentation may shift
-    operations: Sequence[str] = OPERATIONS  # the operations that RandAugment draws from
-    cutout: float = CUTOUT  # side of the square relative to the image's, in [0, 1]; 0 for none
-    # Whether a strong view starts from the weak view that the loss uses, or from a separate one.
-    from_weak_view: bool = False
+    flip: bool
+    shift: bool
+    operations: Sequence[str]
+    cutout: float
+    from_weak_view: bool

@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 import crest_jax
-from crest_jax.config import default_config, parse_arguments, validate
+from crest_jax.config import default_config, parse_arguments
 from crest_jax.data import sources
 from crest_jax.data.arrays import arrays, with_arrays
 from crest_jax.errors import DataError
+from crest_jax.validation import validate
 
 
 def images_of(count, channels=3, seed=0):

@@ -7,9 +7,9 @@ import tensorflow as tf
 from conftest import load_experiment
 from PIL import Image
 
-from crest_jax.config import validate
 from crest_jax.data import decode
 from crest_jax.errors import ConfigError
+from crest_jax.validation import validate
 
 
 def encoded(pixels, kind):
