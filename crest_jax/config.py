@@ -145,6 +145,11 @@ FIELDS: Mapping[str, Field] = {
     "model.batch_norm_momentum": Field(
         0.999, "Decay of batch norm's running statistics.", "[0, 1]", source=_PUBLISHED
     ),
+    "model.init_from": Field(
+        "",
+        "Weights that every generation starts from: a .safetensors or .npz file, an export or a "
+        "run; empty for random ones.",
+    ),
     "data.name": Field(
         "cifar10",
         "Data set: a name of TFDS, digits, mnist_5k, image_folder, or module:name.",

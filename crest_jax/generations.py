@@ -22,6 +22,7 @@ from crest_jax import (
     distributed,
     evaluate,
     files,
+    initial_weights,
     program,
     report,
     results,
@@ -96,9 +97,24 @@ def run(
 def prepare(config: ConfigDict, folder: RunFolder, source: Source | None = None) -> Run:
     """Write the splits that are not there yet, read them, and compile what they are given to."""
     checkpoints.check(folder.path)
+    weights = distributed.together(
+        partial(initial_weights.named_in, config, folder), first_only=True
+    )
     distributed.together(lambda: splits_lib.prepare(config, folder.splits, source), first_only=True)
     splits = distributed.together(partial(splits_lib.load, config.data, folder.splits))
-    return Run(config, folder, splits, program.build(config, splits))
+    distributed.together(partial(_keep_weights, weights, config, folder, splits), first_only=True)
+    initial = distributed.together(partial(initial_weights.kept, config, folder))
+    return Run(config, folder, splits, program.build(config, splits, initial))
+
+
+def _keep_weights(
+    weights: initial_weights.Weights | None, config: ConfigDict, folder: RunFolder, splits: Splits
+) -> None:
+    """Keep the weights that generations start from, as far as they fit; say how far that is."""
+    if weights is not None:
+        fitted = initial_weights.fitted(weights, config, splits)
+        print(f"model.init_from={config.model.init_from}: {fitted}", flush=True)
+        initial_weights.keep(folder, fitted.weights)
 
 
 def run_generation(run: Run, generation: int) -> dict[str, Any]:

@@ -62,6 +62,11 @@ class RunFolder(NamedTuple):
         return self.path / "splits"
 
     @property
+    def initial_weights(self) -> Path:
+        """The weights that generations start from, where they are given."""
+        return self.path / "initial_weights.safetensors"
+
+    @property
     def unreadable(self) -> Path:
         """The list of files that cannot be read as images."""
         return self.path / "unreadable.csv"

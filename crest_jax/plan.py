@@ -25,7 +25,7 @@ from etils.epath import Path
 from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
-from crest_jax import distributed, files, program, scoring, stages, workdir
+from crest_jax import distributed, files, initial_weights, program, scoring, stages, workdir
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.splits import PART, Sizes, Splits
 from crest_jax.errors import ConfigError, DataError, WorkdirError
@@ -93,8 +93,11 @@ def show(config: ConfigDict, folder: Path) -> None:
     say(_where(config, folder, there, finished, step))
     if finished == config.generations:
         return
+    weights = distributed.together(partial(initial_weights.named_in, config, RunFolder(folder)))
     sizes, splits, source = _read(config, folder, available)
     say(_data(config, sizes, source))
+    if weights is not None:
+        say(f"weights    {initial_weights.fitted(weights, config, splits)}")
     built = program.build(config, splits)
     state = built.new_state(built.keys(0)[0])
     say(_training(config, state))

@@ -5,7 +5,7 @@ they need.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -80,12 +80,17 @@ class Run(NamedTuple):
         return len(self.splits.class_names)
 
 
-def build(config: ConfigDict, splits: Splits) -> Program:
+def build(
+    config: ConfigDict,
+    splits: Splits,
+    initial: Mapping[str, Float[np.ndarray, "..."]] | None = None,
+) -> Program:
     """Resolve a config for these splits and the devices at hand.
 
     Args:
       config: validated.
       splits: of the run; images are not looked at.
+      initial: weights that every generation starts from, by name; random ones stand for the rest.
 
     Raises:
       DataError: the images have neither 1 nor 3 channels.
@@ -109,6 +114,11 @@ def build(config: ConfigDict, splits: Splits) -> Program:
     create = jax.jit(
         creator(config, model, splits.image_shape, classes, unlabeled_stream(config, splits)[0])
     )
+
+    def new_state(key: Key[Array, ""]) -> TrainState:
+        state = train_state.starting_from(create(key), initial) if initial else create(key)
+        return distributed.replicate(state, mesh)
+
     return Program(
         generations=config.generations,
         schedule=schedule_of(config),
@@ -123,7 +133,7 @@ def build(config: ConfigDict, splits: Splits) -> Program:
         adjustment=partial(adjustment, tau=config.logit_adjustment_tau),
         mesh=mesh,
         local_mesh=local_mesh,
-        new_state=lambda key: distributed.replicate(create(key), mesh),
+        new_state=new_state,
         train_steps=in_a_row(train_step_of(config, model, mesh)),
         at_once=steps_at_once(config, splits.image_shape, devices=mesh.size),
         predict=evaluate.make_predict(model, local_mesh, batch_size=config.eval_batch_size),

@@ -1,11 +1,14 @@
 """The training state of a generation: one immutable pytree of all that a step reads and writes."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from crest_jax.rebalancing import darp
@@ -79,4 +82,31 @@ def create(
         labeled_distribution=jnp.full((classes,), 1 / classes, jnp.float32),
         predictions=jnp.full((WINDOW, classes), 1 / classes, jnp.float32),
         darp=darp.create(refined_examples, classes) if refined_examples else None,
+    )
+
+
+def starting_from(state: TrainState, weights: Mapping[str, Float[np.ndarray, "..."]]) -> TrainState:
+    """Return a fresh state with some of its weights replaced, the averaged ones too.
+
+    Args:
+      state: from `create`.
+      weights: by names such as `params/Conv_0/kernel` and `batch_stats/BatchNorm_0/mean`.
+    """
+
+    def replaced(kind: str, tree: PyTree) -> PyTree:
+        leaves = flatten_dict(tree, sep="/")
+        given = {name: weights.get(f"{kind}/{name}") for name in leaves}
+        return unflatten_dict(
+            {
+                name: leaf if given[name] is None else jnp.array(given[name], leaf.dtype)
+                for name, leaf in leaves.items()
+            },
+            sep="/",
+        )
+
+    return state._replace(
+        params=replaced("params", state.params),
+        batch_stats=replaced("batch_stats", state.batch_stats),
+        ema_params=replaced("params", state.ema_params),
+        ema_batch_stats=replaced("batch_stats", state.ema_batch_stats),
     )

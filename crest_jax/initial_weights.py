@@ -1,0 +1,182 @@
+"""Weights that every generation starts from, instead of random ones: `model.init_from`.
+
+They are read once, when a run begins, and kept in its folder. Weights have names as in
+model.safetensors of an export, such as `params/Conv_0/kernel` and `batch_stats/BatchNorm_0/mean`.
+"""
+
+import io
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from etils.epath import Path
+from flax.traverse_util import flatten_dict
+from jaxtyping import Float, PyTree, Shaped
+from ml_collections import ConfigDict
+
+from crest_jax import files, program, trained
+from crest_jax.data.splits import Splits
+from crest_jax.errors import ConfigError, DataError
+from crest_jax.layout import RunFolder
+from crest_jax.models import keras_names
+from crest_jax.models.wide_resnet import WideResNet
+
+Weights = Mapping[str, Float[np.ndarray, "..."]]
+
+_EXPORTED = "model.safetensors"
+_NAMED = 8  # most names in a message
+
+
+class Fitted(NamedTuple):
+    """Weights for a model, and how they differ from it."""
+
+    weights: dict[str, Shaped[np.ndarray, "..."]]
+    # Names of the model's weights that are not given, and stay random.
+    missing: list[str]
+    # Names that are given, but are none of the model's.
+    extra: list[str]
+    # Names of the weights of another number of classes, in whose place random ones stay.
+    new_head: list[str]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.weights)} weights are taken"]
+        for names, what in (
+            (self.new_head, "are new, for other classes"),
+            (self.missing, "are missing, and stay random"),
+            (self.extra, "are none of this model's"),
+        ):
+            if names:
+                parts.append(f"{len(names)} {what} ({_listed(names)})")
+        return "; ".join(parts)
+
+
+def read(path: Path) -> dict[str, Float[np.ndarray, "..."]]:
+    """Read weights by their names.
+
+    Args:
+      path: a `.safetensors` or `.npz` file, with `/` or `.` within names; the folder of an export;
+        or the folder of a run, of which it is the averaged weights of the last finished generation.
+
+    Raises:
+      ConfigError: The path is none of these.
+      DataError: The file cannot be read as weights.
+      WorkdirError: The run has no finished generation, or its checkpoint is damaged.
+    """
+    if RunFolder(path).config.exists():
+        model = trained.load(path)
+        tree = {"params": model.params, "batch_stats": model.batch_stats}
+        return flatten_dict(jax.device_get(tree), sep="/")
+    file = path / _EXPORTED if path.is_dir() else path
+    if not file.exists() or file.suffix not in (".safetensors", ".npz"):
+        raise ConfigError(
+            f"model.init_from={path} must be a .safetensors or .npz file, the folder of an export, "
+            "or that of a run"
+        )
+    content = files.read_bytes(file)
+    try:
+        if file.suffix == ".safetensors":
+            found = safetensors.numpy.load(content)
+        else:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                found = dict(archive)
+    except Exception as error:  # whatever a library raises on a damaged file
+        raise DataError(f"model.init_from={file} cannot be read as weights ({error})") from error
+    return {name.removesuffix(":0").replace(".", "/"): value for name, value in found.items()}
+
+
+def named_in(config: ConfigDict, folder: RunFolder) -> dict[str, Float[np.ndarray, "..."]] | None:
+    """Read the weights that a config names; None if it names none, or the run has kept them.
+
+    Raises:
+      ConfigError, DataError, WorkdirError: As for `read`.
+    """
+    if not config.model.init_from or folder.initial_weights.exists():
+        return None
+    return read(files.given(config.model.init_from, "model.init_from"))
+
+
+def keep(folder: RunFolder, weights: Weights) -> None:
+    """Write the weights that a run's generations start from into its folder."""
+    files.write_bytes(folder.initial_weights, safetensors.numpy.save(dict(weights)))
+
+
+def kept(config: ConfigDict, folder: RunFolder) -> dict[str, Float[np.ndarray, "..."]] | None:
+    """Read what `keep` has written; None if every generation starts from random weights.
+
+    Raises:
+      DataError: The file is damaged.
+    """
+    return read(folder.initial_weights) if config.model.init_from else None
+
+
+def fitted(given: Weights, config: ConfigDict, splits: Splits) -> Fitted:
+    """Match weights with those of a config's model.
+
+    Raises:
+      DataError: As for `fit`.
+    """
+    images = jnp.zeros((1, *splits.image_shape))
+
+    def variables(classes: int) -> tuple[nn.Module, PyTree]:
+        model = program.model_of(config, classes, axis_name=None)
+        initialise = partial(model.init, train=True)
+        return model, jax.eval_shape(initialise, jax.random.key(0), images)
+
+    classes = len(splits.class_names)
+    model, expected = variables(classes)
+    _, with_another_head = variables(classes + 1)
+    return fit(given, model, expected, with_another_head)
+
+
+def fit(given: Weights, model: nn.Module, expected: PyTree, with_another_head: PyTree) -> Fitted:
+    """Match weights with a model's by name and shape.
+
+    The names of the published CReST code's network are understood too, for a Wide ResNet.
+
+    Args:
+      given: the weights by name.
+      model: the model.
+      expected: its variables, of which only the shapes are looked at.
+      with_another_head: the same for a model of another number of classes; the weights whose shape
+        differs are those of the head.
+
+    Raises:
+      DataError: No name is one of the model's, or a weight that is not of the head has another
+        shape than the model's.
+    """
+    shapes = {name: leaf.shape for name, leaf in flatten_dict(expected, sep="/").items()}
+    others = {name: leaf.shape for name, leaf in flatten_dict(with_another_head, sep="/").items()}
+    if isinstance(model, WideResNet) and "conv1_conv/kernel" in given:
+        ours = {
+            keras_names.keras_name(tuple(name.split("/")), model.depth): name for name in shapes
+        }
+        given = {ours.get(name, name): value for name, value in given.items()}
+    weights, new_head, wrong = {}, [], []
+    for name in sorted(shapes.keys() & given.keys()):
+        if given[name].shape == shapes[name]:
+            weights[name] = np.asarray(given[name])
+        elif shapes[name] != others[name]:
+            new_head.append(name)
+        else:
+            wrong.append(f"{name} has shape {given[name].shape} instead of {shapes[name]}")
+    if wrong:
+        raise DataError(
+            f"model.init_from has weights of another model than config.model: {_listed(wrong)}"
+        )
+    if not weights:
+        raise DataError(
+            f"model.init_from has none of the model's weights: it has {_listed(sorted(given))}, "
+            f"and the model {_listed(sorted(shapes))}"
+        )
+    missing = sorted(shapes.keys() - given.keys())
+    return Fitted(weights, missing, sorted(given.keys() - shapes.keys()), new_head)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
