@@ -24,6 +24,7 @@ setup(
     package_dir=BUNDLED,
     package_data={
         "crest_jax.cpu": ["*.cc", "*.h"],
+        "crest_jax.report": ["templates/*"],
         "crest_jax._bundled.third_party.imagenet127": ["classes.tsv", "LICENSE", "README.md"],
     },
     entry_points={"console_scripts": ["crest-jax = crest_jax.commands:main"]},
@@ -35,6 +36,7 @@ setup(
         "importlib-resources>=6,<8",
         "jax>=0.8.2,<0.12",
         "jaxtyping>=0.3,<0.5",
+        "jinja2>=3.1,<4",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
         "numpy>=2.0,<3",

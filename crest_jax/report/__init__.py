@@ -25,7 +25,7 @@ def write(output: Path, folders: Sequence[Path], *, pictures: bool = True) -> No
       WorkdirError: A folder is not a run of this version, or has no finished generation.
     """
     # Imported here, because loading Matplotlib would delay the first training step.
-    from crest_jax.report import html
+    from crest_jax.report import contents, html
     from crest_jax.report.pictures import Pictures, of_run
 
     paths = [files.absolute(folder) for folder in folders]
@@ -48,5 +48,5 @@ def write(output: Path, folders: Sequence[Path], *, pictures: bool = True) -> No
     runs = []
     for name, path in zip(names, paths, strict=True):
         found, config = results.read(path), to_plain(workdir.read_config(path))
-        runs.append(html.Run(printable(name), found, config, shown(path, found, config)))
+        runs.append(contents.Run(printable(name), found, config, shown(path, found, config)))
     files.write_text(output, html.page(runs))

@@ -1,20 +1,19 @@
 import copy
 import json
-import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 from conftest import load_experiment
+from jinja2 import UndefinedError
 
 from crest_jax import report
 from crest_jax.config import FORMAT, to_plain
 from crest_jax.errors import WorkdirError
 from crest_jax.report import __main__ as command
 from crest_jax.report import html
-from crest_jax.report.charts import Series, line_chart
+from crest_jax.report.pictures import AroundCut, Moved, Picture, Pictures, PseudoLabeled, Said
 
 NAMES = ["cat <tabby>", "dog", "emu"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -67,19 +66,29 @@ def run():
 
 
 CONFIG = to_plain(load_experiment("digits_lt")) | {"generations": 2}
+ESTIMATE = {
+    "estimate": [0.5, 0.3, 0.2], "low": [0.4, 0.2, 0.1], "high": [0.6, 0.4, 0.3], "level": 0.9,
+    "labeled": [0.9, 0.08, 0.02], "known_from": "labeled", "p_value": 0.002, "differs": [0, 1, 2],
+}  # fmt: skip
 
 
 class Text(HTMLParser):
-    """The words of a page, the cells of its tables, and whether its elements are closed."""
+    """The words and elements of a page, the cells of its tables, and whether all is closed."""
 
     EMPTY = ("meta", "img", "br")
 
     def __init__(self, page):
         super().__init__()
-        self.open, self.rows, self.words, self.addresses = [], [], [], []
+        self.open, self.rows, self.words, self.addresses, self.elements = [], [], [], [], []
         self.feed(page)
 
+    @property
+    def shown(self):
+        """All words, with a single space between them."""
+        return " ".join(" ".join(self.words).split())
+
     def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, *(name for name, _ in attributes)))
         self.addresses += [value for name, value in attributes if name in ("src", "href")]
         if tag == "tr":
             self.rows.append([])
@@ -88,6 +97,7 @@ class Text(HTMLParser):
 
     def handle_startendtag(self, tag, attributes):
         """Closed in itself, as the shapes of a chart are."""
+        self.elements.append((tag, *(name for name, _ in attributes)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -143,16 +153,16 @@ def test_where_the_truth_is_not_known_nothing_is_said_of_it(run):
     text = Text(html.page([run._replace(results=honest)]))
     assert ["emu", "1 → 11", "7", "8.9 → 60.3", "- → -", "4", "4"] in text.rows
     assert ["1", "1.00", "64.2", "65.2", "100", "74", "84", "1,918"] in text.rows
-    words = " ".join(text.words)
+    words = text.shown
     assert "Images: 100 labeled, 2,345 unlabeled, 30 test. The test images were held out" in words
     assert "classes of the unlabeled images are not known" in words
     for claim in ("right (%)", "selected and right", "Recall of the pseudo-labels"):
         assert claim not in words
-        assert claim in " ".join(Text(html.page([run])).words)
+        assert claim in Text(html.page([run])).shown
 
 
 def test_the_headline_and_the_config_are_there(run):
-    words = " ".join(Text(html.page([run])).words)
+    words = Text(html.page([run])).shown
     for part in ("pets-run", "79.4 %", "80.4 %", "2 of 2 generations", "1,918 images/s",
                  "fixmatch, rebalance=crest_plus; pets, gamma = 90, beta = 0.1, fold 3; ",
                  "wide_resnet of depth 10, width 1; batches of 16 labeled and 112 unlabeled",
@@ -165,18 +175,22 @@ def test_the_confusion_matrix_is_in_shares_of_its_rows(run):
     assert ["emu", "50", "0", "50"] in rows
 
 
-def test_many_classes_have_a_picture_of_it(run):
+def of_many_classes(run, classes):
     many = copy.deepcopy(run.results)
-    many["class_names"] = [f"class {number}" for number in range(30)]
+    many["class_names"] = [f"class {number}" for number in range(classes)]
     for each in many["generations"]:
         for name in ("labeled_per_class", "per_class_recall", "per_class_precision"):
-            each[name] = [1 if name == "labeled_per_class" else 1.0] * 30
+            each[name] = [1 if name == "labeled_per_class" else 1.0] * classes
         each["pseudo_labels"] = {
-            name: [1 if name in ("predicted", "selected") else 1.0] * 30
+            name: [1 if name in ("predicted", "selected") else 1.0] * classes
             for name in each["pseudo_labels"]
         }
-        each["confusion_matrix"] = [[1] * 30] * 30
-    text = Text(html.page([run._replace(results=many)]))
+        each["confusion_matrix"] = [[1] * classes] * classes
+    return run._replace(results=many)
+
+
+def test_many_classes_have_a_picture_of_it(run):
+    text = Text(html.page([of_many_classes(run, 30)]))
     (picture,) = text.addresses
     assert picture.startswith("data:image/png;base64,")
 
@@ -184,18 +198,13 @@ def test_many_classes_have_a_picture_of_it(run):
 def test_the_unlabeled_set_is_shown_with_the_truth_where_that_is_known(run):
     assert "The unlabeled set" not in html.page([run])  # of an earlier version, or with none
     shown = copy.deepcopy(run.results)
-    shown["generations"][-1]["unlabeled_distribution"] = {
-        "estimate": [0.5, 0.3, 0.2], "low": [0.4, 0.2, 0.1], "high": [0.6, 0.4, 0.3], "level": 0.9,
-        "labeled": [0.9, 0.08, 0.02], "known_from": "labeled", "p_value": 0.002, "differs": [0],
-    }  # fmt: skip
+    shown["generations"][-1]["unlabeled_distribution"] = ESTIMATE | {"differs": [0]}
     shown["generations"][-1]["pseudo_labels"]["examples"] = [100, 60, 40]
     text = Text(html.page([run._replace(results=shown)]))
     assert ["cat <tabby>", "90.0", "50.0", "40.0 to 60.0", "50.0"] in text.rows
     assert not text.open
-    words = " ".join(text.words)
-    assert "does not look like the labeled one: cat <tabby>: 40.0 to 60.0 %" in " ".join(
-        words.split()
-    )
+    words = text.shown
+    assert "does not look like the labeled one: cat <tabby>: 40.0 to 60.0 %" in words
     assert "which it was fitted to" in words
     shown["generations"][-1]["pseudo_labels"]["examples"] = [0, 0, 0]
     text = Text(html.page([run._replace(results=shown)]))
@@ -219,41 +228,6 @@ def test_several_runs_are_compared(run):
     assert ["pets-run", "79.4", "80.4", "2", "fixmatch, rebalance=crest_plus", data] in text.rows
     assert ["baseline", "79.4", "80.4", "2", "fixmatch, rebalance=none", data] in text.rows
     assert text.words.count("baseline") >= 3
-
-
-def test_a_chart_puts_values_where_they_belong():
-    svg = line_chart("Things", [Series("a", [0.0, None, 10.0], 0)], ["x", "y", "z"], "place")
-    # The middle place has no value, and nothing is drawn across it.
-    (x0, y0), (x1, y1) = (
-        map(float, points.split(","))
-        for points in re.findall(r'<polyline [^>]*points="([^"]*)"', svg)
-    )
-    assert x0 < x1
-    assert y0 > y1  # upwards
-    # The ends are those of the axis.
-    grid = [float(y) for y in re.findall(r'class="grid"[^>]*y1="([\d.]+)"', svg)]
-    assert (y0, y1) == (max(grid), min(grid))
-    assert "<title>a, z: 10.0</title>" in svg
-
-
-def test_counts_go_by_tens():
-    values = [Series("a", [0, 9, 99, 999], 0)]
-    svg = line_chart("Things", values, list("wxyz"), "class", counts=True)
-    (points,) = re.findall(r'<polyline [^>]*points="([^"]*)"', svg)
-    heights = [float(pair.split(",")[1]) for pair in points.split()]
-    steps = np.diff(heights)  # log(1 + 0), log(10), log(100), log(1000)
-    assert steps[0] < 0  # upwards
-    np.testing.assert_allclose(steps, steps[0], atol=0.11)
-    for tick in ("0", "1", "10", "100", "1,000"):
-        assert f">{tick}</text>" in svg
-
-
-def test_long_names_are_slanted_and_an_axis_goes_as_far_as_asked():
-    names = ["aeroplane", *"bcdefghi", "automobile"]
-    values = [Series("a", [10.0] * 10, 0)]
-    assert "rotate(" in line_chart("Things", values, names, "class")
-    assert "rotate(" not in line_chart("Things", values, list("abcdefghij"), "class")
-    assert ">100</text>" in line_chart("Things", values, names, "class", within=(0, 100))
 
 
 def test_the_pseudo_labels_of_a_class_are_counted(run):
@@ -336,23 +310,64 @@ HOSTILE = [
     "\"'></style><img src=x onerror=alert(1)>",
     "</title></svg></pre><b>&amp;",
 ]
+PNG = b"\x89PNG" + bytes(range(256))
+
+
+def pictures(classes, *, each, moved, thumbnail=PNG):
+    """As many pictures on each side of the cut, and of each direction; all predictions differ."""
+    of_class = [
+        [Picture(thumbnail, (label + 1) % classes, Said(label, 0.5))] * each
+        for label in range(classes)
+    ]
+    some = [Picture(thumbnail, 0, Said(0, 0.5), earlier=Said(classes - 1, 0.4))] * moved
+    return Pictures(
+        PseudoLabeled(0, [AroundCut(chosen, chosen) for chosen in of_class]),
+        Moved(tested=10_000, became_right=moved, became_wrong=moved, right=some, wrong=some),
+    )
+
+
+def page_with_names(run, names):
+    """A page of two runs on which names from outside stand wherever they can."""
+    first, second, third = names
+    results = copy.deepcopy(run.results)
+    results |= {"class_names": [*names], "data": first, "method": second, "rebalance": third}
+    results["long_tail"] = {first: 1.0, "order": third}
+    results["generations"][-1] |= {
+        "unlabeled_distribution": ESTIMATE,
+        "environment": {first: third},
+    }
+    config = {**run.config, "model": {**run.config["model"], "name": second}}
+    shown = html.Run(first, results, config, pictures(3, each=1, moved=1))
+    return html.page([shown, shown._replace(name=third)])
 
 
 def test_hostile_names_are_text_wherever_they_stand(run):
-    """Class names, the data set's, the folder's, and text in the config."""
-    results = {**run.results, "class_names": HOSTILE, "data": HOSTILE[0], "method": HOSTILE[1]}
-    results["long_tail"] = {"order": HOSTILE[2]}
-    config = {**run.config, "model": {**run.config["model"], "name": HOSTILE[1]}}
-    page = html.page([html.Run(HOSTILE[0], results, config), html.Run("b", results, config)])
-    text = Text(page)
+    """Class names, the data set's, the folder's, and text in the config and the environment."""
+    page = page_with_names(run, HOSTILE)
+    text, harmless = Text(page), Text(page_with_names(run, ["x" * len(name) for name in HOSTILE]))
     assert not text.open, "what was opened is closed"
-    assert not text.addresses, "no element was added that loads something"
-    for element in ("<script", "<img", "onerror=alert(1)>", "<b>"):
+    assert text.elements == harmless.elements, "no element or attribute was added"
+    assert text.addresses == harmless.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in text.addresses)
+    for element in ("<script", "<img src=x", "onerror=alert(1)>", "<b>"):
         assert element not in page
     assert page.count("</style>") == 1
-    shown = "".join(text.words)
     for name in HOSTILE:
-        assert name in shown
+        assert name in text.shown
+
+
+def test_a_page_with_as_many_pictures_as_it_may_have_takes_less_than_3_mb(run):
+    classes = 37
+    shown = pictures(classes, each=8, moved=40, thumbnail=bytes(2000))
+    page = html.page([of_many_classes(run, classes)._replace(pictures=shown)])
+    assert len(Text(page).addresses) == 1 + 2 * 8 * classes + 2 * 40
+    assert len(page.encode()) < 3e6
+
+
+def test_a_template_that_asks_for_a_missing_value_fails(run):
+    template = html.TEMPLATES.from_string("{{ run.nmae }}")
+    with pytest.raises(UndefinedError, match="nmae"):
+        template.render(run=run)
 
 
 @pytest.mark.parametrize(

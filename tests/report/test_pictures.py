@@ -155,19 +155,22 @@ def test_a_page_shows_them(run, page_of):
 @pytest.fixture
 def page_of():
     """Gives the page of a run's pictures."""
-    from crest_jax.report import html
+    from crest_jax.report import contents, html
+
+    macros = html.TEMPLATES.get_template("pictures.html.j2").module
 
     def page(workdir):
         names = ["cat", "dog <tag>"]
         found, moved = pictures.of_run(workdir, generations=2, classes=2)
-        return html._pseudo_labeled(found, names) + html._moved(moved, names)
+        shown = contents.pseudo_labels(found, names), contents.changed(moved, names)
+        return macros.pseudo_labels(shown[0]) + macros.changed(shown[1])
 
     return page
 
 
 def test_no_share_below_one_is_said_to_be_all():
-    from crest_jax.report import html
+    from crest_jax.report import contents
 
-    assert html._per_cent(0.99999) == "99.9 %"
-    assert html._per_cent(0.1234) == "12.3 %"
-    assert html._per_cent(1.0) == "100 %"
+    assert contents.per_cent(0.99999) == "99.9 %"
+    assert contents.per_cent(0.1234) == "12.3 %"
+    assert contents.per_cent(1.0) == "100 %"
