@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from crest_jax import (
     batches,
     checkpoints,
-    distributed,
     evaluate,
     files,
+    hosts,
     program,
     report,
     results,
@@ -36,6 +36,7 @@ from crest_jax.data.sources import Source
 from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import Preempted, WorkdirError
 from crest_jax.layout import GenerationFolder, RunFolder
+from crest_jax.mesh import replicate
 from crest_jax.program import Run
 from crest_jax.report import text
 from crest_jax.results import UNLABELED_DISTRIBUTION
@@ -61,11 +62,11 @@ def run(
     """
     this = prepare(config, RunFolder(folder), source)
     sizes = sizes_of(config, this.splits)
-    data = distributed.first_says(lambda: results.data_of(workdir.read_config(folder)))
-    distributed.say(text.splits_line(sizes, this.splits.class_names))
+    data = hosts.first_says(lambda: results.data_of(workdir.read_config(folder)))
+    hosts.say(text.splits_line(sizes, this.splits.class_names))
     if computing := program.who_computes(config):
-        distributed.say(computing)
-    finished = distributed.first_says(
+        hosts.say(computing)
+    finished = hosts.first_says(
         lambda: [
             stages.is_finished(this.folder.generation(generation), say=stages.say_made_anew)
             for generation in range(config.generations)
@@ -75,29 +76,25 @@ def run(
     for generation, is_done in enumerate(finished):
         if is_done:
             path = this.folder.generation(generation).result
-            found.append(
-                distributed.first_says(partial(results.read_generation, path, this.classes))
-            )
+            found.append(hosts.first_says(partial(results.read_generation, path, this.classes)))
         else:
             found.append(run_generation(this, generation))
         # Where the next one was finished before, they are written with that.
         if not any(finished[generation + 1 : generation + 2]):
             summary = results.of_run(config, data, this.splits.class_names, sizes, found)
-            distributed.together(
-                partial(_write_results, this.folder, summary, pictures), first_only=True
-            )
-        distributed.say(text.generation_table(found[-1], this.splits.class_names))
+            hosts.together(partial(_write_results, this.folder, summary, pictures), first_only=True)
+        hosts.say(text.generation_table(found[-1], this.splits.class_names))
     if config.generations > 1:
-        distributed.say(text.results_table(found, this.splits.class_names))
-        distributed.say(text.self_training_lines(found, this.splits.class_names))
+        hosts.say(text.results_table(found, this.splits.class_names))
+        hosts.say(text.self_training_lines(found, this.splits.class_names))
     return summary
 
 
 def prepare(config: ConfigDict, folder: RunFolder, source: Source | None = None) -> Run:
     """Write the splits that are not there yet, read them, and compile what they are given to."""
     checkpoints.check(folder.path)
-    distributed.together(lambda: splits_lib.prepare(config, folder.splits, source), first_only=True)
-    splits = distributed.together(partial(splits_lib.load, config.data, folder.splits))
+    hosts.together(lambda: splits_lib.prepare(config, folder.splits, source), first_only=True)
+    splits = hosts.together(partial(splits_lib.load, config.data, folder.splits))
     return Run(config, folder, splits, program.build(config, splits))
 
 
@@ -115,7 +112,7 @@ def run_generation(run: Run, generation: int) -> dict[str, Any]:
     if not stages.is_done(here.test_predictions, pseudo_labels.check):
         self_training.write_scores(here.test_predictions, self_training.score_test(run, state))
     result = summarize(run, generation, state)
-    distributed.together(lambda: files.write_json(here.result, result), first_only=True)
+    hosts.together(lambda: files.write_json(here.result, result), first_only=True)
     return result
 
 
@@ -141,7 +138,7 @@ def train_generation(run: Run, generation: int) -> TrainState:
             jnp.asarray(target, jnp.float32),
             jnp.asarray(weights, jnp.float32),
         )
-        return distributed.replicate(inputs, program.mesh)
+        return replicate(inputs, program.mesh)
 
     adjustment = program.adjustment(per_class)
 
@@ -180,7 +177,7 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
       state: of its last step.
     """
     here, schedule = run.folder.generation(generation), run.program.schedule
-    history = distributed.first_says(partial(keep_metrics, here.metrics, up_to=schedule.steps))
+    history = hosts.first_says(partial(keep_metrics, here.metrics, up_to=schedule.steps))
     for line in history:
         results.check_classes(line, run.classes, here.metrics)
     summary = results.summarize_evaluations(history)
@@ -212,7 +209,7 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
 
 def labeled_per_class(here: GenerationFolder) -> list[int]:
     """Return how many examples of each class a generation trains on."""
-    manifest = distributed.first_says(partial(records.read_manifest, here.labeled))
+    manifest = hosts.first_says(partial(records.read_manifest, here.labeled))
     return manifest["examples_per_class"]
 
 

@@ -7,7 +7,7 @@ import jax
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import backend, distributed, files, generations, plan, preemption, saved_run
+from crest_jax import backend, files, generations, hosts, plan, preemption, saved_run
 from crest_jax import config as config_lib
 from crest_jax import workdir as workdir_lib
 from crest_jax.cpu import library
@@ -81,21 +81,22 @@ def _run(
     config: ConfigDict, workdir: Path, source: Source | None, dry: bool, pictures: bool
 ) -> None:
     backend.keep_compiled()
-    devices, hosts = jax.device_count(), jax.process_count()
-    distributed.together(lambda: config_lib.validate(config, devices=devices, hosts=hosts))
-    distributed.check_agreement(
+    hosts.together(
+        lambda: config_lib.validate(config, devices=jax.device_count(), hosts=jax.process_count())
+    )
+    hosts.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
         | {"versions": workdir_lib.versions(), "kernels": library.whose()}
     )
     if dry:
         plan.show(config, workdir)
         return
-    claimed = distributed.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
+    claimed = hosts.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
     with claimed or nullcontext():
-        distributed.say(
+        hosts.say(
             f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
             f"fold {config.fold}"
         )
         generations.run(config, workdir, source=source, pictures=pictures)
     folder = RunFolder(workdir)
-    distributed.say(f"results: {folder.results}\npage: {folder.page}")
+    hosts.say(f"results: {folder.results}\npage: {folder.page}")

@@ -25,11 +25,12 @@ from etils.epath import Path
 from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
-from crest_jax import distributed, files, program, scoring, stages, workdir
+from crest_jax import files, hosts, program, scoring, stages, workdir
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.splits import PART, Sizes, Splits
 from crest_jax.errors import ConfigError, DataError, WorkdirError
 from crest_jax.layout import RunFolder
+from crest_jax.mesh import replicate, split
 from crest_jax.program import Program
 from crest_jax.schema import printable
 from crest_jax.train_state import TrainState
@@ -88,8 +89,8 @@ def show(config: ConfigDict, folder: Path) -> None:
       WorkdirError: The run does not fit on the disk; or as for the run.
     """
     available = _available_memory()
-    say = distributed.say
-    there, finished, step = distributed.first_says(partial(_look, config, folder))
+    say = hosts.say
+    there, finished, step = hosts.first_says(partial(_look, config, folder))
     say(_where(config, folder, there, finished, step))
     if finished == config.generations:
         return
@@ -99,9 +100,9 @@ def show(config: ConfigDict, folder: Path) -> None:
     state = built.new_state(built.keys(0)[0])
     say(_training(config, state))
     disk = disk_of(config, splits, sizes, state)
-    say(distributed.first_says(partial(_check_disk, config, folder, disk)))
+    say(hosts.first_says(partial(_check_disk, config, folder, disk)))
     pace = measure(config, state, splits, built)
-    say(distributed.first_says(partial(_check_memory, config, sizes, pace, available)))
+    say(hosts.first_says(partial(_check_memory, config, sizes, pace, available)))
     say(_time(config, sizes, pace, finished, step))
 
 
@@ -160,9 +161,9 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
     Raises:
       DataError: The splits do not fit into memory; or as for the run.
     """
-    together = distributed.together
+    together = hosts.together
     of_run = RunFolder(folder).splits
-    if distributed.first_says(partial(splits_lib.are_whole, of_run)):
+    if hosts.first_says(partial(splits_lib.are_whole, of_run)):
         sizes = together(partial(splits_lib.written_sizes, config.data, of_run))
         together(partial(_check_splits_fit, config, sizes, available))
         together(partial(splits_lib.warn_of_changes, config, of_run), first_only=True)
@@ -317,17 +318,16 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Progra
     Raises:
       ConfigError: The step does not fit into a device's memory.
     """
-    hosts = jax.process_count()
     rng = np.random.default_rng(0)
     classes = len(splits.class_names)
-    labeled = config.batch_size // hosts
+    labeled = config.batch_size // jax.process_count()
     unlabeled = labeled * config.unlabeled_ratio
 
     def images(*shape: int) -> np.ndarray:
         return rng.integers(0, 256, (*shape, *splits.image_shape), np.uint8)
 
     steps = built.at_once
-    batches = distributed.split(
+    batches = split(
         DeviceBatch(
             images(steps, labeled),
             rng.integers(0, classes, (steps, labeled)).astype(np.int32),
@@ -337,7 +337,7 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Progra
         built.mesh,
         axis=1,
     )
-    constants = distributed.replicate(
+    constants = replicate(
         Constants(
             built.keys(0)[1],
             jnp.float32(1.0),
@@ -370,7 +370,7 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Progra
     seconds_of_batch = min(_timed(lambda: predict(some)) for _ in range(2))
     train_on_them()
     # Every host uses the first host's time, so that all run the same number of steps.
-    first = distributed.gather_json(_timed(train_on_them))[0]
+    first = hosts.gather_json(_timed(train_on_them))[0]
     times = min(max(int(_SECONDS / first), _FEWEST), _MOST)
     seconds = _timed(lambda: [train_on_them() for _ in range(times)])
     return Pace(compilation, seconds / (times * steps), seconds_of_batch, device_bytes)
