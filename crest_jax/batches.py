@@ -64,14 +64,10 @@ def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]
             **shared,
         )
     if view.crop == "random":
-        labeled, unlabeled = hosts.together(
-            lambda: (
-                records.load_encoded([labeled_folder], view),
-                records.load_encoded(unlabeled_folders, view),
-            )
-        )
+        labeled = hosts.on_all(records.load_encoded, [labeled_folder], view)
+        unlabeled = hosts.on_all(records.load_encoded, unlabeled_folders, view)
     else:
-        labeled = hosts.together(partial(records.load, labeled_folder, view))
+        labeled = hosts.on_all(records.load, labeled_folder, view)
         unlabeled, *more = (getattr(splits, name).images for name in names)
         for each in more:
             unlabeled = unlabeled + each

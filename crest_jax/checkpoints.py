@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -71,14 +70,14 @@ def check(folder: Path) -> None:
     """
     trial = folder / _TRIAL
     state = {"trial": replicate(jnp.arange(8), data_mesh())}
-    hosts.together(partial(files.begin_folder, trial), first_only=True)
+    hosts.on_first(files.begin_folder, trial)
     with open_checkpoints(trial, lasting=()) as manager:
         # Step 0, since hosts that SIGTERM stops agree on a step that is after all saved ones.
         _save(manager, 0, state)
         manager.wait_until_finished()
         way_out = "nothing was trained yet: choose another folder with --workdir"
-        hosts.together(partial(restore, manager, 0, state, way_out=way_out))
-    hosts.together(trial.rmtree, first_only=True)
+        hosts.on_all(restore, manager, 0, state, way_out=way_out)
+    hosts.on_first(trial.rmtree)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
@@ -143,10 +142,10 @@ def restore_latest(
       UnavailableError: A checkpoint cannot be read at the moment.
     """
     wrong: dict[int, CrestError] = {}
-    for step in hosts.first_says(lambda: sorted(manager.all_steps(), reverse=True)):
+    for step in sorted(hosts.from_first(manager.all_steps), reverse=True):
         try:
-            hosts.together(partial(check, step))
-            state = hosts.together(partial(restore, manager, step, fresh))
+            hosts.on_all(check, step)
+            state = hosts.on_all(restore, manager, step, fresh)
         except WorkdirError as error:
             wrong[step] = error
             continue

@@ -7,7 +7,6 @@ was stopped.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -62,27 +61,22 @@ def run(
     """
     this = prepare(config, RunFolder(folder), source)
     sizes = sizes_of(config, this.splits)
-    data = hosts.first_says(lambda: results.data_of(workdir.read_config(folder)))
+    data = hosts.from_first(lambda: results.data_of(workdir.read_config(folder)))
     hosts.say(text.splits_line(sizes, this.splits.class_names))
     if computing := program.who_computes(config):
         hosts.say(computing)
-    finished = hosts.first_says(
-        lambda: [
-            stages.is_finished(this.folder.generation(generation), say=stages.say_made_anew)
-            for generation in range(config.generations)
-        ]
-    )
+    finished = hosts.from_first(_are_finished, this.folder, config.generations)
     found: list[dict[str, Any]] = []
     for generation, is_done in enumerate(finished):
         if is_done:
             path = this.folder.generation(generation).result
-            found.append(hosts.first_says(partial(results.read_generation, path, this.classes)))
+            found.append(hosts.from_first(results.read_generation, path, this.classes))
         else:
             found.append(run_generation(this, generation))
         # Where the next one was finished before, they are written with that.
         if not any(finished[generation + 1 : generation + 2]):
             summary = results.of_run(config, data, this.splits.class_names, sizes, found)
-            hosts.together(partial(_write_results, this.folder, summary, pictures), first_only=True)
+            hosts.on_first(_write_results, this.folder, summary, pictures)
         hosts.say(text.generation_table(found[-1], this.splits.class_names))
     if config.generations > 1:
         hosts.say(text.results_table(found, this.splits.class_names))
@@ -93,8 +87,8 @@ def run(
 def prepare(config: ConfigDict, folder: RunFolder, source: Source | None = None) -> Run:
     """Write the splits that are not there yet, read them, and compile what they are given to."""
     checkpoints.check(folder.path)
-    hosts.together(lambda: splits_lib.prepare(config, folder.splits, source), first_only=True)
-    splits = hosts.together(partial(splits_lib.load, config.data, folder.splits))
+    hosts.on_first(splits_lib.prepare, config, folder.splits, source)
+    splits = hosts.on_all(splits_lib.load, config.data, folder.splits)
     return Run(config, folder, splits, program.build(config, splits))
 
 
@@ -112,7 +106,7 @@ def run_generation(run: Run, generation: int) -> dict[str, Any]:
     if not stages.is_done(here.test_predictions, pseudo_labels.check):
         self_training.write_scores(here.test_predictions, self_training.score_test(run, state))
     result = summarize(run, generation, state)
-    hosts.together(lambda: files.write_json(here.result, result), first_only=True)
+    hosts.on_first(files.write_json, here.result, result)
     return result
 
 
@@ -177,7 +171,7 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
       state: of its last step.
     """
     here, schedule = run.folder.generation(generation), run.program.schedule
-    history = hosts.first_says(partial(keep_metrics, here.metrics, up_to=schedule.steps))
+    history = hosts.from_first(keep_metrics, here.metrics, up_to=schedule.steps)
     for line in history:
         results.check_classes(line, run.classes, here.metrics)
     summary = results.summarize_evaluations(history)
@@ -209,7 +203,7 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
 
 def labeled_per_class(here: GenerationFolder) -> list[int]:
     """Return how many examples of each class a generation trains on."""
-    manifest = hosts.first_says(partial(records.read_manifest, here.labeled))
+    manifest = hosts.from_first(records.read_manifest, here.labeled)
     return manifest["examples_per_class"]
 
 
@@ -228,6 +222,14 @@ def sizes_of(config: ConfigDict, splits: Splits) -> dict[str, Any]:
     }
     sizes["test"]["held_out"] = sources.is_held_out(config.data)
     return sizes
+
+
+def _are_finished(folder: RunFolder, generations: int) -> list[bool]:
+    """Return for each generation whether its results are there; print what is damaged."""
+    return [
+        stages.is_finished(folder.generation(generation), say=stages.say_made_anew)
+        for generation in range(generations)
+    ]
 
 
 def _write_results(folder: RunFolder, summary: Mapping[str, Any], pictures: bool) -> None:

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from crest_jax import errors
 from crest_jax.config import differences
 from crest_jax.errors import ConfigError, HostError
 
+_Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
 
@@ -141,27 +142,30 @@ def gather_json(value: Any) -> list[Any]:
     return [json.loads(row.tobytes()) for row in gathered]
 
 
-def together(do: Callable[[], _Result], *, first_only: bool = False) -> _Result | None:
-    """Call a function on all hosts, or only on the first, and wait until it is done everywhere.
+def on_all(
+    function: Callable[_Given, _Result], /, *args: _Given.args, **kwargs: _Given.kwargs
+) -> _Result:
+    """Call a function on all hosts, and wait until it has returned on all of them.
 
     Args:
-      do: the function; no host may wait for another inside it.
-      first_only: whether only the first host calls it, and the others wait.
+      function: no host may wait for another inside it.
+      *args: its arguments, which may differ between hosts.
+      **kwargs: its arguments by name.
 
     Returns:
-      What `do` has returned on this host; None where it was not called.
+      What the function has returned on this host.
 
     Raises:
-      CrestError: `do` raised it on one host; it is raised on every host.
-      HostError: `do` raised any other exception on another host, where it is raised unchanged.
+      CrestError: The function raised it on one host; it is raised on every host.
+      HostError: The function raised any other exception on another host, where it is raised
+        unchanged.
     """
-    result: _Result | None = None
+    result: Any = None
     caught: Exception | None = None
-    if not first_only or is_first():
-        try:
-            result = do()
-        except Exception as error:
-            caught = error
+    try:
+        result = function(*args, **kwargs)
+    except Exception as error:
+        caught = error
     if jax.process_count() > 1:
         mine = None if caught is None else [type(caught).__name__, str(caught)]
         for host, theirs in enumerate(gather_json(mine)):
@@ -174,16 +178,41 @@ def together(do: Callable[[], _Result], *, first_only: bool = False) -> _Result 
     return result
 
 
-def first_says(find: Callable[[], _Result]) -> _Result:
-    """Return on every host what `find` returns on the first, so that all hosts decide alike.
+def on_first(
+    function: Callable[_Given, _Result], /, *args: _Given.args, **kwargs: _Given.kwargs
+) -> _Result | None:
+    """Call a function on the first host, and let the others wait until it has returned.
 
     Args:
-      find: the function, which only the first host calls; its result must be fit for JSON.
+      function: may not wait for another host.
+      *args: its arguments.
+      **kwargs: its arguments by name.
+
+    Returns:
+      What the function has returned; None on the other hosts.
 
     Raises:
-      CrestError: As for `together`.
+      CrestError: As for `on_all`.
     """
-    return gather_json(together(find, first_only=True))[0]
+    if is_first():
+        return on_all(function, *args, **kwargs)
+    return on_all(lambda: None)
+
+
+def from_first(
+    function: Callable[_Given, _Result], /, *args: _Given.args, **kwargs: _Given.kwargs
+) -> _Result:
+    """Return on every host what a function returns on the first, so that all hosts decide alike.
+
+    Args:
+      function: as for `on_first`; its result must be fit for JSON.
+      *args: its arguments.
+      **kwargs: its arguments by name.
+
+    Raises:
+      CrestError: As for `on_all`.
+    """
+    return gather_json(on_first(function, *args, **kwargs))[0]
 
 
 def check_agreement(value: Mapping[str, Any]) -> None:

@@ -81,9 +81,7 @@ def _run(
     config: ConfigDict, workdir: Path, source: Source | None, dry: bool, pictures: bool
 ) -> None:
     backend.keep_compiled()
-    hosts.together(
-        lambda: config_lib.validate(config, devices=jax.device_count(), hosts=jax.process_count())
-    )
+    hosts.on_all(config_lib.validate, config, devices=jax.device_count(), hosts=jax.process_count())
     hosts.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
         | {"versions": workdir_lib.versions(), "kernels": library.whose()}
@@ -91,7 +89,7 @@ def _run(
     if dry:
         plan.show(config, workdir)
         return
-    claimed = hosts.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
+    claimed = hosts.on_first(workdir_lib.claim, workdir, config)
     with claimed or nullcontext():
         hosts.say(
             f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "

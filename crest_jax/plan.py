@@ -15,7 +15,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -89,21 +88,20 @@ def show(config: ConfigDict, folder: Path) -> None:
       WorkdirError: The run does not fit on the disk; or as for the run.
     """
     available = _available_memory()
-    say = hosts.say
-    there, finished, step = hosts.first_says(partial(_look, config, folder))
-    say(_where(config, folder, there, finished, step))
+    there, finished, step = hosts.from_first(_look, config, folder)
+    hosts.say(_where(config, folder, there, finished, step))
     if finished == config.generations:
         return
     sizes, splits, source = _read(config, folder, available)
-    say(_data(config, sizes, source))
+    hosts.say(_data(config, sizes, source))
     built = program.build(config, splits)
     state = built.new_state(built.keys(0)[0])
-    say(_training(config, state))
+    hosts.say(_training(config, state))
     disk = disk_of(config, splits, sizes, state)
-    say(hosts.first_says(partial(_check_disk, config, folder, disk)))
+    hosts.say(hosts.from_first(_check_disk, config, folder, disk))
     pace = measure(config, state, splits, built)
-    say(hosts.first_says(partial(_check_memory, config, sizes, pace, available)))
-    say(_time(config, sizes, pace, finished, step))
+    hosts.say(hosts.from_first(_check_memory, config, sizes, pace, available))
+    hosts.say(_time(config, sizes, pace, finished, step))
 
 
 # The workdir and what it holds
@@ -161,25 +159,23 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
     Raises:
       DataError: The splits do not fit into memory; or as for the run.
     """
-    together = hosts.together
     of_run = RunFolder(folder).splits
-    if hosts.first_says(partial(splits_lib.are_whole, of_run)):
-        sizes = together(partial(splits_lib.written_sizes, config.data, of_run))
-        together(partial(_check_splits_fit, config, sizes, available))
-        together(partial(splits_lib.warn_of_changes, config, of_run), first_only=True)
-        return sizes, together(partial(splits_lib.load, config.data, of_run)), f"in {of_run}"
+    if hosts.from_first(splits_lib.are_whole, of_run):
+        sizes = hosts.on_all(splits_lib.written_sizes, config.data, of_run)
+        hosts.on_all(_check_splits_fit, config, sizes, available)
+        hosts.on_first(splits_lib.warn_of_changes, config, of_run)
+        return sizes, hosts.on_all(splits_lib.load, config.data, of_run), f"in {of_run}"
     # The first host fetches missing data before the others read it.
     with tempfile.TemporaryDirectory(prefix="crest_jax_dry_run_") as temporary:
         # The listing is not in the temporary folder: it must stay, since messages name it.
         name = f"crest_jax_{os.getpid()}_{RunFolder(folder).unreadable.name}"
         listing = Path(tempfile.gettempdir()) / name
-        expected_sizes = partial(splits_lib.expected_sizes, config, listing)
-        first = together(expected_sizes, first_only=True)
-        sizes = together(lambda: first or expected_sizes())
-        together(partial(_check_splits_fit, config, sizes, available))
+        first = hosts.on_first(splits_lib.expected_sizes, config, listing)
+        sizes = hosts.on_all(lambda: first or splits_lib.expected_sizes(config, listing))
+        hosts.on_all(_check_splits_fit, config, sizes, available)
         if config.data.stream:
             return sizes, sizes.without_images(), "labels and a few images read, the others not"
-        return *together(partial(_read_source, config, RunFolder(Path(temporary)).splits)), "read"
+        return *hosts.on_all(_read_source, config, RunFolder(Path(temporary)).splits), "read"
 
 
 def _read_source(config: ConfigDict, folder: Path) -> tuple[Sizes, Splits]:

@@ -37,7 +37,7 @@ def over_share(
 ]:
     """Return ids, classes, and each model's predictions on this host's part of a split."""
     share = split.share(jax.process_index(), jax.process_count())
-    return hosts.together(lambda: evaluate.over_parts(share, models))
+    return hosts.on_all(evaluate.over_parts, share, models)
 
 
 def by_ema(

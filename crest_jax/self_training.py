@@ -1,7 +1,6 @@
 """From one generation to the next: pseudo-label, select, rewrite the labeled set (section 3.3)."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import jax
 import numpy as np
@@ -44,15 +43,17 @@ def score_test(run: Run, state: TrainState) -> PseudoLabels:
 
 def write_scores(folder: Path, scored: PseudoLabels) -> None:
     """Write what this host has scored, and wait for the others."""
-    hosts.together(partial(files.begin_folder, folder), first_only=True)
+    hosts.on_first(files.begin_folder, folder)
     written = hosts.gather_json(
-        hosts.together(
-            lambda: pseudo_labels.write_shard(
-                folder, scored, host=jax.process_index(), hosts=jax.process_count()
-            )
+        hosts.on_all(
+            pseudo_labels.write_shard,
+            folder,
+            scored,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
         )
     )
-    hosts.together(lambda: pseudo_labels.finish(folder, written), first_only=True)
+    hosts.on_first(pseudo_labels.finish, folder, written)
 
 
 def count_pseudo_labels(folder: Path, classes: int) -> Int[np.ndarray, "2 truths classes"]:
@@ -73,7 +74,7 @@ def count_pseudo_labels(folder: Path, classes: int) -> Int[np.ndarray, "2 truths
             np.add.at(counts[1], (truth[part.selected], part.labels[part.selected]), 1)
         return counts
 
-    return hosts.total(hosts.together(count))
+    return hosts.total(hosts.on_all(count))
 
 
 def rewrite_labeled(run: Run, generation: int) -> None:
@@ -86,7 +87,7 @@ def rewrite_labeled(run: Run, generation: int) -> None:
     selection, chosen = None, 0
     if generation:
         selection = run.folder.generation(generation - 1).pseudo_labels
-        chosen = hosts.first_says(partial(pseudo_labels.selected_count, selection))
+        chosen = hosts.from_first(pseudo_labels.selected_count, selection)
     writer = records.Writer(
         run.folder.generation(generation).labeled,
         examples=original + chosen,
@@ -107,10 +108,10 @@ def rewrite_labeled(run: Run, generation: int) -> None:
                 writer.add(example)
         writer.close()
 
-    hosts.together(writer.begin, first_only=True)
-    hosts.together(write_shards)
+    hosts.on_first(writer.begin)
+    hosts.on_all(write_shards)
     written = [entry for of_host in hosts.gather_json(writer.written) for entry in of_host]
-    hosts.together(lambda: writer.finish(written), first_only=True)
+    hosts.on_first(writer.finish, written)
 
 
 def _relabeled(unlabeled: Path, selection: Path, numbers: range) -> Iterator[Example]:

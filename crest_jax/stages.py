@@ -43,7 +43,7 @@ def is_done(folder: Path, check: Callable[[Path], Any]) -> bool:
       folder: that the stage writes.
       check: as for `is_whole`.
     """
-    return hosts.first_says(lambda: is_whole(folder, check))
+    return hosts.from_first(is_whole, folder, check)
 
 
 def is_whole(folder: Path, check: Callable[[Path], Any], say: Say = say_made_anew) -> bool:

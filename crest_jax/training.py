@@ -75,7 +75,7 @@ def train(
         start = int(state.step)
         hosts.check_agreement({"step": start})
         # Evaluations after the checkpoint are dropped, since they will be made again.
-        history = hosts.first_says(partial(keep_metrics, folder.metrics, up_to=start))
+        history = hosts.from_first(keep_metrics, folder.metrics, up_to=start)
         if start == steps:
             return state
         if start:

@@ -239,16 +239,16 @@ from crest_jax.preemption import deferred_sigterm
 port, host = int(sys.argv[1]), int(sys.argv[2])
 hosts.initialize(f"127.0.0.1:{port}", 2, host, find=False, heartbeat_timeout=10,
                        join_timeout=60)
-assert hosts.together(lambda: host) == host
-assert hosts.together(lambda: host, first_only=True) == (0 if host == 0 else None)
-assert hosts.first_says(lambda: ["host", host]) == ["host", 0]
+assert hosts.on_all(abs, host) == host
+assert hosts.on_first(abs, host) == (0 if host == 0 else None)
+assert hosts.from_first(dict, host=host) == {"host": 0}
 assert hosts.total(np.array([2**40 + host])).tolist() == [2**41 + 1]
 for error in (DataError("no data"), OSError("no space")):
-    def do():
-        if host == 1:
+    def do(failing):
+        if host == failing:
             raise error
     try:
-        hosts.together(do)
+        hosts.on_all(do, failing=1)
     except Exception as caught:
         print(type(caught).__name__, caught)
 hosts.check_agreement({"step": 3})
@@ -263,7 +263,7 @@ with deferred_sigterm() as stopping:
 if host == 1:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(2)
-hosts.first_says(lambda: None)
+hosts.from_first(lambda: None)
 with deferred_sigterm() as stopping:
     second = [stopping() for _ in range(3)]
 print(any(first), any(second))
