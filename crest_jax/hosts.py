@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Shaped
 
 from crest_jax import errors
-from crest_jax.config import differences
+from crest_jax.differences import differences
 from crest_jax.errors import ConfigError, HostError
 
 _Given = ParamSpec("_Given")
