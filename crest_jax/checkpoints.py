@@ -107,8 +107,6 @@ def _saving(folder: Path, told: Path) -> Iterator[None]:
     """Re-raise errors of Orbax as WorkdirError naming `folder`, instead of the link `told`."""
     try:
         yield
-    except CrestError:  # such as Preempted, on SIGTERM
-        raise
     except Exception as error:  # Orbax and its libraries report a full disk in many ways
         raise WorkdirError(
             f"a checkpoint in {folder} cannot be saved ({_reason(error, folder, told)})",

@@ -33,7 +33,7 @@ from crest_jax.data import pseudo_labels, records, sources
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.sources import Source
 from crest_jax.data.splits import Split, Splits
-from crest_jax.errors import Preempted, WorkdirError
+from crest_jax.errors import WorkdirError
 from crest_jax.layout import GenerationFolder, RunFolder
 from crest_jax.mesh import replicate
 from crest_jax.program import Run
@@ -237,8 +237,6 @@ def _write_results(folder: RunFolder, summary: Mapping[str, Any], pictures: bool
     files.write_json(folder.results, summary)
     try:
         report.write(folder.page, [folder.path], pictures=pictures)
-    except Preempted:
-        raise
     except WorkdirError as error:
         logging.warning("%s", error)
     except Exception:

@@ -147,6 +147,9 @@ def on_all(
 ) -> _Result:
     """Call a function on all hosts, and wait until it has returned on all of them.
 
+    The other hosts are told of an Exception alone. KeyboardInterrupt ends this host without that;
+    and with several hosts Preempted is raised only between steps, on all of them.
+
     Args:
       function: no host may wait for another inside it.
       *args: its arguments, which may differ between hosts.

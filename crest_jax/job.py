@@ -42,7 +42,7 @@ def train(
       DataError: the data set is not there or damaged.
       WorkdirError: the folder belongs to another config, or cannot be written.
       NonFiniteError: training has diverged.
-      Preempted: SIGTERM arrived.
+      Preempted: SIGTERM arrived. It is no CrestError, and `except Exception` does not catch it.
 
     Example:
       config = crest_jax.experiment("digits_lt", rebalance="crest")
