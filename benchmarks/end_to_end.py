@@ -22,10 +22,10 @@ import measure
 import numpy as np
 from etils.epath import Path
 
-from crest_jax import distributed
 from crest_jax.data import pipeline
 from crest_jax.data.records import Images
 from crest_jax.layout import GenerationFolder
+from crest_jax.mesh import split
 from crest_jax.schedule import Schedule
 from crest_jax.train_step import DeviceBatch
 from crest_jax.training import train
@@ -78,7 +78,7 @@ def run_loop(
         source = pipeline_of(setting, everything, start=start, stop=steps)
         while several := list(itertools.islice(source, setting.at_once)):
             stacked = DeviceBatch(*map(np.stack, zip(*several, strict=True)))
-            yield distributed.split(stacked, compiled.mesh, axis=1)
+            yield split(stacked, compiled.mesh, axis=1)
             began = began or time.perf_counter()  # the loop asks again when the first are done
 
     def evaluate(state) -> dict:

@@ -223,19 +223,20 @@ def _bare(run: Any, state: Any) -> Callable[[int], None]:
     import jax
     import numpy as np
 
-    from crest_jax import augment, distributed, program
+    from crest_jax import augment, program
+    from crest_jax.mesh import REPLICATED, SPLIT, over_devices, split
 
     model = program.model_of(run.config, run.classes, axis_name=None)
-    forward = distributed.over_devices(
+    forward = over_devices(
         lambda images, variables: model.apply(variables, augment.rescale(images), train=False),
         run.program.local_mesh,
-        in_specs=(distributed.SPLIT, distributed.REPLICATED),
-        out_specs=distributed.SPLIT,
+        in_specs=(SPLIT, REPLICATED),
+        out_specs=SPLIT,
     )
     images, size = run.splits.unlabeled.images.images, run.config.eval_batch_size
     images = np.pad(images, [(0, -len(images) % size), (0, 0), (0, 0), (0, 0)])
     batches = [
-        distributed.split(images[start : start + size], run.program.local_mesh)
+        split(images[start : start + size], run.program.local_mesh)
         for start in range(0, len(images), size)
     ]
     variables = dict(zip(("params", "batch_stats"), state.ema_weights, strict=True))

@@ -274,15 +274,16 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
     import numpy as np
     from jax.sharding import AxisType
 
-    from crest_jax import augment, distributed, models, program, train_state
+    from crest_jax import augment, models, program, train_state
     from crest_jax.algorithms import ALGORITHMS
     from crest_jax.config import default_config, parse_arguments
+    from crest_jax.mesh import AXIS, replicate, split
     from crest_jax.train_step import Constants, DeviceBatch, in_a_row, make_train_step
 
     config = default_config(parse_arguments("rebalance=none"))
     count = devices or jax.device_count()
     mesh = jax.make_mesh(
-        (count,), (distributed.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
+        (count,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
     )
     depth, width = setting.depth_and_width
     model = models.make(
@@ -293,7 +294,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
         batch_norm_momentum=config.model.batch_norm_momentum,
         dtype=jnp.dtype(setting.dtype),
         precision=jax.lax.Precision(setting.precision),
-        axis_name=distributed.AXIS,
+        axis_name=AXIS,
     )
     loss = partial(
         ALGORITHMS["fixmatch"].loss,
@@ -347,10 +348,10 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
     )
 
     def new_state():
-        return distributed.replicate(create(jax.random.key(0)), mesh)
+        return replicate(create(jax.random.key(0)), mesh)
 
-    batches = distributed.split(batches, mesh, axis=1)
-    constants = distributed.replicate(constants, mesh)
+    batches = split(batches, mesh, axis=1)
+    constants = replicate(constants, mesh)
     compiled = in_a_row(step).lower(new_state(), batches, constants).compile()
     return Steps(compiled, model, mesh, new_state, batches, constants)
 

@@ -20,18 +20,18 @@ import jax
 import jax.numpy as jnp
 import measure
 
-from crest_jax import distributed
+from crest_jax.mesh import REPLICATED, over_devices, replicate
 
 
 def product(mesh: jax.sharding.Mesh, side: int, dtype: str) -> Callable[[int], None]:
     """A way to multiply two square matrices, on every device of the mesh."""
     matrix = jnp.ones((side, side), dtype)
-    matrix = distributed.replicate(matrix / side, mesh)
-    multiply = distributed.over_devices(
+    matrix = replicate(matrix / side, mesh)
+    multiply = over_devices(
         lambda a, b: a @ b,
         mesh,
-        in_specs=(distributed.REPLICATED, distributed.REPLICATED),
-        out_specs=distributed.REPLICATED,
+        in_specs=(REPLICATED, REPLICATED),
+        out_specs=REPLICATED,
     )
 
     def run(calls: int) -> None:

@@ -17,11 +17,12 @@ import numpy as np
 from etils.epath import Path
 from jax.sharding import Mesh
 
-from crest_jax import backend, command, distributed, evaluate, files, program, trained
+from crest_jax import backend, command, evaluate, files, program, trained
 from crest_jax.data import splits
 from crest_jax.data.splits import Split
 from crest_jax.errors import ConfigError
 from crest_jax.layout import RunFolder
+from crest_jax.mesh import data_mesh, replicate
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.report import text
 from crest_jax.trained import Trained
@@ -53,7 +54,7 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
     config = trained.config_of(folder)
     last = trained.load(folder)
     test = splits.load_split(config.data, RunFolder(folder).splits / "test")
-    mesh = distributed.data_mesh()
+    mesh = data_mesh()
     logits_of = evaluate.make_logits(last.model, mesh, batch_size=config.eval_batch_size)
 
     def adjusted(generation: int) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def _adjusted(
     classes = len(test.per_class)
     confusions = np.zeros((len(taus), classes, classes), np.int64)
     for model in models:
-        params, batch_stats = distributed.replicate((model.params, model.batch_stats), mesh)
+        params, batch_stats = replicate((model.params, model.batch_stats), mesh)
         for _, images, labels in test.parts:
             logits = logits_of(params, batch_stats, images)
             for number, tau in enumerate(taus):

@@ -7,8 +7,9 @@ from functools import partial
 import jax
 import numpy as np
 
-from crest_jax import distributed
+from crest_jax import hosts
 from crest_jax.data import decode, pipeline, records, stream
+from crest_jax.mesh import split
 from crest_jax.program import Run, seed_of_streams, unlabeled_stream
 from crest_jax.rebalancing import all_of
 from crest_jax.train_step import DeviceBatch
@@ -28,7 +29,7 @@ def on_devices(run: Run, generation: int) -> Callable[[int], Iterator[DeviceBatc
         together = at_once - start % at_once
         while several := list(itertools.islice(following, together)):
             stacked = DeviceBatch(*map(np.stack, zip(*several, strict=True)))
-            yield distributed.split(stacked, run.program.mesh, axis=1)
+            yield split(stacked, run.program.mesh, axis=1)
             together = at_once
 
     return batches
@@ -63,14 +64,10 @@ def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]
             **shared,
         )
     if view.crop == "random":
-        labeled, unlabeled = distributed.together(
-            lambda: (
-                records.load_encoded([labeled_folder], view),
-                records.load_encoded(unlabeled_folders, view),
-            )
-        )
+        labeled = hosts.on_all(records.load_encoded, [labeled_folder], view)
+        unlabeled = hosts.on_all(records.load_encoded, unlabeled_folders, view)
     else:
-        labeled = distributed.together(partial(records.load, labeled_folder, view))
+        labeled = hosts.on_all(records.load, labeled_folder, view)
         unlabeled, *more = (getattr(splits, name).images for name in names)
         for each in more:
             unlabeled = unlabeled + each

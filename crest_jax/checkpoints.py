@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,9 @@ from etils.epath import Path
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from crest_jax import distributed, files
+from crest_jax import files, hosts
 from crest_jax.errors import CrestError, UnavailableError, WorkdirError
+from crest_jax.mesh import data_mesh, replicate
 from crest_jax.schedule import KEEP
 from crest_jax.train_state import TrainState
 
@@ -69,15 +69,15 @@ def check(folder: Path) -> None:
       WorkdirError: The trial checkpoint cannot be saved or read.
     """
     trial = folder / _TRIAL
-    state = {"trial": distributed.replicate(jnp.arange(8), distributed.data_mesh())}
-    distributed.together(partial(files.begin_folder, trial), first_only=True)
+    state = {"trial": replicate(jnp.arange(8), data_mesh())}
+    hosts.on_first(files.begin_folder, trial)
     with open_checkpoints(trial, lasting=()) as manager:
         # Step 0, since hosts that SIGTERM stops agree on a step that is after all saved ones.
         _save(manager, 0, state)
         manager.wait_until_finished()
         way_out = "nothing was trained yet: choose another folder with --workdir"
-        distributed.together(partial(restore, manager, 0, state, way_out=way_out))
-    distributed.together(trial.rmtree, first_only=True)
+        hosts.on_all(restore, manager, 0, state, way_out=way_out)
+    hosts.on_first(trial.rmtree)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
@@ -107,8 +107,6 @@ def _saving(folder: Path, told: Path) -> Iterator[None]:
     """Re-raise errors of Orbax as WorkdirError naming `folder`, instead of the link `told`."""
     try:
         yield
-    except CrestError:  # such as Preempted, on SIGTERM
-        raise
     except Exception as error:  # Orbax and its libraries report a full disk in many ways
         raise WorkdirError(
             f"a checkpoint in {folder} cannot be saved ({_reason(error, folder, told)})",
@@ -142,15 +140,15 @@ def restore_latest(
       UnavailableError: A checkpoint cannot be read at the moment.
     """
     wrong: dict[int, CrestError] = {}
-    for step in distributed.first_says(lambda: sorted(manager.all_steps(), reverse=True)):
+    for step in sorted(hosts.from_first(manager.all_steps), reverse=True):
         try:
-            distributed.together(partial(check, step))
-            state = distributed.together(partial(restore, manager, step, fresh))
+            hosts.on_all(check, step)
+            state = hosts.on_all(restore, manager, step, fresh)
         except WorkdirError as error:
             wrong[step] = error
             continue
         for newer, error in wrong.items():
-            distributed.say(f"{error.what}; continuing from step {step}")
+            hosts.say(f"{error.what}; continuing from step {step}")
             manager.delete(newer)
         return state
     if wrong:

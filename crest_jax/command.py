@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from crest_jax.errors import CrestError
+from crest_jax.errors import CrestError, Preempted
 
 INTERRUPTED = 130  # the exit status after Ctrl-C, as in a shell
 _STREAMS = ("stdin", "stdout", "stderr")
@@ -24,12 +24,12 @@ _LEFT = (errno.EPIPE, errno.EIO)
 def entry(main: Callable[[], None]) -> Callable[[], None]:
     """Turn a function into a command.
 
-    An error that the user can fix is printed as one line, without a traceback, and the command
-    exits with the status of that error.
+    An error that the user can fix, or a stop by SIGTERM, is printed as one line, without a
+    traceback, and the command exits with the status of that error.
 
     Args:
-      main: A function that reads `sys.argv`. It returns on success, and raises CrestError or
-        SystemExit on failure.
+      main: A function that reads `sys.argv`. It returns on success, raises CrestError or SystemExit
+        on failure, and raises Preempted on SIGTERM.
 
     Returns:
       A function that returns on success and raises SystemExit on failure.
@@ -43,7 +43,7 @@ def entry(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except SystemExit as ended:
             status = ended.code
-        except CrestError as error:
+        except (CrestError, Preempted) as error:
             print(f"error: {error}", file=sys.stderr)
             status = error.exit_status
         except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from crest_jax.errors import ConfigError
 from crest_jax.field import Field
 from crest_jax.optimizers import OPTIMIZERS
 from crest_jax.rebalancing import SELF_TRAINING, all_of, parts, problems, self_trains
+from crest_jax.schema import MOST_PIXELS
 
 # The version of what a run depends on besides its config: networks, class distributions, random
 # numbers. A run of another format belongs to another version of this program, whose weights and
@@ -38,9 +39,6 @@ LONG_TAILS = (
     ("n_max", "gamma", "beta", "split"),
     ("n_max", "gamma", "unlabeled_n_max", "unlabeled_gamma", "unlabeled_order", "split"),
 )
-# The largest number of pixels of an image. The array of a larger one would exceed 2^29 bytes, which
-# TensorFlow does not decode.
-MOST_PIXELS = 2**29 // 3
 # The beginning of the name of images given as arrays, which ends in a digest of them.
 ARRAYS = "arrays-"
 # The default of alpha in the sampling rates (Eq. 1).
@@ -588,33 +586,3 @@ def completed(plain: Any) -> ConfigDict:
 def to_plain(config: ConfigDict) -> dict[str, Any]:
     """Return the config as parsed from its own JSON, so that it equals one that was read back."""
     return json.loads(config.to_json())
-
-
-def changes(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> dict[str, tuple[Any, Any]]:
-    """Return the fields in which two plain configs differ, by their dotted names.
-
-    Each value is a pair of the old and the new value; None stands for a missing field.
-    """
-    found = {}
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found |= changes(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found[f"{prefix}{key}"] = (before, after)
-    return found
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List the fields in which two plain configs differ, as `field: old -> new`."""
-    return described(changes(old, new))
-
-
-def described(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """List the result of `changes` as `field: old -> new`."""
-    return [
-        f"{name}: {schema.shown(before)} -> {schema.shown(after)}"
-        for name, (before, after) in changed.items()
-    ]

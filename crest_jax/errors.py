@@ -1,4 +1,4 @@
-"""Errors that a user may meet, each with a message that says what to do.
+"""Errors that a user may meet, and the stop by SIGTERM, with messages that say what to do.
 
 A command prints these as one line and exits with `exit_status` (`crest_jax.command`); any other
 exception is a bug and keeps its traceback.
@@ -61,7 +61,11 @@ class HostError(CrestError):
     """Another host cannot be reached, disagrees with this one, or has failed."""
 
 
-class Preempted(CrestError):
-    """SIGTERM arrived; files on disk are complete, and the same command continues the run."""
+class Preempted(BaseException):
+    """SIGTERM arrived; files on disk are complete, and the same command continues the run.
+
+    It may be raised anywhere. Like KeyboardInterrupt, it is therefore not an Exception, so that no
+    code takes it for a failure of its own.
+    """
 
     exit_status = os.EX_TEMPFAIL

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
-from crest_jax import augment, distributed
-from crest_jax.distributed import REPLICATED, SPLIT
+from crest_jax import augment, hosts
+from crest_jax.mesh import REPLICATED, SPLIT, over_devices, split
 from crest_jax.rebalancing.logit_adjustment import adjusted_labels
 
 
@@ -100,7 +100,7 @@ def _over_batches(
       The same function of any number of images, at least one; its result is in NumPy.
     """
     batch_size = -(-batch_size // mesh.size) * mesh.size
-    mapped = distributed.over_devices(
+    mapped = over_devices(
         on_device,
         mesh,
         in_specs=(SPLIT, *[REPLICATED] * inputs),
@@ -112,7 +112,7 @@ def _over_batches(
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             padding = [(0, batch_size - len(batch))] + [(0, 0)] * (images.ndim - 1)
-            parts.append(mapped(distributed.split(np.pad(batch, padding), mesh), *arguments))
+            parts.append(mapped(split(np.pad(batch, padding), mesh), *arguments))
         # Results are fetched only now, so that no batch waits for the result of the one before.
         fetched = jax.device_get(parts)
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *fetched)
@@ -192,7 +192,7 @@ def summarize(
       classes: number of classes.
     """
     plain, adjusted = (
-        distributed.total(confusion_matrix(labels, predicted, classes))
+        hosts.total(confusion_matrix(labels, predicted, classes))
         for predicted in (predictions.labels, predictions.adjusted_labels)
     )
     return {

@@ -7,7 +7,6 @@ was stopped.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,9 +18,9 @@ from ml_collections import ConfigDict
 from crest_jax import (
     batches,
     checkpoints,
-    distributed,
     evaluate,
     files,
+    hosts,
     initial_weights,
     program,
     report,
@@ -35,8 +34,9 @@ from crest_jax.data import pseudo_labels, records, sources
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.sources import Source
 from crest_jax.data.splits import Split, Splits
-from crest_jax.errors import Preempted, WorkdirError
+from crest_jax.errors import WorkdirError
 from crest_jax.layout import GenerationFolder, RunFolder
+from crest_jax.mesh import replicate
 from crest_jax.program import Run
 from crest_jax.report import text
 from crest_jax.results import UNLABELED_DISTRIBUTION
@@ -62,48 +62,37 @@ def run(
     """
     this = prepare(config, RunFolder(folder), source)
     sizes = sizes_of(config, this.splits)
-    data = distributed.first_says(lambda: results.data_of(workdir.read_config(folder)))
-    distributed.say(text.splits_line(sizes, this.splits.class_names))
+    data = hosts.from_first(lambda: results.data_of(workdir.read_config(folder)))
+    hosts.say(text.splits_line(sizes, this.splits.class_names))
     if computing := program.who_computes(config):
-        distributed.say(computing)
-    finished = distributed.first_says(
-        lambda: [
-            stages.is_finished(this.folder.generation(generation), say=stages.say_made_anew)
-            for generation in range(config.generations)
-        ]
-    )
+        hosts.say(computing)
+    finished = hosts.from_first(_are_finished, this.folder, config.generations)
     found: list[dict[str, Any]] = []
     for generation, is_done in enumerate(finished):
         if is_done:
             path = this.folder.generation(generation).result
-            found.append(
-                distributed.first_says(partial(results.read_generation, path, this.classes))
-            )
+            found.append(hosts.from_first(results.read_generation, path, this.classes))
         else:
             found.append(run_generation(this, generation))
         # Where the next one was finished before, they are written with that.
         if not any(finished[generation + 1 : generation + 2]):
             summary = results.of_run(config, data, this.splits.class_names, sizes, found)
-            distributed.together(
-                partial(_write_results, this.folder, summary, pictures), first_only=True
-            )
-        distributed.say(text.generation_table(found[-1], this.splits.class_names))
+            hosts.on_first(_write_results, this.folder, summary, pictures)
+        hosts.say(text.generation_table(found[-1], this.splits.class_names))
     if config.generations > 1:
-        distributed.say(text.results_table(found, this.splits.class_names))
-        distributed.say(text.self_training_lines(found, this.splits.class_names))
+        hosts.say(text.results_table(found, this.splits.class_names))
+        hosts.say(text.self_training_lines(found, this.splits.class_names))
     return summary
 
 
 def prepare(config: ConfigDict, folder: RunFolder, source: Source | None = None) -> Run:
     """Write the splits that are not there yet, read them, and compile what they are given to."""
     checkpoints.check(folder.path)
-    weights = distributed.together(
-        partial(initial_weights.named_in, config, folder), first_only=True
-    )
-    distributed.together(lambda: splits_lib.prepare(config, folder.splits, source), first_only=True)
-    splits = distributed.together(partial(splits_lib.load, config.data, folder.splits))
-    distributed.together(partial(_keep_weights, weights, config, folder, splits), first_only=True)
-    initial = distributed.together(partial(initial_weights.kept, config, folder))
+    weights = hosts.on_first(initial_weights.named_in, config, folder)
+    hosts.on_first(splits_lib.prepare, config, folder.splits, source)
+    splits = hosts.on_all(splits_lib.load, config.data, folder.splits)
+    hosts.on_first(_keep_weights, weights, config, folder, splits)
+    initial = hosts.on_all(initial_weights.kept, config, folder)
     return Run(config, folder, splits, program.build(config, splits, initial))
 
 
@@ -113,7 +102,7 @@ def _keep_weights(
     """Keep the weights that generations start from, as far as they fit; say how far that is."""
     if weights is not None:
         fitted = initial_weights.fitted(weights, config, splits)
-        print(f"model.init_from={config.model.init_from}: {fitted}", flush=True)
+        hosts.say(f"model.init_from={config.model.init_from}: {fitted}")
         initial_weights.keep(folder, fitted.weights)
 
 
@@ -131,7 +120,7 @@ def run_generation(run: Run, generation: int) -> dict[str, Any]:
     if not stages.is_done(here.test_predictions, pseudo_labels.check):
         self_training.write_scores(here.test_predictions, self_training.score_test(run, state))
     result = summarize(run, generation, state)
-    distributed.together(lambda: files.write_json(here.result, result), first_only=True)
+    hosts.on_first(files.write_json, here.result, result)
     return result
 
 
@@ -157,7 +146,7 @@ def train_generation(run: Run, generation: int) -> TrainState:
             jnp.asarray(target, jnp.float32),
             jnp.asarray(weights, jnp.float32),
         )
-        return distributed.replicate(inputs, program.mesh)
+        return replicate(inputs, program.mesh)
 
     adjustment = program.adjustment(per_class)
 
@@ -196,7 +185,7 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
       state: of its last step.
     """
     here, schedule = run.folder.generation(generation), run.program.schedule
-    history = distributed.first_says(partial(keep_metrics, here.metrics, up_to=schedule.steps))
+    history = hosts.from_first(keep_metrics, here.metrics, up_to=schedule.steps)
     for line in history:
         results.check_classes(line, run.classes, here.metrics)
     summary = results.summarize_evaluations(history)
@@ -228,7 +217,7 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
 
 def labeled_per_class(here: GenerationFolder) -> list[int]:
     """Return how many examples of each class a generation trains on."""
-    manifest = distributed.first_says(partial(records.read_manifest, here.labeled))
+    manifest = hosts.from_first(records.read_manifest, here.labeled)
     return manifest["examples_per_class"]
 
 
@@ -249,13 +238,19 @@ def sizes_of(config: ConfigDict, splits: Splits) -> dict[str, Any]:
     return sizes
 
 
+def _are_finished(folder: RunFolder, generations: int) -> list[bool]:
+    """Return for each generation whether its results are there; print what is damaged."""
+    return [
+        stages.is_finished(folder.generation(generation), say=stages.say_made_anew)
+        for generation in range(generations)
+    ]
+
+
 def _write_results(folder: RunFolder, summary: Mapping[str, Any], pictures: bool) -> None:
     """Write results.json and the page; a page that cannot be written is no reason to stop."""
     files.write_json(folder.results, summary)
     try:
         report.write(folder.page, [folder.path], pictures=pictures)
-    except Preempted:
-        raise
     except WorkdirError as error:
         logging.warning("%s", error)
     except Exception:

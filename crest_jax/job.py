@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from crest_jax import (
     backend,
-    distributed,
     files,
     generations,
+    hosts,
     plan,
     preemption,
     saved_run,
@@ -51,7 +51,7 @@ def train(
       DataError: the data set is not there or damaged.
       WorkdirError: the folder belongs to another config, or cannot be written.
       NonFiniteError: training has diverged.
-      Preempted: SIGTERM arrived.
+      Preempted: SIGTERM arrived. It is no CrestError, and `except Exception` does not catch it.
 
     Example:
       config = crest_jax.experiment("digits_lt", rebalance="crest")
@@ -90,21 +90,20 @@ def _run(
     config: ConfigDict, workdir: Path, source: Source | None, dry: bool, pictures: bool
 ) -> None:
     backend.keep_compiled()
-    devices, hosts = jax.device_count(), jax.process_count()
-    distributed.together(lambda: validation.validate(config, devices=devices, hosts=hosts))
-    distributed.check_agreement(
+    hosts.on_all(validation.validate, config, devices=jax.device_count(), hosts=jax.process_count())
+    hosts.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
         | {"versions": workdir_lib.versions(), "kernels": library.whose()}
     )
     if dry:
         plan.show(config, workdir)
         return
-    claimed = distributed.together(lambda: workdir_lib.claim(workdir, config), first_only=True)
+    claimed = hosts.on_first(workdir_lib.claim, workdir, config)
     with claimed or nullcontext():
-        distributed.say(
+        hosts.say(
             f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
             f"fold {config.fold}"
         )
         generations.run(config, workdir, source=source, pictures=pictures)
     folder = RunFolder(workdir)
-    distributed.say(f"results: {folder.results}\npage: {folder.page}")
+    hosts.say(f"results: {folder.results}\npage: {folder.page}")

@@ -90,10 +90,10 @@ def join(config: ConfigDict) -> None:
     """Join the other hosts that the flags or the environment name, if there are any."""
     validation.validate(config)
     # Imported late, like `job` in `main`, so that a wrong flag is reported without this delay.
-    from crest_jax import backend, distributed
+    from crest_jax import backend, hosts
 
     backend.settle()
-    distributed.initialize(
+    hosts.initialize(
         _COORDINATOR.value,
         _HOSTS.value,
         _HOST.value,

@@ -15,7 +15,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,11 +24,12 @@ from etils.epath import Path
 from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
-from crest_jax import distributed, files, initial_weights, program, scoring, stages, workdir
+from crest_jax import files, hosts, initial_weights, program, scoring, stages, workdir
 from crest_jax.data import splits as splits_lib
 from crest_jax.data.splits import PART, Sizes, Splits
 from crest_jax.errors import ConfigError, DataError, WorkdirError
 from crest_jax.layout import RunFolder
+from crest_jax.mesh import replicate, split
 from crest_jax.program import Program
 from crest_jax.schema import printable
 from crest_jax.train_state import TrainState
@@ -88,24 +88,23 @@ def show(config: ConfigDict, folder: Path) -> None:
       WorkdirError: The run does not fit on the disk; or as for the run.
     """
     available = _available_memory()
-    say = distributed.say
-    there, finished, step = distributed.first_says(partial(_look, config, folder))
-    say(_where(config, folder, there, finished, step))
+    there, finished, step = hosts.from_first(_look, config, folder)
+    hosts.say(_where(config, folder, there, finished, step))
     if finished == config.generations:
         return
-    weights = distributed.together(partial(initial_weights.named_in, config, RunFolder(folder)))
+    weights = hosts.on_all(initial_weights.named_in, config, RunFolder(folder))
     sizes, splits, source = _read(config, folder, available)
-    say(_data(config, sizes, source))
+    hosts.say(_data(config, sizes, source))
     if weights is not None:
-        say(f"weights    {initial_weights.fitted(weights, config, splits)}")
+        hosts.say(f"weights    {initial_weights.fitted(weights, config, splits)}")
     built = program.build(config, splits)
     state = built.new_state(built.keys(0)[0])
-    say(_training(config, state))
+    hosts.say(_training(config, state))
     disk = disk_of(config, splits, sizes, state)
-    say(distributed.first_says(partial(_check_disk, config, folder, disk)))
+    hosts.say(hosts.from_first(_check_disk, config, folder, disk))
     pace = measure(config, state, splits, built)
-    say(distributed.first_says(partial(_check_memory, config, sizes, pace, available)))
-    say(_time(config, sizes, pace, finished, step))
+    hosts.say(hosts.from_first(_check_memory, config, sizes, pace, available))
+    hosts.say(_time(config, sizes, pace, finished, step))
 
 
 # The workdir and what it holds
@@ -163,25 +162,23 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
     Raises:
       DataError: The splits do not fit into memory; or as for the run.
     """
-    together = distributed.together
     of_run = RunFolder(folder).splits
-    if distributed.first_says(partial(splits_lib.are_whole, of_run)):
-        sizes = together(partial(splits_lib.written_sizes, config.data, of_run))
-        together(partial(_check_splits_fit, config, sizes, available))
-        together(partial(splits_lib.warn_of_changes, config, of_run), first_only=True)
-        return sizes, together(partial(splits_lib.load, config.data, of_run)), f"in {of_run}"
+    if hosts.from_first(splits_lib.are_whole, of_run):
+        sizes = hosts.on_all(splits_lib.written_sizes, config.data, of_run)
+        hosts.on_all(_check_splits_fit, config, sizes, available)
+        hosts.on_first(splits_lib.warn_of_changes, config, of_run)
+        return sizes, hosts.on_all(splits_lib.load, config.data, of_run), f"in {of_run}"
     # The first host fetches missing data before the others read it.
     with tempfile.TemporaryDirectory(prefix="crest_jax_dry_run_") as temporary:
         # The listing is not in the temporary folder: it must stay, since messages name it.
         name = f"crest_jax_{os.getpid()}_{RunFolder(folder).unreadable.name}"
         listing = Path(tempfile.gettempdir()) / name
-        expected_sizes = partial(splits_lib.expected_sizes, config, listing)
-        first = together(expected_sizes, first_only=True)
-        sizes = together(lambda: first or expected_sizes())
-        together(partial(_check_splits_fit, config, sizes, available))
+        first = hosts.on_first(splits_lib.expected_sizes, config, listing)
+        sizes = hosts.on_all(lambda: first or splits_lib.expected_sizes(config, listing))
+        hosts.on_all(_check_splits_fit, config, sizes, available)
         if config.data.stream:
             return sizes, sizes.without_images(), "labels and a few images read, the others not"
-        return *together(partial(_read_source, config, RunFolder(Path(temporary)).splits)), "read"
+        return *hosts.on_all(_read_source, config, RunFolder(Path(temporary)).splits), "read"
 
 
 def _read_source(config: ConfigDict, folder: Path) -> tuple[Sizes, Splits]:
@@ -320,17 +317,16 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Progra
     Raises:
       ConfigError: The step does not fit into a device's memory.
     """
-    hosts = jax.process_count()
     rng = np.random.default_rng(0)
     classes = len(splits.class_names)
-    labeled = config.batch_size // hosts
+    labeled = config.batch_size // jax.process_count()
     unlabeled = labeled * config.unlabeled_ratio
 
     def images(*shape: int) -> np.ndarray:
         return rng.integers(0, 256, (*shape, *splits.image_shape), np.uint8)
 
     steps = built.at_once
-    batches = distributed.split(
+    batches = split(
         DeviceBatch(
             images(steps, labeled),
             rng.integers(0, classes, (steps, labeled)).astype(np.int32),
@@ -340,7 +336,7 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Progra
         built.mesh,
         axis=1,
     )
-    constants = distributed.replicate(
+    constants = replicate(
         Constants(
             built.keys(0)[1],
             jnp.float32(1.0),
@@ -373,7 +369,7 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Progra
     seconds_of_batch = min(_timed(lambda: predict(some)) for _ in range(2))
     train_on_them()
     # Every host uses the first host's time, so that all run the same number of steps.
-    first = distributed.gather_json(_timed(train_on_them))[0]
+    first = hosts.gather_json(_timed(train_on_them))[0]
     times = min(max(int(_SECONDS / first), _FEWEST), _MOST)
     seconds = _timed(lambda: [train_on_them() for _ in range(times)])
     return Pace(compilation, seconds / (times * steps), seconds_of_batch, device_bytes)

@@ -22,10 +22,11 @@ from etils.epath import Path
 from jaxtyping import Float
 from scipy.special import softmax
 
-from crest_jax import backend, command, distributed, evaluate, files, trained
+from crest_jax import backend, command, evaluate, files, trained
 from crest_jax.data import pictures
 from crest_jax.data.decode import View
 from crest_jax.errors import ConfigError, DataError
+from crest_jax.mesh import data_mesh, replicate
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.trained import Trained
 
@@ -77,11 +78,11 @@ def logits_of(
       The files that could be read, in their order, each with a note on how it was read; their
       logits; and the errors of the other files.
     """
-    mesh = distributed.data_mesh()
+    mesh = data_mesh()
     # No larger than needed, so that a handful of images is not padded to a thousand.
     size = min(model.eval_batch_size, len(paths))
     logits = evaluate.make_logits(model.model, mesh, batch_size=size)
-    params, batch_stats = distributed.replicate((model.params, model.batch_stats), mesh)
+    params, batch_stats = replicate((model.params, model.batch_stats), mesh)
     readable: dict[Path, pictures.Note] = {}
     wrong: list[DataError] = []
     parts = [np.zeros((0, len(model.class_names)), np.float32)]

@@ -39,7 +39,7 @@ def raised_on_sigterm() -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if stopped and not isinstance(error, Preempted):
+            if stopped:
                 raise stopped[0] from error
             raise
 

@@ -18,13 +18,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, Shaped
 from ml_collections import ConfigDict
 
-from crest_jax import algorithms, distributed, evaluate, models, optimizers, train_state
+from crest_jax import algorithms, evaluate, models, optimizers, train_state
 from crest_jax.augment import Augmentation
 from crest_jax.cpu import library
 from crest_jax.data import long_tail
 from crest_jax.data.splits import Splits
 from crest_jax.errors import ConfigError, DataError, PluginError
 from crest_jax.layout import RunFolder
+from crest_jax.mesh import AXIS, data_mesh, local_mesh, replicate
 from crest_jax.rebalancing import all_of, crest, darp, distribution_alignment, logit_adjustment
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
 from crest_jax.rebalancing.protocol import Align
@@ -107,17 +108,15 @@ def build(
     target(None)
     if splits.labeled.per_class is not None:
         class_weights(config, splits.labeled.per_class)
-    mesh, local_mesh = distributed.data_mesh(), distributed.local_mesh()
-    model = model_of(
-        config, classes, axis_name=distributed.AXIS if config.sync_batch_norm else None
-    )
+    mesh, local = data_mesh(), local_mesh()
+    model = model_of(config, classes, axis_name=AXIS if config.sync_batch_norm else None)
     create = jax.jit(
         creator(config, model, splits.image_shape, classes, unlabeled_stream(config, splits)[0])
     )
 
     def new_state(key: Key[Array, ""]) -> TrainState:
         state = train_state.starting_from(create(key), initial) if initial else create(key)
-        return distributed.replicate(state, mesh)
+        return replicate(state, mesh)
 
     return Program(
         generations=config.generations,
@@ -132,11 +131,11 @@ def build(
         estimates_unlabeled=config.unlabeled_distribution.source == "predicted",
         adjustment=partial(adjustment, tau=config.logit_adjustment_tau),
         mesh=mesh,
-        local_mesh=local_mesh,
+        local_mesh=local,
         new_state=new_state,
         train_steps=in_a_row(train_step_of(config, model, mesh)),
         at_once=steps_at_once(config, splits.image_shape, devices=mesh.size),
-        predict=evaluate.make_predict(model, local_mesh, batch_size=config.eval_batch_size),
+        predict=evaluate.make_predict(model, local, batch_size=config.eval_batch_size),
     )
 
 

@@ -77,6 +77,9 @@ def _is_confusion_matrix(value: Any) -> bool:
     )
 
 
+# The largest number of pixels of an image. The array of a larger one would exceed 2^29 bytes, which
+# TensorFlow does not decode.
+MOST_PIXELS = 2**29 // 3
 _LARGEST_COUNT = np.iinfo(np.int64).max
 _LARGEST_WHOLE = int(np.iinfo(np.int32).max)
 _LARGEST_NUMBER = float(np.finfo(np.float32).max)

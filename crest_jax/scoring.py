@@ -6,8 +6,9 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, PyTree, Shaped, UInt8
 
-from crest_jax import distributed, evaluate
+from crest_jax import evaluate, hosts
 from crest_jax.data.splits import Split
+from crest_jax.mesh import to_local
 from crest_jax.program import Program
 from crest_jax.train_state import TrainState
 
@@ -25,7 +26,7 @@ def predictor(
       program: of the run.
       adjustment: offsets from `logit_adjustment`, for the adjusted labels.
     """
-    local = distributed.to_local(weights, program.local_mesh)
+    local = to_local(weights, program.local_mesh)
     return lambda images: program.predict(*local, images, adjustment)
 
 
@@ -36,7 +37,7 @@ def over_share(
 ]:
     """Return ids, classes, and each model's predictions on this host's part of a split."""
     share = split.share(jax.process_index(), jax.process_count())
-    return distributed.together(lambda: evaluate.over_parts(share, models))
+    return hosts.on_all(evaluate.over_parts, share, models)
 
 
 def by_ema(

@@ -1,14 +1,13 @@
 """From one generation to the next: pseudo-label, select, rewrite the labeled set (section 3.3)."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import jax
 import numpy as np
 from etils.epath import Path
 from jaxtyping import Int
 
-from crest_jax import distributed, files
+from crest_jax import files, hosts
 from crest_jax.data import pseudo_labels, records
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import UNKNOWN, Example
@@ -30,7 +29,7 @@ def score_unlabeled(run: Run, generation: int, state: TrainState) -> PseudoLabel
         (selected,) = crest.select(
             [crest.Scores(labels, confidence)],
             run.program.sampling_rates,
-            all_gather=distributed.all_gather,
+            all_gather=hosts.all_gather,
             host=jax.process_index(),
         )
     return PseudoLabels(ids, labels, confidence, selected, truth)
@@ -44,14 +43,17 @@ def score_test(run: Run, state: TrainState) -> PseudoLabels:
 
 def write_scores(folder: Path, scored: PseudoLabels) -> None:
     """Write what this host has scored, and wait for the others."""
-    host, hosts = jax.process_index(), jax.process_count()
-    distributed.together(partial(files.begin_folder, folder), first_only=True)
-    written = distributed.gather_json(
-        distributed.together(
-            lambda: pseudo_labels.write_shard(folder, scored, host=host, hosts=hosts)
+    hosts.on_first(files.begin_folder, folder)
+    written = hosts.gather_json(
+        hosts.on_all(
+            pseudo_labels.write_shard,
+            folder,
+            scored,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
         )
     )
-    distributed.together(lambda: pseudo_labels.finish(folder, written), first_only=True)
+    hosts.on_first(pseudo_labels.finish, folder, written)
 
 
 def count_pseudo_labels(folder: Path, classes: int) -> Int[np.ndarray, "2 truths classes"]:
@@ -72,7 +74,7 @@ def count_pseudo_labels(folder: Path, classes: int) -> Int[np.ndarray, "2 truths
             np.add.at(counts[1], (truth[part.selected], part.labels[part.selected]), 1)
         return counts
 
-    return distributed.total(distributed.together(count))
+    return hosts.total(hosts.on_all(count))
 
 
 def rewrite_labeled(run: Run, generation: int) -> None:
@@ -85,7 +87,7 @@ def rewrite_labeled(run: Run, generation: int) -> None:
     selection, chosen = None, 0
     if generation:
         selection = run.folder.generation(generation - 1).pseudo_labels
-        chosen = distributed.first_says(partial(pseudo_labels.selected_count, selection))
+        chosen = hosts.from_first(pseudo_labels.selected_count, selection)
     writer = records.Writer(
         run.folder.generation(generation).labeled,
         examples=original + chosen,
@@ -106,10 +108,10 @@ def rewrite_labeled(run: Run, generation: int) -> None:
                 writer.add(example)
         writer.close()
 
-    distributed.together(writer.begin, first_only=True)
-    distributed.together(write_shards)
-    written = [entry for of_host in distributed.gather_json(writer.written) for entry in of_host]
-    distributed.together(lambda: writer.finish(written), first_only=True)
+    hosts.on_first(writer.begin)
+    hosts.on_all(write_shards)
+    written = [entry for of_host in hosts.gather_json(writer.written) for entry in of_host]
+    hosts.on_first(writer.finish, written)
 
 
 def _relabeled(unlabeled: Path, selection: Path, numbers: range) -> Iterator[Example]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from etils.epath import Path
 
-from crest_jax import distributed, files
+from crest_jax import files, hosts
 from crest_jax.data import pseudo_labels
 from crest_jax.errors import DataError, WorkdirError
 from crest_jax.layout import GenerationFolder
@@ -43,7 +43,7 @@ def is_done(folder: Path, check: Callable[[Path], Any]) -> bool:
       folder: that the stage writes.
       check: as for `is_whole`.
     """
-    return distributed.first_says(lambda: is_whole(folder, check))
+    return hosts.from_first(is_whole, folder, check)
 
 
 def is_whole(folder: Path, check: Callable[[Path], Any], say: Say = say_made_anew) -> bool:

@@ -17,10 +17,10 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from crest_jax import augment, distributed
+from crest_jax import augment
 from crest_jax.algorithms import Loss, StepInputs
 from crest_jax.augment import Augmentation
-from crest_jax.distributed import AXIS, REPLICATED, SPLIT, over_devices
+from crest_jax.mesh import AXIS, REPLICATED, SPLIT, gather, over_devices
 from crest_jax.rebalancing import darp
 from crest_jax.rebalancing.distribution_alignment import (
     LABELED_DECAY,
@@ -108,7 +108,7 @@ def make_train_step(
       loss: an algorithm with its hyper-parameters bound.
       model: the network, built with the mesh's axis name if batch norm is synchronised.
       optimizer: the optimiser that the state was created with.
-      mesh: the result of `distributed.data_mesh`.
+      mesh: the result of `mesh.data_mesh`.
       steps: number of steps of the whole generation.
       alignment_target: one of `distribution_alignment.TARGETS`.
       align: aligns pseudo-labels with the target, unless that is "none".
@@ -212,8 +212,8 @@ def make_train_step(
         if refinement is not None:
             pseudo_labels = darp.update(
                 pseudo_labels,
-                rows=distributed.gather(batch.unlabeled_rows),
-                guesses=distributed.gather(result.guesses),
+                rows=gather(batch.unlabeled_rows),
+                guesses=gather(result.guesses),
                 step=state.step,
                 target=constants.target_distribution,
                 refinement=refinement,
@@ -287,7 +287,7 @@ def shuffle(key: Key[Array, ""], parts: Sequence[PyTree]) -> list[PyTree]:
     that the permutation does not depend on the number of devices.
     """
     sizes = [len(jax.tree.leaves(part)[0]) for part in parts]
-    whole = [distributed.gather(part) for part in parts]
+    whole = [gather(part) for part in parts]
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *whole)
     devices, device = lax.axis_size(AXIS), lax.axis_index(AXIS)
     permutation = jax.random.permutation(key, devices * sum(sizes))

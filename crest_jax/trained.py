@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from crest_jax import checkpoints, distributed, evaluate, program, results, stages, workdir
+from crest_jax import checkpoints, evaluate, program, results, stages, workdir
 from crest_jax.data import records, splits
 from crest_jax.data.decode import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.layout import RunFolder
+from crest_jax.mesh import local_mesh, replicate
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.schema import shown
 from crest_jax.validation import validate
@@ -66,10 +67,10 @@ class Trained(NamedTuple):
         if not len(seen):
             none = np.zeros((0, len(self.class_names)), np.float32)
             return Predictions(np.zeros(0, int), np.zeros(0, np.float32), none)
-        mesh = distributed.local_mesh()
+        mesh = local_mesh()
         # A power of two, so that few sizes are compiled.
         size = min(self.eval_batch_size, 1 << (len(seen) - 1).bit_length())
-        weights = distributed.replicate((self.params, self.batch_stats), mesh)
+        weights = replicate((self.params, self.batch_stats), mesh)
         logits = _logits(self.model, mesh, size)(*weights, seen)
         logits = logits - adjustment(self.class_distribution, tau).astype(np.float32)
         labels = logits.argmax(axis=1)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, PyTree
 from tqdm import tqdm
 
 import crest_jax.data  # noqa: F401, keeps the metric writer's TensorFlow off the accelerators
-from crest_jax import checkpoints, distributed, files, preemption, results, schema
+from crest_jax import checkpoints, files, hosts, preemption, results, schema
 from crest_jax.errors import NonFiniteError, Preempted, WorkdirError
 from crest_jax.layout import GenerationFolder
 from crest_jax.schedule import Schedule
@@ -73,13 +73,13 @@ def train(
             manager, state, check=partial(_check_metrics, folder.metrics, schedule)
         )
         start = int(state.step)
-        distributed.check_agreement({"step": start})
+        hosts.check_agreement({"step": start})
         # Evaluations after the checkpoint are dropped, since they will be made again.
-        history = distributed.first_says(partial(keep_metrics, folder.metrics, up_to=start))
+        history = hosts.from_first(keep_metrics, folder.metrics, up_to=start)
         if start == steps:
             return state
         if start:
-            distributed.say(f"{title} continues at step {start} of {steps}")
+            hosts.say(f"{title} continues at step {start} of {steps}")
         inputs = constants(history[-1] if history else None)
         before = history[-1]["seconds"] if history else 0.0
         began, untimed = 0.0, start
@@ -112,7 +112,7 @@ def train(
                     summary = evaluate(state)
                     seconds = before + time.perf_counter() - began
                     line = {"step": done, "seconds": seconds, "train": averages, **summary}
-                    if distributed.is_first():
+                    if hosts.is_first():
                         text = json.dumps(files.sealed(line), allow_nan=False) + "\n"
                         files.append_text(folder.metrics, text)
                     inputs = constants(line)
@@ -237,7 +237,7 @@ def _writer(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]
     opened = []
 
     def write(step: int, scalars: Mapping[str, float]) -> None:
-        if not distributed.is_first():
+        if not hosts.is_first():
             return
         if not opened:
             from clu import metric_writers
@@ -258,7 +258,7 @@ def _writer(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]
 def _progress(title: str, start: int, steps: int) -> tqdm:
     return tqdm(
         desc=title, initial=start, total=steps, unit="step", leave=False,
-        disable=None if distributed.is_first() else True,
+        disable=None if hosts.is_first() else True,
         dynamic_ncols=True, smoothing=0.05,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from crest_jax import distributed, evaluate, results
+from crest_jax import evaluate, hosts, results
 from crest_jax.data.splits import Split, Splits
 from crest_jax.program import Run
 from crest_jax.rebalancing import label_shift
@@ -16,7 +16,7 @@ from crest_jax.train_state import TrainState
 def estimate(run: Run, state: TrainState) -> list[float]:
     """Estimate the class distribution from the EMA model's predictions and its known errors."""
     _, _, predictions = by_ema(run.splits.unlabeled, state, run.program)
-    counts = distributed.total(np.bincount(predictions.labels, minlength=run.classes))
+    counts = hosts.total(np.bincount(predictions.labels, minlength=run.classes))
     confusion = known_errors(run, state)
     return label_shift.estimate(confusion, counts, run.splits.labeled_distribution).tolist()
 
@@ -51,7 +51,7 @@ def known_errors(run: Run, state: TrainState) -> Int[np.ndarray, "classes classe
     """
     _, classes, predictions = by_ema(_known(run.splits)[1], state, run.program)
     confusion = evaluate.confusion_matrix(classes, predictions.labels, run.classes)
-    return distributed.total(confusion)
+    return hosts.total(confusion)
 
 
 def _known(splits: Splits) -> tuple[str, Split]:

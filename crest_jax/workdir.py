@@ -19,6 +19,7 @@ from crest_jax import backend, files, schema
 from crest_jax import config as config_lib
 from crest_jax.config import FORMAT
 from crest_jax.cpu import library
+from crest_jax.differences import changes, described
 from crest_jax.errors import ConfigError, PluginError, WorkdirError
 from crest_jax.layout import RunFolder
 
@@ -74,7 +75,7 @@ def of_another_format(folder: Path, found: Any) -> WorkdirError:
 
 def differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
     """List the fields in which a run's config differs from ours, except those that may change."""
-    return config_lib.described(_changes(theirs, ours))
+    return described(_changes(theirs, ours))
 
 
 def _changes(theirs: ConfigDict, ours: ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -82,7 +83,7 @@ def _changes(theirs: ConfigDict, ours: ConfigDict) -> dict[str, tuple[Any, Any]]
 
     Fields that may change within a run are left out.
     """
-    changed = config_lib.changes(*map(config_lib.to_plain, (theirs, ours)))
+    changed = changes(*map(config_lib.to_plain, (theirs, ours)))
     return {
         name: values
         for name, values in changed.items()
@@ -273,10 +274,10 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     if changed:
         raise WorkdirError(
             f"workdir {workdir} belongs to another config:\n  "
-            + "\n  ".join(config_lib.described(changed))
+            + "\n  ".join(described(changed))
             + "\nchange these back to continue it, or choose another with --workdir"
         )
-    moved = config_lib.differences(theirs["environment"], ours["environment"])
+    moved = described(changes(theirs["environment"], ours["environment"]))
     if moved:
         logging.warning(
             "this run began elsewhere, and its last digits may now differ:\n  %s",

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from etils.epath import Path
 
-from crest_jax import checkpoints, distributed, files
+from crest_jax import checkpoints, files
 from crest_jax.errors import UnavailableError, WorkdirError
+from crest_jax.mesh import data_mesh, replicate
 from crest_jax.train_state import TrainState
 
 
@@ -27,7 +28,7 @@ def state_at(step, size=1 << 20):
         labeled_distribution=jnp.full((4,), 0.25, jnp.float32),
         predictions=jnp.full((128, 4), 1 / (step + 1), jnp.float32),
     )
-    return distributed.replicate(state, distributed.data_mesh())
+    return replicate(state, data_mesh())
 
 
 def assert_equal(ours, theirs):

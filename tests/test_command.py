@@ -109,6 +109,7 @@ def test_output_that_finds_no_room_is_an_error():
     [
         ("errors.ConfigError('no\\x1bsuch')", os.EX_USAGE, b"error: no\\x1bsuch\n"),
         ("errors.WorkdirError('away', 'come back')", 1, b"error: away: come back\n"),
+        ("errors.Preempted('saved')", os.EX_TEMPFAIL, b"error: saved\n"),
         ("KeyboardInterrupt", 130, b"interrupted; run the same command again to continue\n"),
         ("SystemExit(3)", 3, b""),
         ("SystemExit", 0, b""),

@@ -8,8 +8,9 @@ import pytest
 import sklearn.metrics
 from jax.sharding import AxisType
 
-from crest_jax import distributed, evaluate
+from crest_jax import evaluate
 from crest_jax.evaluate import Predictions
+from crest_jax.mesh import AXIS
 
 CLASSES = 6
 RNG = np.random.default_rng
@@ -111,7 +112,7 @@ class Pixels(nn.Module):
 
 def mesh_of(devices):
     return jax.make_mesh(
-        (devices,), (distributed.AXIS,), devices=jax.devices()[:devices],
+        (devices,), (AXIS,), devices=jax.devices()[:devices],
         axis_types=(AxisType.Auto,),
     )  # fmt: skip
 

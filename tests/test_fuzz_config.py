@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from crest_jax import config as config_lib
 from crest_jax.config import completed, default_config, parse_arguments, to_plain
 from crest_jax.data.splits import Split, Splits
+from crest_jax.differences import differences
 from crest_jax.errors import ConfigError
 from crest_jax.program import (
     generation_keys,
@@ -111,7 +112,7 @@ def with_floats(config):
 def use(config):
     """What is done with a config before there is data, short of compiling."""
     with_floats(config)
-    assert not config_lib.differences(to_plain(completed(to_plain(config))), to_plain(config))
+    assert not differences(to_plain(completed(to_plain(config))), to_plain(config))
     model_of(config, 10, axis_name=None)
     optimizer_of(config)
     for generation in (0, config.generations - 1):

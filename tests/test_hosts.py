@@ -14,7 +14,7 @@ import pytest
 from conftest import TINY
 from etils.epath import Path
 
-from crest_jax import distributed, files
+from crest_jax import files, hosts
 from crest_jax.data import pseudo_labels, records
 from crest_jax.data.records import Images
 from crest_jax.data.splits import Split
@@ -199,18 +199,18 @@ def test_a_first_host_that_is_not_there_is_not_waited_for_for_ever(tmp_path):
 )
 def test_flags_that_do_not_go_together_are_refused(given, message):
     with pytest.raises(ConfigError, match=message):
-        distributed.initialize(*given, find=False, heartbeat_timeout=1, join_timeout=1)
+        hosts.initialize(*given, find=False, heartbeat_timeout=1, join_timeout=1)
 
 
 ALONE = """
 import jax
-from crest_jax import distributed
+from crest_jax import hosts
 from crest_jax.errors import HostError
 alone = (None, None, None)
-distributed.initialize(*alone, find=False, heartbeat_timeout=1, join_timeout=1)
+hosts.initialize(*alone, find=False, heartbeat_timeout=1, join_timeout=1)
 assert not jax.distributed.is_initialized()
 try:
-    distributed.initialize(*alone, find=True, heartbeat_timeout=1, join_timeout=1)
+    hosts.initialize(*alone, find=True, heartbeat_timeout=1, join_timeout=1)
 except HostError as error:
     print(error)
 """
@@ -233,27 +233,27 @@ import signal
 import sys
 import time
 import numpy as np
-from crest_jax import distributed
+from crest_jax import hosts
 from crest_jax.errors import CrestError, DataError
 from crest_jax.preemption import deferred_sigterm
 port, host = int(sys.argv[1]), int(sys.argv[2])
-distributed.initialize(f"127.0.0.1:{port}", 2, host, find=False, heartbeat_timeout=10,
+hosts.initialize(f"127.0.0.1:{port}", 2, host, find=False, heartbeat_timeout=10,
                        join_timeout=60)
-assert distributed.together(lambda: host) == host
-assert distributed.together(lambda: host, first_only=True) == (0 if host == 0 else None)
-assert distributed.first_says(lambda: ["host", host]) == ["host", 0]
-assert distributed.total(np.array([2**40 + host])).tolist() == [2**41 + 1]
+assert hosts.on_all(abs, host) == host
+assert hosts.on_first(abs, host) == (0 if host == 0 else None)
+assert hosts.from_first(dict, host=host) == {"host": 0}
+assert hosts.total(np.array([2**40 + host])).tolist() == [2**41 + 1]
 for error in (DataError("no data"), OSError("no space")):
-    def do():
-        if host == 1:
+    def do(failing):
+        if host == failing:
             raise error
     try:
-        distributed.together(do)
+        hosts.on_all(do, failing=1)
     except Exception as caught:
         print(type(caught).__name__, caught)
-distributed.check_agreement({"step": 3})
+hosts.check_agreement({"step": 3})
 try:
-    distributed.check_agreement({"step": host})
+    hosts.check_agreement({"step": host})
 except CrestError as caught:
     print(caught)
 
@@ -263,7 +263,7 @@ with deferred_sigterm() as stopping:
 if host == 1:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(2)
-distributed.first_says(lambda: None)
+hosts.from_first(lambda: None)
 with deferred_sigterm() as stopping:
     second = [stopping() for _ in range(3)]
 print(any(first), any(second))
@@ -305,7 +305,7 @@ def test_an_error_or_a_sigterm_of_any_host_is_known_to_all():
     ],
 )
 def test_clusters_are_known_by_what_they_set(environment, expected):
-    assert distributed._started_together(environment) is expected
+    assert hosts._started_together(environment) is expected
 
 
 # The parts that hosts have
@@ -318,8 +318,8 @@ def test_shares_are_all_of_a_split_in_its_order():
         np.arange(11, dtype=np.int32),
     )
     split = Split(11, np.bincount(images.labels), [images])
-    for hosts in (1, 2, 3, 16):
-        shares = [part for host in range(hosts) for part in split.share(host, hosts)]
+    for count in (1, 2, 3, 16):
+        shares = [part for host in range(count) for part in split.share(host, count)]
         together = [name for part in shares for name in part.ids]
         assert together == images.ids
         sizes = [len(part.ids) for part in shares]

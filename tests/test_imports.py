@@ -10,7 +10,7 @@ import tensorflow as tf
 import crest_jax.data
 
 JAX_ONLY = (
-    "algorithms", "augment", "config", "distributed", "evaluate", "models", "rebalancing",
+    "algorithms", "augment", "config", "evaluate", "hosts", "mesh", "models", "rebalancing",
     "train_state", "train_step",
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from etils.epath import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crest_jax import preemption
+from crest_jax import hosts, preemption
 from crest_jax.errors import Preempted
 from crest_jax.main import default_workdir
 
@@ -113,6 +113,20 @@ def test_a_terminal_that_is_closed_counts_as_sigterm_unless_it_is_to_be_ignored(
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_sigterm_is_no_error_that_others_handle():
+    """As a library may that tries something else, or a user's loop over several runs."""
+
+    def handled():
+        with preemption.raised_on_sigterm():
+            try:
+                hosts.on_first(signal.raise_signal, signal.SIGTERM)
+            except Exception:
+                return
+
+    with pytest.raises(Preempted):
+        handled()
 
 
 def test_what_sigterm_makes_of_others_work_is_still_sigterm():

@@ -8,9 +8,10 @@ import pytest
 from jax.sharding import AxisType
 from tiny_net import TinyNet
 
-from crest_jax import distributed, optimizers, train_state
+from crest_jax import optimizers, train_state
 from crest_jax.algorithms import ALGORITHMS, Loss
 from crest_jax.augment import Augmentation
+from crest_jax.mesh import AXIS, SPLIT, over_devices, replicate, split
 from crest_jax.rebalancing import crest, darp
 from crest_jax.train_step import (
     Constants,
@@ -33,7 +34,7 @@ UNIFORM = np.full((24, CLASSES), 1 / CLASSES, np.float32)
 def mesh_of(devices):
     return jax.make_mesh(
         (devices,),
-        (distributed.AXIS,),
+        (AXIS,),
         axis_types=(AxisType.Auto,),
         devices=jax.devices()[:devices],
     )
@@ -60,7 +61,7 @@ def build(
     operations=("Rotate", "Brightness", "Sharpness"),
     **augmentation,
 ):
-    model = TinyNet(CLASSES, axis_name=distributed.AXIS if sync else None)
+    model = TinyNet(CLASSES, axis_name=AXIS if sync else None)
     mesh = mesh_of(devices)
     step = make_train_step(
         loss,
@@ -113,11 +114,11 @@ def generation(temperature=0.5):
 
 def run(built, state, steps=3, temperature=0.5):
     mesh, _, step = built
-    state = distributed.replicate(state, mesh)
-    constants = distributed.replicate(generation(temperature), mesh)
+    state = replicate(state, mesh)
+    constants = replicate(generation(temperature), mesh)
     history = []
     for number in range(steps):
-        state, metrics = step(state, distributed.split(batch_at(number), mesh), constants)
+        state, metrics = step(state, split(batch_at(number), mesh), constants)
         history.append(jax.device_get((state, metrics)))
     return history
 
@@ -140,9 +141,9 @@ def test_steps_sent_together_are_those_sent_one_by_one(one_device, fresh, device
     mesh, _, step = build(devices)
     batches = DeviceBatch(*map(np.stack, zip(*map(batch_at, range(3)), strict=True)))
     state, metrics = in_a_row(step)(
-        distributed.replicate(fresh, mesh),
-        distributed.split(batches, mesh, axis=1),
-        distributed.replicate(generation(), mesh),
+        replicate(fresh, mesh),
+        split(batches, mesh, axis=1),
+        replicate(generation(), mesh),
     )
     in_turn = jax.tree.map(lambda *each: np.stack(each), *(metrics for _, metrics in expected))
     assert_same_history([(state, metrics)], [(expected[-1][0], in_turn)])
@@ -152,9 +153,9 @@ def test_a_single_step_is_not_looped_over(one_device, fresh):
     (mesh, _, step), expected = one_device
     batches = DeviceBatch(*(leaf[None] for leaf in batch_at(0)))
     inputs = (
-        distributed.replicate(fresh, mesh),
-        distributed.split(batches, mesh, axis=1),
-        distributed.replicate(generation(), mesh),
+        replicate(fresh, mesh),
+        split(batches, mesh, axis=1),
+        replicate(generation(), mesh),
     )
     steps = in_a_row(step)
     state, metrics = steps(*inputs)
@@ -205,7 +206,7 @@ def test_shuffling_permutes_all_parts_of_all_devices_together():
     parts = [np.arange(8), 100 + np.arange(16), 200 + np.arange(16)]
     drawn = []
     for devices in (1, 2, 8):
-        mapped = distributed.over_devices(
+        mapped = over_devices(
             lambda *rows: [
                 jnp.stack([part["image"], part["label"]], axis=1)
                 for part in shuffle(
@@ -213,10 +214,10 @@ def test_shuffling_permutes_all_parts_of_all_devices_together():
                 )
             ],
             mesh_of(devices),
-            in_specs=distributed.SPLIT,
-            out_specs=distributed.SPLIT,
+            in_specs=SPLIT,
+            out_specs=SPLIT,
         )
-        shuffled = jax.device_get(mapped(*distributed.split(parts, mesh_of(devices))))
+        shuffled = jax.device_get(mapped(*split(parts, mesh_of(devices))))
         assert [len(part) for part in shuffled] == [8, 16, 16]
         images, labels = np.concatenate(shuffled).T
         np.testing.assert_array_equal(labels, -images)
@@ -299,11 +300,11 @@ def test_devices_change_nothing_in_darp():
 
 def test_class_weights_are_inputs_of_the_step(fresh):
     mesh, _, step = build(1, loss=loss_of("supervised"))
-    batch = distributed.split(batch_at(0), mesh)
+    batch = split(batch_at(0), mesh)
     losses = []
     for weights in (np.ones(CLASSES), np.array([4.0, 0.0, 0.0, 0.0]), np.array([0.0, 4, 0, 0])):
         inputs = generation()._replace(class_weights=jnp.asarray(weights, jnp.float32))
-        _, metrics = step(distributed.replicate(fresh, mesh), batch, inputs)
+        _, metrics = step(replicate(fresh, mesh), batch, inputs)
         losses.append(float(metrics["labeled_loss"]))
     assert step._cache_size() == 1
     assert len(set(losses)) == 3
@@ -393,12 +394,12 @@ def test_the_teacher_is_the_average_of_the_weights(fresh):
         return Loss(taught.mean(), batch_stats, metrics, jax.nn.softmax(taught).mean(axis=0))
 
     mesh, _, step = build(1, loss=loss)
-    batch = distributed.split(batch_at(0), mesh)
-    inputs = distributed.replicate(generation(), mesh)
+    batch = split(batch_at(0), mesh)
+    inputs = replicate(generation(), mesh)
     other = jax.tree.map(lambda leaf: 1.5 * leaf, fresh.params)
     seen = []
     for state in (fresh, fresh._replace(params=other), fresh._replace(ema_params=other)):
-        new, metrics = step(distributed.replicate(state, mesh), batch, inputs)
+        new, metrics = step(replicate(state, mesh), batch, inputs)
         seen.append((float(metrics["teacher"]), float(metrics["first"])))
         # Without a gradient only weight decay moves the weights.
         kernel, before = new.params["Conv_0"]["kernel"], state.params["Conv_0"]["kernel"]
@@ -451,9 +452,9 @@ def test_guesses_are_aligned_with_the_target_of_the_config(fresh, target):
         labeled_distribution=labeled, predictions=np.tile(seen, (128, 1)), step=np.int32(5)
     )
     new, metrics = step(
-        distributed.replicate(state, mesh),
-        distributed.split(batch_at(0), mesh),
-        distributed.replicate(generation(0.5), mesh),
+        replicate(state, mesh),
+        split(batch_at(0), mesh),
+        replicate(generation(0.5), mesh),
     )
     goal = {"none": seen, "labeled_average": labeled}.get(target, TARGET**0.5 / (TARGET**0.5).sum())
     expected = probs * (goal + 1e-6) / (seen + 1e-6)

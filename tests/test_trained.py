@@ -34,8 +34,8 @@ from crest_jax import (
 )
 from crest_jax.data import decode, records
 from crest_jax.data.decode import View
-from crest_jax.distributed import data_mesh, replicate
 from crest_jax.errors import ConfigError, DataError, Preempted, WorkdirError
+from crest_jax.mesh import data_mesh, replicate
 from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.report import __main__ as report_command
 

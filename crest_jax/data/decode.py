@@ -7,7 +7,7 @@ import tensorflow as tf
 from jaxtyping import Int, UInt8, UInt16
 from ml_collections import ConfigDict
 
-from crest_jax.config import MOST_PIXELS
+from crest_jax.schema import MOST_PIXELS
 
 # The side of the central square as a fraction of an image's shorter side; the rest is margin.
 CENTRAL_PART = 0.875

@@ -24,7 +24,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from crest_jax import files
 from crest_jax.data import decode
 from crest_jax.data.decode import View
-from crest_jax.errors import CrestError
 from crest_jax.schema import printable
 
 # The first bytes of picture files, by format. Pillow's own tests would take any text that begins
@@ -274,8 +273,6 @@ def _is_turned(image: Image.Image) -> bool:
     """Return whether EXIF says that a picture is not upright; unreadable EXIF counts as no."""
     try:
         return image.getexif().get(_ORIENTATION) in _TURNED
-    except CrestError:  # raised on SIGTERM
-        raise
     except Exception:
         return False
 
@@ -284,8 +281,6 @@ def _is_one_of_several(image: Image.Image) -> bool:
     """Return whether the file holds several pictures; False if that cannot be read."""
     try:
         return getattr(image, "is_animated", False)
-    except CrestError:  # raised on SIGTERM
-        raise
     except Exception:
         return False
 
@@ -471,8 +466,6 @@ def _reasoned(kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except CrestError:  # raised on SIGTERM
-        raise
     except UnidentifiedImageError as error:
         raise ValueError(f"it is damaged, or a {kind} of a kind that is not read") from error
     except tf.errors.OpError as error:

@@ -23,7 +23,7 @@ from crest_jax import files, schema
 from crest_jax.data import decode
 from crest_jax.data.decode import AS_STORED, View
 from crest_jax.data.sources import UNKNOWN, Example
-from crest_jax.errors import CrestError, DataError
+from crest_jax.errors import DataError
 
 FORMAT = 2
 _FRAME = 16  # bytes of length and checksums that a TFRecord file adds to each record
@@ -621,8 +621,6 @@ def stored_shape(example: Example) -> tuple[int, int, int]:
         with Image.open(io.BytesIO(example.image), formats=("JPEG", "PNG")) as image:
             decode.check_pixels(image.height, image.width)
             return image.height, image.width, _decoded_channels(image)
-    except CrestError:
-        raise
     except Exception as error:  # damaged files make parsers raise all kinds of exceptions
         raise DataError(
             f"{example.id} is not a JPEG or PNG that can be read ({files.reason(error)})"

@@ -377,8 +377,6 @@ def tfds_source(name: str, *, data_dir: str, download: bool, test_split: str) ->
             )
         try:
             builder.download_and_prepare()
-        except CrestError:  # raised on SIGTERM
-            raise
         except Exception as error:  # downloads raise many kinds: network, disk, checksum
             raise DataError(
                 f"data set {name!r} is not in {where} and could not be downloaded "

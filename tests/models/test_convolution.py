@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from crest_jax.cpu import library
-from crest_jax.distributed import AXIS, over_devices
+from crest_jax.mesh import AXIS, over_devices
 from crest_jax.models.convolution import Conv, convolve
 from crest_jax.models.wide_resnet import WideResNet
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from crest_jax import cpu
 from crest_jax.cpu import library
-from crest_jax.distributed import AXIS, over_devices
+from crest_jax.mesh import AXIS, over_devices
 from crest_jax.models import ResNet, WideResNet, resnet, wide_resnet
 from crest_jax.models.norm import BatchNorm
 

@@ -1,7 +1,4 @@
-"""Distributing work over devices and hosts, and keeping the hosts in agreement.
-
-Devices form one mesh axis, along which batches are split. `jax.jit(jax.shard_map(...))` is what
-`jax.pmap` has been made of since JAX 0.8.
+"""Work on several hosts, and how they stay in agreement.
 
 All hosts run the same program, on a shared file system. Each host uses only its own devices for the
 work that it does by itself; work that must be done only once is done by the first host; and an
@@ -13,84 +10,19 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Shaped
 
 from crest_jax import errors
-from crest_jax.config import differences
+from crest_jax.differences import differences
 from crest_jax.errors import ConfigError, HostError
 
+_Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
-AXIS = "batch"
-REPLICATED = P()
-SPLIT = P(AXIS)
-
-
-def data_mesh() -> Mesh:
-    """Return a mesh of all devices of all hosts along one axis."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
-
-
-def local_mesh() -> Mesh:
-    """Return a mesh of only this host's devices."""
-    devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-
-
-def over_devices(
-    function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any, **jit_options: Any
-) -> Callable:
-    """Map `function`, written for one device, over the mesh, and compile it."""
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-    return jax.jit(mapped, **jit_options)
-
-
-def gather(tree: PyTree) -> PyTree:
-    """Concatenate the devices' parts of a batch on every device; for use in a mapped function."""
-    return jax.tree.map(
-        lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True, to="invarying"), tree
-    )
-
-
-def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copy every leaf to every device of the mesh; all hosts must pass the same values."""
-    sharding = NamedSharding(mesh, REPLICATED)
-    if mesh.is_multi_process:
-        # JAX can copy random keys to devices of other hosts only as their underlying integers.
-        return jax.tree.map(partial(_replicate_over_hosts, sharding=sharding), tree)
-    return jax.device_put(tree, sharding)
-
-
-def _replicate_over_hosts(leaf: Array, sharding: NamedSharding) -> Array:
-    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.device_put(np.asarray(leaf), sharding)
-    numbers = jax.device_put(np.asarray(jax.random.key_data(leaf)), sharding)
-    return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
-
-
-def split(tree: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
-    """Split an axis of every leaf of this host's part of a batch over the devices."""
-    sharding = NamedSharding(mesh, P(*[None] * axis, AXIS))
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
-    )
-
-
-def to_local(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copy a tree that is replicated on all devices of all hosts to those of a local mesh."""
-    if jax.process_count() == 1:
-        return tree
-    return replicate(jax.tree.map(lambda leaf: leaf.addressable_data(0), tree), mesh)
-
-
-# Hosts
 
 
 def initialize(
@@ -210,27 +142,33 @@ def gather_json(value: Any) -> list[Any]:
     return [json.loads(row.tobytes()) for row in gathered]
 
 
-def together(do: Callable[[], _Result], *, first_only: bool = False) -> _Result | None:
-    """Call a function on all hosts, or only on the first, and wait until it is done everywhere.
+def on_all(
+    function: Callable[_Given, _Result], /, *args: _Given.args, **kwargs: _Given.kwargs
+) -> _Result:
+    """Call a function on all hosts, and wait until it has returned on all of them.
+
+    The other hosts are told of an Exception alone. KeyboardInterrupt ends this host without that;
+    and with several hosts Preempted is raised only between steps, on all of them.
 
     Args:
-      do: the function; no host may wait for another inside it.
-      first_only: whether only the first host calls it, and the others wait.
+      function: no host may wait for another inside it.
+      *args: its arguments, which may differ between hosts.
+      **kwargs: its arguments by name.
 
     Returns:
-      What `do` has returned on this host; None where it was not called.
+      What the function has returned on this host.
 
     Raises:
-      CrestError: `do` raised it on one host; it is raised on every host.
-      HostError: `do` raised any other exception on another host, where it is raised unchanged.
+      CrestError: The function raised it on one host; it is raised on every host.
+      HostError: The function raised any other exception on another host, where it is raised
+        unchanged.
     """
-    result: _Result | None = None
+    result: Any = None
     caught: Exception | None = None
-    if not first_only or is_first():
-        try:
-            result = do()
-        except Exception as error:
-            caught = error
+    try:
+        result = function(*args, **kwargs)
+    except Exception as error:
+        caught = error
     if jax.process_count() > 1:
         mine = None if caught is None else [type(caught).__name__, str(caught)]
         for host, theirs in enumerate(gather_json(mine)):
@@ -243,16 +181,41 @@ def together(do: Callable[[], _Result], *, first_only: bool = False) -> _Result 
     return result
 
 
-def first_says(find: Callable[[], _Result]) -> _Result:
-    """Return on every host what `find` returns on the first, so that all hosts decide alike.
+def on_first(
+    function: Callable[_Given, _Result], /, *args: _Given.args, **kwargs: _Given.kwargs
+) -> _Result | None:
+    """Call a function on the first host, and let the others wait until it has returned.
 
     Args:
-      find: the function, which only the first host calls; its result must be fit for JSON.
+      function: may not wait for another host.
+      *args: its arguments.
+      **kwargs: its arguments by name.
+
+    Returns:
+      What the function has returned; None on the other hosts.
 
     Raises:
-      CrestError: As for `together`.
+      CrestError: As for `on_all`.
     """
-    return gather_json(together(find, first_only=True))[0]
+    if is_first():
+        return on_all(function, *args, **kwargs)
+    return on_all(lambda: None)
+
+
+def from_first(
+    function: Callable[_Given, _Result], /, *args: _Given.args, **kwargs: _Given.kwargs
+) -> _Result:
+    """Return on every host what a function returns on the first, so that all hosts decide alike.
+
+    Args:
+      function: as for `on_first`; its result must be fit for JSON.
+      *args: its arguments.
+      **kwargs: its arguments by name.
+
+    Raises:
+      CrestError: As for `on_all`.
+    """
+    return gather_json(on_first(function, *args, **kwargs))[0]
 
 
 def check_agreement(value: Mapping[str, Any]) -> None:

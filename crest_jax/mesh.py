@@ -1,0 +1,76 @@
+"""The mesh of devices, and how batches and weights are laid out on it.
+
+Devices form one mesh axis, along which batches are split. `jax.jit(jax.shard_map(...))` is what
+`jax.pmap` has been made of since JAX 0.8.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, PyTree
+
+AXIS = "batch"
+REPLICATED = P()
+SPLIT = P(AXIS)
+
+
+def data_mesh() -> Mesh:
+    """Return a mesh of all devices of all hosts along one axis."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def local_mesh() -> Mesh:
+    """Return a mesh of only this host's devices."""
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def over_devices(
+    function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any, **jit_options: Any
+) -> Callable:
+    """Map `function`, written for one device, over the mesh, and compile it."""
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    return jax.jit(mapped, **jit_options)
+
+
+def gather(tree: PyTree) -> PyTree:
+    """Concatenate the devices' parts of a batch on every device; for use in a mapped function."""
+    return jax.tree.map(
+        lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True, to="invarying"), tree
+    )
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copy every leaf to every device of the mesh; all hosts must pass the same values."""
+    sharding = NamedSharding(mesh, REPLICATED)
+    if mesh.is_multi_process:
+        # JAX can copy random keys to devices of other hosts only as their underlying integers.
+        return jax.tree.map(partial(_replicate_over_hosts, sharding=sharding), tree)
+    return jax.device_put(tree, sharding)
+
+
+def _replicate_over_hosts(leaf: Array, sharding: NamedSharding) -> Array:
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.device_put(np.asarray(leaf), sharding)
+    numbers = jax.device_put(np.asarray(jax.random.key_data(leaf)), sharding)
+    return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+
+
+def split(tree: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
+    """Split an axis of every leaf of this host's part of a batch over the devices."""
+    sharding = NamedSharding(mesh, P(*[None] * axis, AXIS))
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
+    )
+
+
+def to_local(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copy a tree that is replicated on all devices of all hosts to those of a local mesh."""
+    if jax.process_count() == 1:
+        return tree
+    return replicate(jax.tree.map(lambda leaf: leaf.addressable_data(0), tree), mesh)
