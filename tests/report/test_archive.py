@@ -6,10 +6,11 @@ import pytest
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import config, paper, results, workdir
+from crest_jax import config, results, workdir
 from crest_jax.errors import WorkdirError
+from crest_jax.paper import __main__ as paper
+from crest_jax.paper.figures import FIGURES
 from crest_jax.report import archive, comparison
-from crest_jax.report.paper_figures import FIGURES
 
 
 def leave(folder, settings, **figures):

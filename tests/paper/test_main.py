@@ -13,14 +13,14 @@ import finished_run
 import pytest
 from etils.epath import Path
 
-from crest_jax import paper
 from crest_jax.config import FORMAT, to_plain
-from crest_jax.report import paper_table
-from crest_jax.report.paper_figures import FIGURES
-from crest_jax.report.paper_table import Comparison
-from crest_jax.report.published import TABLES, Figure
+from crest_jax.paper import __main__ as paper
+from crest_jax.paper import table as paper_table
+from crest_jax.paper.figures import FIGURES
+from crest_jax.paper.published import TABLES, Figure
+from crest_jax.paper.table import Comparison
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crest_jax.report.published import Figure
+from crest_jax.paper.published import Figure
 
 
 class Comparison(NamedTuple):

@@ -3,8 +3,8 @@ import copy
 import numpy as np
 import pytest
 
+from crest_jax.paper.figures import FIGURES, canvas, drawn
 from crest_jax.report.figures import mean_of_folds
-from crest_jax.report.paper_figures import FIGURES, canvas, drawn
 
 # Classes in no order: 1 is the largest, then 2, then 0.
 LABELED = [5, 40, 20]

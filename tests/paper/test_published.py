@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from etils.epath import Path
 
-from crest_jax.report.published import TABLES
+from crest_jax.paper.published import TABLES
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 

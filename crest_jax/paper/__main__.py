@@ -34,11 +34,11 @@ from crest_jax import command, experiments, files, results, workdir
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.errors import ConfigError, Preempted, WorkdirError
 from crest_jax.layout import RunFolder
+from crest_jax.paper import table as paper_table
+from crest_jax.paper.figures import FIGURES, PaperFigure, drawn
+from crest_jax.paper.published import TABLES, Column, Figure, Row, Table
+from crest_jax.paper.table import Comparison
 from crest_jax.rebalancing import self_trains
-from crest_jax.report import paper_table
-from crest_jax.report.paper_figures import FIGURES, PaperFigure, drawn
-from crest_jax.report.paper_table import Comparison
-from crest_jax.report.published import TABLES, Column, Figure, Row, Table
 
 # Exit statuses of a run that was told to stop and can be continued.
 STOPPED, INTERRUPTED = Preempted.exit_status, command.INTERRUPTED

@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from crest_jax.paper.published import TABLES
 from crest_jax.rebalancing import crest
 from crest_jax.report.figures import STYLE, mean_of_folds
-from crest_jax.report.published import TABLES
 
 Results = Mapping[str, Any]
 
