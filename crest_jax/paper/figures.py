@@ -1,25 +1,23 @@
 """The paper's figures, drawn from the results.json files of runs.
 
 A curve is the mean over folds; with several folds, error bars show their standard deviation.
-Colours can be told apart by colour-blind readers, and markers and line styles in grey.
 """
 
 import io
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from crest_jax.paper import plots
+from crest_jax.paper.progress import Results
 from crest_jax.paper.published import TABLES
 from crest_jax.rebalancing import crest
 from crest_jax.report.figures import STYLE, mean_of_folds
-
-Results = Mapping[str, Any]
 
 
 class Curve(NamedTuple):
@@ -52,7 +50,7 @@ def drawn(
       figure: The figure.
       runs: Contents of results.json files by the names of the figure's curves, one for each
         finished fold; at least one curve.
-      remarks: Lines for below the title, on the runs' scale and on missing runs.
+      remarks: Lines for below the title, on the runs' setting and on missing runs.
       kind: The file format: "svg", "pdf" or "png".
     """
     with mpl.rc_context(STYLE):
@@ -72,98 +70,11 @@ def canvas(
     return made
 
 
-# Okabe and Ito's colours, each with its own combination of marker and line style.
-_LOOKS = (
-    {"color": "#000000", "marker": "o", "linestyle": "-"},
-    {"color": "#0072B2", "marker": "D", "linestyle": "--"},
-    {"color": "#D55E00", "marker": "s", "linestyle": "-."},
-    {"color": "#009E73", "marker": "^", "linestyle": ":"},
-    {"color": "#CC79A7", "marker": "v", "linestyle": "-"},
-    {"color": "#56B4E9", "marker": "P", "linestyle": "--"},
-)
-_MOST_MARKED = 20  # with more classes than that, markers would hide the line
 _ON_CIFAR10 = {"gamma": "100", "beta": "0.1"}
 
 
-def _run(method: str, rebalance: str, **arguments: str) -> dict[str, str]:
-    return {"method": method, "rebalance": rebalance, **arguments}
-
-
-def _order(results: Results) -> Int[np.ndarray, " classes"]:
-    """Return the classes by their size in the labeled set, largest first."""
-    return np.argsort(-np.array(_first(results)["labeled_per_class"]), kind="stable")
-
-
-def _first(results: Results) -> Results:
-    return results["generations"][0]
-
-
-def _by_class(
-    values: Sequence[int | float | None], results: Results
-) -> Float[np.ndarray, " classes"]:
-    """Return the values of the classes, largest class first; NaN where a class has none."""
-    return np.array([np.nan if value is None else value for value in values], float)[
-        _order(results)
-    ]
-
-
-def _plot_by_class(axes: Axes, values: np.ndarray, label: str, number: int, **changes) -> None:
-    look: dict[str, Any] = {**_LOOKS[number % len(_LOOKS)], "markersize": 4, **changes}
-    if len(values) > _MOST_MARKED:
-        look["marker"] = ""
-    # Without clipping, markers at 0 and 100 % stay whole. The limits of the axis are set, so that
-    # classes without a value keep their place.
-    places = 1 + np.arange(len(values))
-    (line,) = axes.plot(places, values, label=label, clip_on=False, **look)
-    right = max(len(values) + 0.5, axes.get_xlim()[1] if len(axes.lines) > 1 else 0)
-    axes.set_xlim(0.5, right)
-    # A value whose neighbours have none makes no line: draw it as a dot.
-    there = np.pad(np.isfinite(values), 1)
-    lone = there[1:-1] & ~there[:-2] & ~there[2:]
-    if not look["marker"] and lone.any():
-        axes.plot(places[lone], values[lone], ".", color=line.get_color(), label="_lone")
-
-
-def _plot_by_generation(axes: Axes, runs: Mapping[str, Results], names: Sequence[str]) -> None:
-    for number, name in enumerate(names):
-        if name in runs:
-            results = runs[name]["generations"]
-            accuracies = np.array([result["accuracy"] for result in results])
-            deviations = [result["accuracy_deviation"] for result in results]
-            _plot_by_class(axes, accuracies, name, number)
-            if any(deviations):
-                axes.errorbar(
-                    1 + np.arange(len(accuracies)), accuracies, deviations, linestyle="none",
-                    color=_LOOKS[number]["color"], alpha=0.5, capsize=2, label="_deviation",
-                )  # fmt: skip
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(title="class-balanced accuracy (%)", xlabel="generation")
-    axes.legend(fontsize=8)
-
-
-def _bars(axes: Axes, parts: Mapping[str, np.ndarray]) -> None:
-    """Draw the sizes of the classes as stacked bars."""
-    below = np.zeros(len(next(iter(parts.values()))))
-    for (label, sizes), colour in zip(parts.items(), ("#555555", "#BBBBBB"), strict=False):
-        axes.bar(1 + np.arange(len(sizes)), sizes, bottom=below, label=label, color=colour)
-        below = below + sizes
-    axes.set(title="training images of each class", xlabel="class index")
-
-
-def _sizes(results: Results) -> dict[str, np.ndarray]:
-    first = _first(results)
-    return {
-        "labeled": _by_class(first["labeled_per_class"], results),
-        "unlabeled": _by_class(first["pseudo_labels"]["examples"], results),
-    }
-
-
-def _recall_and_precision(
-    pair: Iterable[Axes], result: Results, results: Results, name: str
-) -> None:
-    for axes, figure in zip(pair, ("recall", "precision"), strict=True):
-        _plot_by_class(axes, _by_class(result[f"per_class_{figure}"], results), name, 0)
-        axes.set(title=f"{name}: {figure} (%)", xlabel="class index", ylim=(0, 104))
+def _arguments(method: str, rebalance: str, **others: str) -> dict[str, str]:
+    return {"method": method, "rebalance": rebalance, **others}
 
 
 # Figure 1
@@ -172,16 +83,17 @@ def _recall_and_precision(
 def _draw_1(canvas: Figure, runs: Mapping[str, Results]) -> None:
     sizes, bias, pseudo, test = canvas.subplots(1, 4)
     any_run = next(iter(runs.values()))
-    _bars(sizes, _sizes(any_run))
+    labeled, unlabeled = plots.labeled_sizes(any_run), plots.unlabeled_sizes(any_run)
+    plots.bars(sizes, {"labeled": labeled, "unlabeled": unlabeled})
     sizes.legend(fontsize=8)
     shown = {name: results["generations"][-1] for name, results in runs.items()}
     # CReST's first generation is FixMatch; that of CReST+ already aligns its pseudo-labels.
     if "CReST" in runs:
-        first = _first(runs["CReST"])
+        first = runs["CReST"]["generations"][0]
         shown = {"FixMatch": first} | shown
-        for number, figure in enumerate(("recall", "precision")):
-            values = _by_class(first[f"per_class_{figure}"], any_run)
-            _plot_by_class(bias, values, figure, number)
+        for number, measure in enumerate(("recall", "precision")):
+            values = plots.largest_first(first[f"per_class_{measure}"], any_run)
+            plots.by_class(bias, values, measure, number)
         bias.legend(fontsize=8)
     bias.set(title="FixMatch on the test set (%)", xlabel="class index", ylim=(0, 104))
     for name, result in shown.items():
@@ -190,7 +102,7 @@ def _draw_1(canvas: Figure, runs: Mapping[str, Results]) -> None:
             (pseudo, result["pseudo_labels"]["recall"]),
             (test, result["per_class_recall"]),
         ):
-            _plot_by_class(axes, _by_class(values, any_run), name, number)
+            plots.by_class(axes, plots.largest_first(values, any_run), name, number)
         if any_run["data"] == "cifar10":
             _plot_published(pseudo, f"{name}, unlabeled", number)
             _plot_published(test, f"{name}, test", number)
@@ -202,13 +114,10 @@ def _draw_1(canvas: Figure, runs: Mapping[str, Results]) -> None:
 def _plot_published(axes: Axes, name: str, number: int) -> None:
     """Draw the published values of a row of Table 5 as a thin, pale line."""
     (row,) = [row for row in TABLES[5].rows if row.name.removeprefix("w/ ") == name]
-    values = np.array([figure.mean for figure in row.figures[:10] if figure is not None])
-    label = (
-        "_published"
-        if any(each.get_label() == "the paper's" for each in axes.lines)
-        else ("the paper's")
-    )
-    _plot_by_class(axes, values, label, number, linewidth=0.8, alpha=0.5, marker="")
+    recall = np.array([value.mean for value in row.published[:10] if value is not None])
+    is_first = all(line.get_label() != "the paper's" for line in axes.lines)
+    label = "the paper's" if is_first else "_published"
+    plots.by_class(axes, recall, label, number, linewidth=0.8, alpha=0.5, marker="")
 
 
 # Figures 2 and 7
@@ -218,7 +127,11 @@ def _draw_pairs(canvas: Figure, runs: Mapping[str, Results]) -> None:
     """Draw recall and precision of every run's first generation, a row per run."""
     rows = canvas.subplots(len(runs), 2, squeeze=False)
     for pair, (name, results) in zip(rows, runs.items(), strict=True):
-        _recall_and_precision(pair, _first(results), results, name)
+        first = results["generations"][0]
+        for axes, measure in zip(pair, ("recall", "precision"), strict=True):
+            values = plots.largest_first(first[f"per_class_{measure}"], results)
+            plots.by_class(axes, values, name, 0)
+            axes.set(title=f"{name}: {measure} (%)", xlabel="class index", ylim=(0, 104))
 
 
 # Figure 4
@@ -228,15 +141,14 @@ _ALPHAS = {"1": "1.0", "1/2": "0.5", "1/3": "", "1/4": "0.25", "0": "0.0"}
 
 def _draw_4(canvas: Figure, runs: Mapping[str, Results]) -> None:
     rates, accuracy = canvas.subplots(1, 2)
-    sizes = np.array(_first(next(iter(runs.values())))["labeled_per_class"])
-    sizes = np.sort(sizes)[::-1]
+    sizes = plots.labeled_sizes(next(iter(runs.values())))
     for number, name in enumerate(_ALPHAS):
         numerator, _, denominator = name.partition("/")
         alpha = float(numerator) / float(denominator or 1)
-        _plot_by_class(rates, crest.sampling_rates(sizes, alpha), f"α={name}", number)
+        plots.by_class(rates, crest.sampling_rates(sizes, alpha), f"α={name}", number)
     rates.set(title="sampling rate", xlabel="class index", ylim=(0, 1.04))
     rates.legend(fontsize=8)
-    _plot_by_generation(accuracy, runs, [f"α={name}" for name in _ALPHAS])
+    plots.by_generation(accuracy, runs, [f"α={name}" for name in _ALPHAS])
 
 
 # Figure 5
@@ -247,15 +159,15 @@ _PROGRESSIVE = "progressive t"
 
 def _draw_5(canvas: Figure, runs: Mapping[str, Results]) -> None:
     targets, accuracy = canvas.subplots(1, 2)
-    sizes = np.array(_first(next(iter(runs.values())))["labeled_per_class"], float)
-    shares = np.sort(sizes)[::-1] / sizes.sum()
+    sizes = plots.labeled_sizes(next(iter(runs.values())))
+    shares = sizes / sizes.sum()
     for number, temperature in enumerate(_TEMPERATURES):
         powered = shares ** float(temperature)
-        _plot_by_class(targets, powered / powered.sum(), f"t={temperature}", number)
+        plots.by_class(targets, powered / powered.sum(), f"t={temperature}", number)
     targets.set(title="target distribution", xlabel="class index")
     targets.set_ylim(bottom=0)
     targets.legend(fontsize=8)
-    _plot_by_generation(accuracy, runs, [*(f"t={t}" for t in _TEMPERATURES), _PROGRESSIVE])
+    plots.by_generation(accuracy, runs, [*(f"t={t}" for t in _TEMPERATURES), _PROGRESSIVE])
 
 
 # Figure 6
@@ -264,8 +176,8 @@ def _draw_5(canvas: Figure, runs: Mapping[str, Results]) -> None:
 def _draw_6(canvas: Figure, runs: Mapping[str, Results]) -> None:
     (results,) = runs.values()
     axes = canvas.subplots()
-    sizes = np.sort(sum(_sizes(results).values()))[::-1]
-    _bars(axes, {"training images": sizes})
+    sizes = plots.labeled_sizes(results) + plots.unlabeled_sizes(results)
+    plots.bars(axes, {"training images": np.sort(sizes)[::-1]})
     axes.set_yscale("log")
 
 
@@ -274,8 +186,8 @@ FIGURES = {
         "Figure 1. Bias of FixMatch, and what CReST and CReST+ make of it",
         "CIFAR10-LT",
         (
-            Curve("CReST", "cifar10_lt", _run("fixmatch", "crest", **_ON_CIFAR10)),
-            Curve("CReST+", "cifar10_lt", _run("fixmatch", "crest_plus", **_ON_CIFAR10)),
+            Curve("CReST", "cifar10_lt", _arguments("fixmatch", "crest", **_ON_CIFAR10)),
+            Curve("CReST+", "cifar10_lt", _arguments("fixmatch", "crest_plus", **_ON_CIFAR10)),
         ),
         _draw_1,
         (13, 3.2),
@@ -284,8 +196,12 @@ FIGURES = {
         "Figure 2. Recall and precision of FixMatch by class",
         "CIFAR10-LT and CIFAR100-LT",
         (
-            Curve("CIFAR10-LT", "cifar10_lt", _run("fixmatch", "crest", **_ON_CIFAR10)),
-            Curve("CIFAR100-LT", "cifar100_lt", _run("fixmatch", "crest", gamma="50", beta="0.3")),
+            Curve("CIFAR10-LT", "cifar10_lt", _arguments("fixmatch", "crest", **_ON_CIFAR10)),
+            Curve(
+                "CIFAR100-LT",
+                "cifar100_lt",
+                _arguments("fixmatch", "crest", gamma="50", beta="0.3"),
+            ),
         ),
         _draw_pairs,
         (8, 5.2),
@@ -297,7 +213,7 @@ FIGURES = {
             Curve(
                 f"α={name}",
                 "cifar10_lt",
-                _run("fixmatch", "crest", **_ON_CIFAR10),
+                _arguments("fixmatch", "crest", **_ON_CIFAR10),
                 {"crest.alpha": value} if value else {},
             )
             for name, value in _ALPHAS.items()
@@ -313,12 +229,12 @@ FIGURES = {
                 Curve(
                     f"t={temperature}",
                     "cifar10_lt",
-                    _run("fixmatch", "da+crest", t=temperature, **_ON_CIFAR10),
+                    _arguments("fixmatch", "da+crest", t=temperature, **_ON_CIFAR10),
                     {"generations": "6"},
                 )
                 for temperature in _TEMPERATURES
             ),
-            Curve(_PROGRESSIVE, "cifar10_lt", _run("fixmatch", "crest_plus", **_ON_CIFAR10)),
+            Curve(_PROGRESSIVE, "cifar10_lt", _arguments("fixmatch", "crest_plus", **_ON_CIFAR10)),
         ),
         _draw_5,
         (8, 3.2),
@@ -326,7 +242,7 @@ FIGURES = {
     6: PaperFigure(
         "Figure 6. Class distribution of the training set",
         "ImageNet127",
-        (Curve("ImageNet127", "imagenet127", _run("fixmatch", "crest", beta="0.1")),),
+        (Curve("ImageNet127", "imagenet127", _arguments("fixmatch", "crest", beta="0.1")),),
         _draw_6,
         (6, 3.2),
     ),
@@ -334,7 +250,7 @@ FIGURES = {
         "Figure 7. Recall and precision of other algorithms by class",
         "CIFAR10-LT",
         tuple(
-            Curve(name, "cifar10_lt", _run(method, "none", **_ON_CIFAR10))
+            Curve(name, "cifar10_lt", _arguments(method, "none", **_ON_CIFAR10))
             for name, method in (
                 ("Pseudo-Labeling", "pseudo_label"),
                 ("Mean Teacher", "mean_teacher"),

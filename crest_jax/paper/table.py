@@ -1,38 +1,11 @@
-"""A table of the paper with our figures beside the published ones."""
+"""A table of the paper as text, with our values beside the published ones."""
 
 import csv
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import numpy as np
-
-from crest_jax.paper.published import Figure
-
-
-class Comparison(NamedTuple):
-    """A cell of a table: the published figure, and ours from the folds that have it so far."""
-
-    row: str
-    column: str
-    published: Figure
-    ours: tuple[float, ...]  # one for each fold that has it
-    folds: int  # how many there will be
-
-    @property
-    def mean(self) -> float | None:
-        """Our mean over folds; None before the first fold has one."""
-        return float(np.mean(self.ours)) if self.ours else None
-
-    @property
-    def deviation(self) -> float | None:
-        """Our standard deviation over folds; None with fewer than two."""
-        return float(np.std(self.ours)) if len(self.ours) > 1 else None
-
-    @property
-    def difference(self) -> float | None:
-        """Our mean minus the published one; None before the first fold has one."""
-        return None if self.mean is None else self.mean - self.published.mean
+from crest_jax.paper.comparison import Comparison
+from crest_jax.paper.published import Value
 
 
 def markdown(title: str, compared: Sequence[Comparison], *, note: str) -> str:
@@ -41,7 +14,7 @@ def markdown(title: str, compared: Sequence[Comparison], *, note: str) -> str:
     Args:
       title: The title of the table.
       compared: The cells of the table.
-      note: A remark on the runs' scale; may be empty.
+      note: A remark on the runs' setting; may be empty.
     """
     columns = list(dict.fromkeys(cell.column for cell in compared))
     lines = [f"**{title}**", ""]
@@ -67,21 +40,20 @@ def comma_separated(title: str, compared: Sequence[Comparison], *, note: str) ->
          "paper_mean", "paper_deviation", "difference"]
     )  # fmt: skip
     for cell in compared:
-        figures = [cell.mean, cell.deviation, len(cell.ours), cell.folds - len(cell.ours),
+        numbers = [*(cell.ours or (None, None)), len(cell.by_fold), cell.folds - len(cell.by_fold),
                    *cell.published, cell.difference]  # fmt: skip
-        shown = [f"{figure:.2f}" if isinstance(figure, float) else figure for figure in figures]
+        shown = [f"{number:.2f}" if isinstance(number, float) else number for number in numbers]
         writer.writerow([title, note, cell.row, cell.column, *shown])
     return lines.getvalue()
 
 
 def _cell(cell: Comparison) -> str:
-    paper = _figure(cell.published.mean, cell.published.deviation)
-    if cell.mean is None or cell.difference is None:
-        return f"- (0 of {cell.folds}) / {paper} / -"
-    finished = f"{len(cell.ours)} of {cell.folds}"
-    ours = f"{_figure(cell.mean, cell.deviation)} ({finished})"
-    return f"{ours} / {paper} / {cell.difference:+.1f}"
+    ours = "-" if cell.ours is None else _value(cell.ours)
+    difference = "-" if cell.difference is None else f"{cell.difference:+.1f}"
+    finished = f"{len(cell.by_fold)} of {cell.folds}"
+    return f"{ours} ({finished}) / {_value(cell.published)} / {difference}"
 
 
-def _figure(mean: float, deviation: float | None) -> str:
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.2f}"
+def _value(value: Value) -> str:
+    mean = f"{value.mean:.1f}"
+    return mean if value.deviation is None else f"{mean} ± {value.deviation:.2f}"

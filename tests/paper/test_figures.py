@@ -154,12 +154,6 @@ def test_curves_are_means_over_folds_with_their_deviation():
     assert ends == [[50, 54], [60, 60], [64, 70]]
 
 
-def test_folds_of_different_length_are_no_mean():
-    shorter = {**RESULTS, "generations": RESULTS["generations"][:1]}
-    with pytest.raises(ValueError, match="shorter"):
-        mean_of_folds([RESULTS, shorter])
-
-
 def test_a_value_between_classes_without_one_is_still_seen():
     recall = [100.0 - label for label in range(30)]
     precision = [float(label) if label % 2 else None for label in range(30)]
