@@ -19,7 +19,7 @@ COMMANDS = {
     "compare": "report.comparison",
     "figures": "report.figures",
     "archive": "report.archive",
-    "paper": "paper",
+    "paper": "paper.__main__",
 }
 
 

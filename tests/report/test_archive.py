@@ -6,10 +6,12 @@ import pytest
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import config, paper, results, workdir
+from crest_jax import config, results, workdir
 from crest_jax.errors import WorkdirError
+from crest_jax.paper import curves, progress
+from crest_jax.paper.figures import FIGURES
+from crest_jax.paper.runs import Setting
 from crest_jax.report import archive, comparison
-from crest_jax.report.paper_figures import FIGURES
 
 
 def leave(folder, settings, **figures):
@@ -50,12 +52,14 @@ def test_what_is_kept_reads_as_the_run_itself(runs, tmp_path):
 
 
 def test_the_papers_figures_are_drawn_from_what_is_kept(tmp_path):
-    where = {"scale": "smoke", "folds": 1, "fields": {}}
-    (job,) = paper.curves(FIGURES[7], runs=Path(tmp_path / "runs"), **where)["MixMatch"]
-    leave(job.workdir, paper.config_of(job), accuracy=81.25)
-    archive.archived([job.workdir], Path(tmp_path / "kept/smoke"))
-    (kept,) = paper.curves(FIGURES[7], runs=Path(tmp_path / "kept"), **where)["MixMatch"]
-    found = paper.done(kept)
+    def the_run(folder):
+        (run,) = curves.of_figure(FIGURES[7], Setting("smoke", 1, {}, folder))["MixMatch"]
+        return run
+
+    run = the_run(tmp_path / "runs")
+    leave(run.workdir, run.config(), accuracy=81.25)
+    archive.archived([run.workdir], Path(tmp_path / "kept/smoke"))
+    found = progress.read(the_run(tmp_path / "kept"))
     assert found.is_finished
     assert found.results["accuracy"] == 81.25
 

@@ -73,6 +73,12 @@ def test_a_run_that_is_not_finished_is_named(runs):
         figures.overview(runs)
 
 
+def test_folds_of_different_length_are_no_mean(runs):
+    runs[1]["generations"].pop()
+    with pytest.raises(ValueError, match="shorter"):
+        figures.mean_of_folds(runs[:2])
+
+
 def test_a_kind_of_file_that_cannot_be_drawn_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["figures", f"--output={tmp_path}/all.txt", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:

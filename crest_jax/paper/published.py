@@ -1,4 +1,4 @@
-"""The figures of the paper's tables, each with the run that our figure comes from.
+"""The values in the paper's tables, each with the run that ours comes from.
 
 Accuracies are in per cent on a balanced test set, as means and standard deviations over folds.
 """
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class Figure(NamedTuple):
-    """A published number; the deviation is None where the paper gives none."""
+class Value(NamedTuple):
+    """A mean over folds and its standard deviation, which is None where there is none."""
 
     mean: float
     deviation: float | None = None
@@ -20,19 +20,19 @@ class Column(NamedTuple):
     name: str
     experiment: str  # name of a file in experiments/
     arguments: Mapping[str, str] = {}
-    # The generation of the figures, from 1; None for the row's generation, or else the last.
+    # The generation of the values, from 1; None for the row's generation, or else the last.
     generation: int | None = None
-    # The class of the figures, from 0, in a table by class; None for the mean over classes.
+    # The class of the values, from 0, in a table by class; None for the mean over classes.
     label: int | None = None
 
 
 class Row(NamedTuple):
-    """A method, with the paper's figure in each column; None where it has none."""
+    """A method, with the paper's value in each column; None where it has none."""
 
     name: str
     arguments: Mapping[str, str]
-    figures: tuple[Figure | None, ...]
-    # Where a generation's result has our figure: a key, or two keys joined by a dot.
+    published: tuple[Value | None, ...]
+    # Where a generation's result has our value: a key, or two keys joined by a dot.
     reported: str = "accuracy"
     generation: int | None = None  # as in `Column`
 
@@ -46,18 +46,18 @@ class Table(NamedTuple):
     folds: int
 
 
-def _figures(text: str) -> tuple[Figure | None, ...]:
-    """Parse figures as the paper prints them: 84.2±0.39, or 46.0, or - for none."""
+def _values(text: str) -> tuple[Value | None, ...]:
+    """Parse values as the paper prints them: 84.2±0.39, or 46.0, or - for none."""
 
-    def read(word: str) -> Figure | None:
+    def read(word: str) -> Value | None:
         mean, _, deviation = word.partition("±")
-        return None if mean == "-" else Figure(float(mean), float(deviation) if deviation else None)
+        return None if mean == "-" else Value(float(mean), float(deviation) if deviation else None)
 
     return tuple(map(read, text.split()))
 
 
-def _row(name: str, arguments: str, figures: str, **where) -> Row:
-    return Row(name, {"method": "fixmatch", **_arguments(arguments)}, _figures(figures), **where)
+def _row(name: str, arguments: str, published: str, **where) -> Row:
+    return Row(name, {"method": "fixmatch", **_arguments(arguments)}, _values(published), **where)
 
 
 def _arguments(text: str) -> dict[str, str]:

@@ -3,8 +3,8 @@ import copy
 import numpy as np
 import pytest
 
+from crest_jax.paper.figures import FIGURES, canvas, drawn
 from crest_jax.report.figures import mean_of_folds
-from crest_jax.report.paper_figures import FIGURES, canvas, drawn
 
 # Classes in no order: 1 is the largest, then 2, then 0.
 LABELED = [5, 40, 20]
@@ -152,12 +152,6 @@ def test_curves_are_means_over_folds_with_their_deviation():
     (bars,) = accuracy.containers[0].lines[2]
     ends = [list(segment[:, 1]) for segment in bars.get_segments()]
     assert ends == [[50, 54], [60, 60], [64, 70]]
-
-
-def test_folds_of_different_length_are_no_mean():
-    shorter = {**RESULTS, "generations": RESULTS["generations"][:1]}
-    with pytest.raises(ValueError, match="shorter"):
-        mean_of_folds([RESULTS, shorter])
 
 
 def test_a_value_between_classes_without_one_is_still_seen():

@@ -1,10 +1,10 @@
-"""The published figures were typed: what the paper says about them in its text must hold."""
+"""The published values were typed: what the paper says about them in its text must hold."""
 
 import numpy as np
 import pytest
 from etils.epath import Path
 
-from crest_jax.report.published import TABLES
+from crest_jax.paper.published import TABLES
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 
@@ -12,7 +12,7 @@ EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 def means(number, row):
     """A row's means, by its name."""
     (found,) = [each for each in TABLES[number].rows if each.name == row]
-    return np.array([np.nan if figure is None else figure.mean for figure in found.figures])
+    return np.array([np.nan if value is None else value.mean for value in found.published])
 
 
 def gain(number, row, baseline="FixMatch"):
@@ -20,34 +20,32 @@ def gain(number, row, baseline="FixMatch"):
 
 
 @pytest.mark.parametrize("number", TABLES)
-def test_every_row_has_a_figure_or_none_for_every_column(number):
+def test_every_row_has_a_value_or_none_for_every_column(number):
     table = TABLES[number]
-    assert all(len(row.figures) == len(table.columns) for row in table.rows)
+    assert all(len(row.published) == len(table.columns) for row in table.rows)
     assert len({row.name for row in table.rows}) == len(table.rows)
     assert len({column.name for column in table.columns}) == len(table.columns)
     for row in table.rows:
-        for figure in filter(None, row.figures):
-            assert 0 < figure.mean < 100
-            assert figure.deviation is None or 0 < figure.deviation < 5
+        for value in filter(None, row.published):
+            assert 0 < value.mean < 100
+            assert value.deviation is None or 0 < value.deviation < 5
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_tables_of_several_folds_have_deviations(number):
-    figures = [figure for row in TABLES[number].rows for figure in row.figures]
-    assert all(figure is not None and figure.deviation for figure in figures)
+    values = [value for row in TABLES[number].rows for value in row.published]
+    assert all(value is not None and value.deviation for value in values)
 
 
 @pytest.mark.parametrize(
     ("number", "sum_of_means", "sum_of_deviations"),
     [(1, 1804.1, 18.83), (2, 2825.3, 46.59), (3, 1931.7, 9.70), (4, 670.5, 0), (5, 4919.5, 0)],
 )
-def test_figures_add_up_to_what_those_in_the_papers_text_do(
-    number, sum_of_means, sum_of_deviations
-):
-    """Added up by a script over the PDF's text, of which these figures are no copy."""
-    figures = [figure for row in TABLES[number].rows for figure in row.figures if figure]
-    assert sum(figure.mean for figure in figures) == pytest.approx(sum_of_means)
-    deviations = sum(figure.deviation or 0 for figure in figures)
+def test_values_add_up_to_what_those_in_the_papers_text_do(number, sum_of_means, sum_of_deviations):
+    """Added up by a script over the PDF's text, of which these values are no copy."""
+    values = [value for row in TABLES[number].rows for value in row.published if value]
+    assert sum(value.mean for value in values) == pytest.approx(sum_of_means)
+    deviations = sum(value.deviation or 0 for value in values)
     assert deviations == pytest.approx(sum_of_deviations)
 
 
