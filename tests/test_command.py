@@ -131,7 +131,7 @@ def test_every_command_is_made_by_entry():
         for path in pathlib.Path(REPOSITORY, "crest_jax").rglob("*.py")
         if 'if __name__ == "__main__"' in path.read_text()
     ]
-    assert len(commands) == 9
+    assert len(commands) == 10
     for path in commands:
         name = re.findall(r"\n    (\w+)\(\)\n$", path.read_text())[0]
         assert f"@command.entry\ndef {name}() -> None:" in path.read_text(), path
