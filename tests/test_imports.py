@@ -1,13 +1,17 @@
-"""What may import TensorFlow, and what TensorFlow may see."""
+"""What may import TensorFlow and the paper's tables and figures, and what TensorFlow may see."""
 
+import ast
 import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import tensorflow as tf
 
 import crest_jax.data
+
+REPOSITORY = Path(__file__).parent.parent
 
 JAX_ONLY = (
     "algorithms", "augment", "config", "evaluate", "hosts", "mesh", "models", "rebalancing",
@@ -49,6 +53,34 @@ def test_without_a_home_no_folder_is_made_in_its_place(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=str(tmp_path))
     assert done.returncode == 0
     assert not list(tmp_path.iterdir())
+
+
+def imported(file):
+    """The modules that a file imports anywhere, and what it imports from them, by dotted names."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_neither_the_library_nor_its_reports_import_the_papers_tables_and_figures():
+    """`crest_jax.commands` names their command, which it imports when it is asked for."""
+    paper = REPOSITORY / "crest_jax" / "paper"
+    assert "crest_jax.paper.cells" in imported(paper / "__main__.py")
+    others = [
+        file
+        for folder in ("crest_jax", "experiments", "benchmarks")
+        for file in (REPOSITORY / folder).rglob("*.py")
+        if paper not in file.parents
+    ]
+    assert others
+    for file in others:
+        found = {name for name in imported(file) if f"{name}.".startswith("crest_jax.paper.")}
+        assert not found, f"{file} imports {found}"
 
 
 def test_tensorflow_is_kept_off_the_accelerators(monkeypatch):
