@@ -5,8 +5,11 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Exact versions of all packages: those for this Python, if it has a file of its own.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+CONSTRAINTS := $(firstword $(wildcard constraints-$(VERSION).txt) constraints.txt)
 
-.PHONY: demo test test-faults test-fuzz lint clean
+.PHONY: demo test test-faults test-fuzz lint docs clean
 
 # FixMatch and CReST+, for as many steps in all, on 5000 digits of MNIST that come with a package.
 # `make demo DATA=mnist` takes all of MNIST, which TFDS downloads.
@@ -36,10 +39,18 @@ test-fuzz: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-$(INSTALLED): setup.py constraints.txt
+# The pages and the API reference as a site, site/index.html.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build
+
+$(INSTALLED): setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --constraint constraints.txt --editable '.[test,dev,demo]'
+	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[test,dev,demo]'
+	touch $@
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[docs]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

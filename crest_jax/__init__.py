@@ -2,8 +2,7 @@
 
 Wei et al., CVPR 2021, https://arxiv.org/abs/2102.09559. Start reading at `crest_jax.generations`.
 
-From Python:
-
+Example:
   config = crest_jax.experiment("mnist_lt", rebalance="crest_plus")
   run = crest_jax.train(config, "runs/mnist_lt")     # or crest_jax.load, of a run that is there
   run.rows()                                         # figures by generation and class
@@ -13,6 +12,24 @@ From Python:
 import importlib
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors, type checkers and the API reference, which do not run this file
+    from crest_jax.data.arrays import arrays as arrays
+    from crest_jax.errors import ConfigError as ConfigError
+    from crest_jax.errors import CrestError as CrestError
+    from crest_jax.errors import DataError as DataError
+    from crest_jax.errors import DeviceError as DeviceError
+    from crest_jax.errors import HostError as HostError
+    from crest_jax.errors import NonFiniteError as NonFiniteError
+    from crest_jax.errors import PluginError as PluginError
+    from crest_jax.errors import Preempted as Preempted
+    from crest_jax.errors import UnavailableError as UnavailableError
+    from crest_jax.errors import WorkdirError as WorkdirError
+    from crest_jax.experiments import experiment as experiment
+    from crest_jax.job import train as train
+    from crest_jax.saved_run import SavedRun as SavedRun
+    from crest_jax.saved_run import load as load
 
 # For whichever module imports TensorFlow first; epath does for paths in buckets. It reports its CPU
 # instruction sets, missing GPUs and oneDNN as news; nothing that it computes here goes through the

@@ -109,8 +109,8 @@ def test_non_finite_weights_are_not_saved(tiny_config, tmp_path):
     """The loss of the only step is that of the fresh weights, and finite."""
     config = tiny_config(
         "rebalance=none",
-        **{"optimizer.learning_rate": 3e38, "optimizer.momentum": 1.0, "generations": 1, "steps": 1,
-           "eval_every": 1, "checkpoint_every": 1, "model.name": "wide_resnet"},
+        **{"optimizer.learning_rate": 3e38, "optimizer.weight_decay": 100.0, "generations": 1,
+           "steps": 1, "eval_every": 1, "checkpoint_every": 1},
     )  # fmt: skip
     with pytest.raises(NonFiniteError, match=r"params/.* is NaN or infinite at step 1\."):
         job.run(config, tmp_path / "run")

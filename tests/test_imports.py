@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -39,6 +40,13 @@ def test_the_package_alone_imports_nothing_large_and_shows_what_it_has():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_editors_see_what_is_imported_only_when_asked_for():
+    tree = ast.parse(inspect.getsource(crest_jax))
+    (block,) = [each for each in tree.body if isinstance(each, ast.If) and "TYPE" in ast.dump(each)]
+    seen = {(alias.asname, each.module) for each in block.body for alias in each.names}
+    assert seen == {(name, f"crest_jax.{module}") for name, module in crest_jax._FACE.items()}
 
 
 def test_without_a_home_no_folder_is_made_in_its_place(tmp_path):
