@@ -32,9 +32,10 @@ test: $(INSTALLED)
 test-faults: $(INSTALLED)
 	FAULTS=long $(BIN)/python -m pytest tests/faults --dist load
 
-# Hostile configs and files by the thousand; `make test` looks at a few of each.
+# Hostile configs and files, and shapes of convolutions, by the thousand; `make test` looks at a few.
 test-fuzz: $(INSTALLED)
-	FUZZ=5000 $(BIN)/python -m pytest tests/test_fuzz_config.py tests/test_fuzz_files.py
+	FUZZ=5000 $(BIN)/python -m pytest tests/test_fuzz_config.py tests/test_fuzz_files.py \
+		tests/cpu/test_convolution.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -913,7 +913,7 @@ def test_missing_and_unknown_fields_are_named():
     lines = problems_of(config)
     assert lines[0] == "model.depth is missing"
     assert lines[1].startswith(
-        "model.dpeth is no field: name, depth, width, batch_norm_momentum are"
+        "model.dpeth is no field: name, depth, width, batch_norm_momentum, init_from are"
     )
     config = default_config(parse_arguments(None))
     del config.long_tail.gamma

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from crest_jax import files, paper, predict, report, results, self_training, training, workdir
+from crest_jax import files, predict, report, results, self_training, training, workdir
 from crest_jax.config import FORMAT, to_plain
 from crest_jax.data import pictures as pictures_lib
 from crest_jax.data import pseudo_labels, records, sources, stream
@@ -26,6 +26,9 @@ from crest_jax.data.decode import AS_STORED, View
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import Example, Source
 from crest_jax.errors import CrestError, DataError
+from crest_jax.paper.comparison import value_of
+from crest_jax.paper.progress import Progress
+from crest_jax.paper.published import TABLES
 from crest_jax.report import comparison, figures, text
 
 CLASSES = ("cat", "dog", "emu")
@@ -327,12 +330,9 @@ def test_any_results_are_shown_or_refused(data, scratch):
         assert len(found["generations"]) > 0
         survives(lambda: comparison.comparison([found]))
         survives(lambda: figures.overview([found]))
-        for each in found["generations"]:
-            for row, column in ((r, c) for t in paper.TABLES.values() for r in t.rows
-                                for c in t.columns):  # fmt: skip
-                survives(
-                    lambda e=each, r=row, c=column: paper.figure_of(paper.Done(found, 2), r, c)
-                )
+        so_far = Progress(found, planned=2)
+        for row, column in ((r, c) for t in TABLES.values() for r in t.rows for c in t.columns):
+            survives(partial(value_of, so_far, row, column))
         text.results_table(
             [{"generation": 0, **each} for each in found["generations"]], found["class_names"]
         )

@@ -199,7 +199,7 @@ def test_the_papers_own_step_of_resnet_50_gives_the_state_that_it_takes(finished
         ({"data.stream": False}, "data.lanes=4 must be 1 unless data.stream=True"),
         ({"optimizer.drops": (6, 4)}, "optimizer.drops=.* must be steps in ascending order"),
         ({"optimizer.drops": (4, 8)}, "optimizer.drops=.* between 1 and 7"),
-        ({"optimizer.warm_up": 9}, "optimizer.warm_up=9 must be between 0 and 8"),
+        ({"optimizer.warm_up": 9}, "optimizer.warm_up=9 must be at most steps=8"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused_before_any_work(data_dir, tmp_path, changes, message):

@@ -67,9 +67,9 @@ def config(tiny_config, patched):
     build = program.build
     built = []
 
-    def build_once(config, splits):
+    def build_once(*arguments):
         if not built:
-            built.append(build(config, splits))
+            built.append(build(*arguments))
         return built[0]
 
     patched.setattr(program, "build", build_once)
