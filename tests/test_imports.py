@@ -7,7 +7,7 @@ import sys
 
 import tensorflow as tf
 
-import crest_jax.data
+import crest_jax.data.tensorflow
 
 JAX_ONLY = (
     "algorithms", "augment", "config", "evaluate", "hosts", "mesh", "models", "rebalancing",
@@ -42,7 +42,7 @@ def test_without_a_home_no_folder_is_made_in_its_place(tmp_path):
         "import pwd\n"
         "def nobody(key): raise KeyError(key)\n"
         "pwd.getpwuid = nobody\n"
-        "import crest_jax.data, tensorflow_datasets"
+        "import crest_jax.data.tensorflow, tensorflow_datasets"
     )
     environment = {key: value for key, value in os.environ.items() if key != "HOME"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
@@ -56,5 +56,5 @@ def test_tensorflow_is_kept_off_the_accelerators(monkeypatch):
     monkeypatch.setattr(
         tf.config, "set_visible_devices", lambda devices, kind: hidden.append((devices, kind))
     )
-    importlib.reload(crest_jax.data)
+    importlib.reload(crest_jax.data.tensorflow)
     assert hidden == [([], "GPU"), ([], "TPU")]
