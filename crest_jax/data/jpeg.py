@@ -6,7 +6,7 @@ therefore taken from among the repeated ones, and interpolated and converted her
 """
 
 import numpy as np
-from jaxtyping import Int, Int16, UInt8
+from jaxtyping import Int16, Integer, UInt8
 from PIL import Image
 
 _DRAFT = (1, 1)  # for Pillow's decoder: full size, and a draft
@@ -87,9 +87,9 @@ def _doubled(rows: Int16[np.ndarray, "rows others"]) -> Int16[np.ndarray, "2*row
 
 
 def _rgb(
-    luma: Int[np.ndarray, "height width"],
-    blue: Int[np.ndarray, "height width"],
-    red: Int[np.ndarray, "height width"],
+    luma: Integer[np.ndarray, "height width"],
+    blue: Integer[np.ndarray, "height width"],
+    red: Integer[np.ndarray, "height width"],
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Convert YCbCr to RGB in libjpeg's arithmetic, with 16 binary places."""
     chroma = np.arange(-128, 128)

@@ -68,13 +68,16 @@ def decoded(image: bytes, channels: int = 0) -> UInt8[np.ndarray, "height width 
 
 
 def _of_png(picture: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
-    """Decode a PNG of any kind to 8 bits a channel, with alpha where it has transparency."""
+    """Decode a PNG of any kind to 8 bits a channel.
+
+    As with TensorFlow, transparency becomes alpha if it is stored as such, or in a palette.
+    """
     if picture.mode.startswith("I"):  # 16 bits of grey
         return (np.asarray(picture)[..., None] >> 8).astype(np.uint8)
-    if picture.has_transparency_data:
-        picture = picture.convert("LA" if picture.mode in ("1", "L", "LA") else "RGBA")
-    elif picture.mode in ("1", "P"):
-        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+    if picture.mode == "1":
+        picture = picture.convert("L")
+    elif picture.mode == "P":
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     return np.atleast_3d(np.asarray(picture))
 
 
