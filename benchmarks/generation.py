@@ -125,12 +125,12 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
     from etils.epath import Path
 
     from crest_jax import batches, checkpoints, generations, job, program, self_training
-    from crest_jax.data import sources, splits
+    from crest_jax.data import catalog, loading, preparation
     from crest_jax.rebalancing import crest
 
     imported = time.time()
     clock = Clock()
-    sources.load = lambda *_, **__: noise(arguments.largest)
+    catalog.load = lambda *_, **__: noise(arguments.largest)
     select, save, train, build = (
         crest.select,
         checkpoints.save,
@@ -160,7 +160,8 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
     crest.select = clock.timed(
         "select", lambda *inputs, **options: list(select(*inputs, **options))
     )
-    clock.watch(splits, prepare="prepare", load="load")
+    clock.watch(preparation, prepare="prepare")
+    clock.watch(loading, load="load")
     clock.watch(generations, _write_results="report")
     clock.watch(
         self_training, score_unlabeled="score", write_scores="write", rewrite_labeled="rewrite"

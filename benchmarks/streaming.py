@@ -20,9 +20,9 @@ import numpy as np
 from etils.epath import Path
 from PIL import Image
 
-from crest_jax.data import records, stream
-from crest_jax.data.decode import View
+from crest_jax.data import stream, writer
 from crest_jax.data.sources import Example
+from crest_jax.data.views import View
 
 CLASSES = 127
 
@@ -47,9 +47,9 @@ def measure(examples: int, side: int, steps: int, lanes: int, window: int) -> No
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "records"
         names = [str(label) for label in range(CLASSES)]
-        with records.Writer(folder, examples=examples, class_names=names, shards=128) as writer:
+        with writer.Writer(folder, examples=examples, class_names=names, shards=128) as records:
             for number in range(examples):
-                writer.add(Example(str(number), images[number % 64], number % CLASSES))
+                records.add(Example(str(number), images[number % 64], number % CLASSES))
         size = sum(file.stat().length for file in folder.iterdir())
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         batches = stream.batches(

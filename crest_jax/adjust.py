@@ -17,9 +17,9 @@ import numpy as np
 from etils.epath import Path
 from jax.sharding import Mesh
 
-from crest_jax import backend, command, evaluate, files, program, trained
-from crest_jax.data import splits
-from crest_jax.data.splits import Split
+from crest_jax import accuracy, backend, command, evaluate, files, program, trained
+from crest_jax.data import records
+from crest_jax.data.records import Images
 from crest_jax.errors import ConfigError
 from crest_jax.layout import RunFolder
 from crest_jax.mesh import data_mesh, replicate
@@ -53,7 +53,11 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
             raise ConfigError(f"tau={tau} must be at least 0, and finite")
     config = trained.config_of(folder)
     last = trained.load(folder)
-    test = splits.load_split(config.data, RunFolder(folder).splits / "test")
+    test: Iterable[Images] = records.Parts(
+        RunFolder(folder).splits / "test", view=last.view, size=config.eval_batch_size
+    )
+    if not config.data.stream:
+        test = list(test)
     mesh = data_mesh()
     logits_of = evaluate.make_logits(last.model, mesh, batch_size=config.eval_batch_size)
 
@@ -66,7 +70,7 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
         return {
             "generation": generation - 1,
             "class_distribution": prior.tolist(),
-            "adjusted": _adjusted(models, test, taus, logits_of, mesh),
+            "adjusted": _adjusted(models, test, taus, logits_of, mesh, len(last.class_names)),
         }
 
     of_generations = [adjusted(each) for each in trained.finished_generations(folder)]
@@ -75,28 +79,28 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
 
 def _adjusted(
     models: Iterable[Trained],
-    test: Split,
+    test: Iterable[Images],
     taus: Sequence[float],
     logits_of: evaluate.Logits,
     mesh: Mesh,
+    classes: int,
 ) -> list[dict[str, Any]]:
     """Return the pooled figures of a generation's last evaluations for each tau."""
-    classes = len(test.per_class)
     confusions = np.zeros((len(taus), classes, classes), np.int64)
     for model in models:
         params, batch_stats = replicate((model.params, model.batch_stats), mesh)
-        for _, images, labels in test.parts:
+        for _, images, labels in test:
             logits = logits_of(params, batch_stats, images)
             for number, tau in enumerate(taus):
                 shift = adjustment(model.class_distribution, tau).astype(np.float32)
                 predicted = (logits - shift).argmax(axis=-1)
-                confusions[number] += evaluate.confusion_matrix(labels, predicted, classes)
+                confusions[number] += accuracy.confusion_matrix(labels, predicted, classes)
     return [
         {
             "tau": tau,
-            "accuracy": evaluate.class_balanced_accuracy(confusion),
-            "per_class_recall": evaluate.per_class_recall(confusion),
-            "per_class_precision": evaluate.per_class_precision(confusion),
+            "accuracy": accuracy.class_balanced_accuracy(confusion),
+            "per_class_recall": accuracy.per_class_recall(confusion),
+            "per_class_precision": accuracy.per_class_precision(confusion),
         }
         for tau, confusion in zip(taus, confusions, strict=True)
     ]

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from crest_jax import hosts
-from crest_jax.data import decode, pipeline, records, stream
+from crest_jax.data import loading, pipeline, records, stream
+from crest_jax.data.views import view_of
 from crest_jax.mesh import split
 from crest_jax.program import Run, seed_of_streams, unlabeled_stream
 from crest_jax.rebalancing import all_of
@@ -52,7 +53,7 @@ def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]
         "process": jax.process_index(),
         "processes": jax.process_count(),
     }
-    view = decode.view_of(config.data, splits.image_shape[-1])
+    view = view_of(config.data, splits.image_shape[-1])
     names = unlabeled_stream(config, splits)[1]
     unlabeled_folders = [run.folder.splits / name for name in names]
     if config.data.stream:
@@ -67,7 +68,7 @@ def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]
         labeled = hosts.on_all(records.load_encoded, [labeled_folder], view)
         unlabeled = hosts.on_all(records.load_encoded, unlabeled_folders, view)
     else:
-        labeled = hosts.on_all(records.load, labeled_folder, view)
+        labeled = hosts.on_all(loading.load_images, labeled_folder, view)
         unlabeled, *more = (getattr(splits, name).images for name in names)
         for each in more:
             unlabeled = unlabeled + each

@@ -21,10 +21,6 @@ from crest_jax.optimizers import OPTIMIZERS
 from crest_jax.rebalancing import SELF_TRAINING, all_of, parts, problems, self_trains
 from crest_jax.schema import MOST_PIXELS
 
-# The version of what a run depends on besides its config: networks, class distributions, random
-# numbers. A run of another format belongs to another version of this program, whose weights and
-# figures would be mistaken for those of this one.
-FORMAT = 2
 # The order of the unlabeled set's class sizes: that of the labeled set, or its reverse.
 ORDERS = ("same", "reversed")
 # Which images of a class are labeled: a random draw that depends on the fold, or the first ones of
@@ -39,8 +35,6 @@ LONG_TAILS = (
     ("n_max", "gamma", "beta", "split"),
     ("n_max", "gamma", "unlabeled_n_max", "unlabeled_gamma", "unlabeled_order", "split"),
 )
-# The beginning of the name of images given as arrays, which ends in a digest of them.
-ARRAYS = "arrays-"
 # The default of alpha in the sampling rates (Eq. 1).
 ALPHA = 1 / 3
 

@@ -1,4 +1,4 @@
-"""Predictions of a model, and their accuracy, per-class recall and precision, and confusion matrix.
+"""Predictions of a model, and their figures.
 
 One compiled pass serves both the test set and the scoring of the unlabeled split.
 """
@@ -14,6 +14,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from crest_jax import augment, hosts
+from crest_jax.accuracy import (
+    class_balanced_accuracy,
+    confusion_matrix,
+    per_class_precision,
+    per_class_recall,
+)
 from crest_jax.mesh import REPLICATED, SPLIT, over_devices, split
 from crest_jax.rebalancing.logit_adjustment import adjusted_labels
 
@@ -154,33 +160,6 @@ def over_parts(
     return np.concatenate(ids), np.concatenate(labels), predictions
 
 
-def confusion_matrix(
-    labels: Int[np.ndarray, " examples"], predicted: Int[np.ndarray, " examples"], classes: int
-) -> Int[np.ndarray, "classes classes"]:
-    """Count examples by true class (row) and predicted class (column)."""
-    cells = labels.astype(np.int64) * classes + predicted
-    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
-
-
-def per_class_recall(confusion: Int[np.ndarray, "classes classes"]) -> list[float | None]:
-    """Return the per cent of each class' examples predicted as that class; None if it has none."""
-    return _per_cent(confusion.diagonal(), confusion.sum(axis=1))
-
-
-def per_class_precision(confusion: Int[np.ndarray, "classes classes"]) -> list[float | None]:
-    """Return the per cent of each class' predictions that are right; None if it has none."""
-    return _per_cent(confusion.diagonal(), confusion.sum(axis=0))
-
-
-def class_balanced_accuracy(confusion: Int[np.ndarray, "classes classes"]) -> float:
-    """Return the mean of the per-class recalls in per cent; on a balanced test set, the accuracy.
-
-    Classes without an example are left out.
-    """
-    recalls = [recall for recall in per_class_recall(confusion) if recall is not None]
-    return float(np.mean(recalls)) if recalls else 0.0
-
-
 def summarize(
     labels: Int[np.ndarray, " examples"], predictions: Predictions, classes: int
 ) -> dict[str, Any]:
@@ -205,9 +184,3 @@ def summarize(
         "confusion_matrix": plain.tolist(),
         "confusion_matrix_logit_adjusted": adjusted.tolist(),
     }
-
-
-def _per_cent(
-    right: Int[np.ndarray, " classes"], total: Int[np.ndarray, " classes"]
-) -> list[float | None]:
-    return [100.0 * float(r) / float(n) if n else None for r, n in zip(right, total, strict=True)]

@@ -36,7 +36,7 @@ from ml_collections import ConfigDict
 
 from crest_jax import augment, backend, command, files, trained, workdir
 from crest_jax.config import to_plain
-from crest_jax.data import decode
+from crest_jax.data.views import CENTRAL_PART
 from crest_jax.errors import WorkdirError
 from crest_jax.models.structure import structure
 from crest_jax.trained import Trained
@@ -79,7 +79,7 @@ def describe(model: Trained, config: ConfigDict) -> dict[str, Any]:
         "dtype": config.dtype,
         "precision": config.precision,
         "input": {
-            "view": {**model.view._asdict(), "central_part": decode.CENTRAL_PART},
+            "view": {**model.view._asdict(), "central_part": CENTRAL_PART},
             "scale": 2 / 255,  # as in `augment.rescale`
             "offset": -1.0,
         },

@@ -30,8 +30,7 @@ from crest_jax import (
     unlabeled_classes,
     workdir,
 )
-from crest_jax.data import pseudo_labels, records, sources
-from crest_jax.data import splits as splits_lib
+from crest_jax.data import loading, manifest, preparation, pseudo_labels, sources
 from crest_jax.data.sources import Source
 from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import WorkdirError
@@ -62,7 +61,7 @@ def run(
     """
     this = prepare(config, RunFolder(folder), source)
     sizes = sizes_of(config, this.splits)
-    data = hosts.from_first(lambda: results.data_of(workdir.read_config(folder)))
+    data = hosts.from_first(lambda: sources.data_of(workdir.read_config(folder)))
     hosts.say(text.splits_line(sizes, this.splits.class_names))
     if computing := program.who_computes(config):
         hosts.say(computing)
@@ -89,8 +88,8 @@ def prepare(config: ConfigDict, folder: RunFolder, source: Source | None = None)
     """Write the splits that are not there yet, read them, and compile what they are given to."""
     checkpoints.check(folder.path)
     weights = hosts.on_first(initial_weights.named_in, config, folder)
-    hosts.on_first(splits_lib.prepare, config, folder.splits, source)
-    splits = hosts.on_all(splits_lib.load, config.data, folder.splits)
+    hosts.on_first(preparation.prepare, config, folder.splits, source)
+    splits = hosts.on_all(loading.load, config.data, folder.splits)
     hosts.on_first(_keep_weights, weights, config, folder, splits)
     initial = hosts.on_all(initial_weights.kept, config, folder)
     return Run(config, folder, splits, program.build(config, splits, initial))
@@ -110,7 +109,7 @@ def run_generation(run: Run, generation: int) -> dict[str, Any]:
     """Run what is left of one generation, and return its result.json."""
     here = run.folder.generation(generation)
     # What is streamed is too much to be read just for this.
-    check = records.shards if run.config.data.stream else records.check
+    check = manifest.shards if run.config.data.stream else manifest.check
     if not stages.is_done(here.labeled, check):
         self_training.rewrite_labeled(run, generation)
     state = train_generation(run, generation)
@@ -217,8 +216,8 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
 
 def labeled_per_class(here: GenerationFolder) -> list[int]:
     """Return how many examples of each class a generation trains on."""
-    manifest = hosts.from_first(records.read_manifest, here.labeled)
-    return manifest["examples_per_class"]
+    described = hosts.from_first(manifest.read, here.labeled)
+    return described["examples_per_class"]
 
 
 def sizes_of(config: ConfigDict, splits: Splits) -> dict[str, Any]:

@@ -1,8 +1,16 @@
-"""The files of a run, and where they are."""
+"""The files of a run, where they are, and their format."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils.epath import Path
+
+from crest_jax import schema
+from crest_jax.errors import WorkdirError
+
+# The version of what a run depends on besides its config: networks, class distributions, random
+# numbers. A run of another format belongs to another version of this program, whose weights and
+# figures would be mistaken for those of this one.
+FORMAT = 2
 
 
 class GenerationFolder(NamedTuple):
@@ -84,3 +92,12 @@ class RunFolder(NamedTuple):
     def generation(self, number: int) -> GenerationFolder:
         """Return the files of a generation, which is counted from 0."""
         return GenerationFolder(self.path / f"generation_{number:02d}")
+
+
+def of_another_format(folder: Path, found: Any) -> WorkdirError:
+    """Return the error for a run that another version has begun."""
+    return WorkdirError(
+        f"{folder} was begun by a version of this program whose networks and random numbers are "
+        f"others (format {schema.shown(found)}, and this one's is {FORMAT})",
+        "use it with that version, or choose another --workdir",
+    )

@@ -25,8 +25,9 @@ from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
 from crest_jax import files, hosts, initial_weights, program, scoring, stages, workdir
-from crest_jax.data import splits as splits_lib
-from crest_jax.data.splits import PART, Sizes, Splits
+from crest_jax.data import loading, preparation
+from crest_jax.data.loading import PART
+from crest_jax.data.splits import NAMES, Sizes, Splits, written_sizes
 from crest_jax.errors import ConfigError, DataError, WorkdirError
 from crest_jax.layout import RunFolder
 from crest_jax.mesh import replicate, split
@@ -163,18 +164,18 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
       DataError: The splits do not fit into memory; or as for the run.
     """
     of_run = RunFolder(folder).splits
-    if hosts.from_first(splits_lib.are_whole, of_run):
-        sizes = hosts.on_all(splits_lib.written_sizes, config.data, of_run)
+    if hosts.from_first(preparation.are_whole, of_run):
+        sizes = hosts.on_all(written_sizes, config.data, of_run)
         hosts.on_all(_check_splits_fit, config, sizes, available)
-        hosts.on_first(splits_lib.warn_of_changes, config, of_run)
-        return sizes, hosts.on_all(splits_lib.load, config.data, of_run), f"in {of_run}"
+        hosts.on_first(preparation.warn_of_changes, config, of_run)
+        return sizes, hosts.on_all(loading.load, config.data, of_run), f"in {of_run}"
     # The first host fetches missing data before the others read it.
     with tempfile.TemporaryDirectory(prefix="crest_jax_dry_run_") as temporary:
         # The listing is not in the temporary folder: it must stay, since messages name it.
         name = f"crest_jax_{os.getpid()}_{RunFolder(folder).unreadable.name}"
         listing = Path(tempfile.gettempdir()) / name
-        first = hosts.on_first(splits_lib.expected_sizes, config, listing)
-        sizes = hosts.on_all(lambda: first or splits_lib.expected_sizes(config, listing))
+        first = hosts.on_first(preparation.expected_sizes, config, listing)
+        sizes = hosts.on_all(lambda: first or preparation.expected_sizes(config, listing))
         hosts.on_all(_check_splits_fit, config, sizes, available)
         if config.data.stream:
             return sizes, sizes.without_images(), "labels and a few images read, the others not"
@@ -182,8 +183,8 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
 
 
 def _read_source(config: ConfigDict, folder: Path) -> tuple[Sizes, Splits]:
-    splits_lib.prepare(config, folder)
-    return splits_lib.written_sizes(config.data, folder), splits_lib.load(config.data, folder)
+    preparation.prepare(config, folder)
+    return written_sizes(config.data, folder), loading.load(config.data, folder)
 
 
 def host_bytes(config: ConfigDict, sizes: Sizes) -> int:
@@ -208,7 +209,7 @@ def _check_splits_fit(config: ConfigDict, sizes: Sizes, available: int | None) -
 
 def _data(config: ConfigDict, sizes: Sizes, source: str) -> str:
     height, width, channels = sizes.image_shape
-    names = [name for name in splits_lib.NAMES if sizes.examples[name]]
+    names = [name for name in NAMES if sizes.examples[name]]
     class_names = [*map(printable, sizes.class_names)]
     widest = max(len("class"), *map(len, class_names))
     lines = [

@@ -24,7 +24,7 @@ from scipy.special import softmax
 
 from crest_jax import backend, command, evaluate, files, trained
 from crest_jax.data import pictures
-from crest_jax.data.decode import View
+from crest_jax.data.views import View
 from crest_jax.errors import ConfigError, DataError
 from crest_jax.mesh import data_mesh, replicate
 from crest_jax.rebalancing.logit_adjustment import adjustment

@@ -5,14 +5,12 @@ from typing import Any
 
 import numpy as np
 from etils.epath import Path
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from crest_jax import evaluate, files, schema, workdir
-from crest_jax.config import ARRAYS, FORMAT
+from crest_jax import accuracy, files, schema
 from crest_jax.errors import WorkdirError
-from crest_jax.layout import RunFolder
-from crest_jax.rebalancing import label_shift
+from crest_jax.layout import FORMAT, RunFolder, of_another_format
 from crest_jax.schedule import LAST_EVALUATIONS
 
 # The splits whose sizes are reported.
@@ -37,7 +35,7 @@ def read(folder: Path) -> dict[str, Any]:
     if isinstance(results, dict) and "method" in results:
         found = results.get("format", 1)
         if found != FORMAT:
-            raise workdir.of_another_format(folder, found)
+            raise of_another_format(folder, found)
     wrong = next(schema.mismatches(results, {"class_names": schema.Each(schema.TEXT)}), None)
     if wrong is None:
         wrong = next(schema.mismatches(results, _of_run(len(results["class_names"]))), None)
@@ -174,13 +172,13 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
     adjusted = pooled("ema", "confusion_matrix_logit_adjusted")
     best = max(history, key=lambda line: line["test"]["ema"]["accuracy"])
     summary = {
-        "accuracy": evaluate.class_balanced_accuracy(plain),
-        "accuracy_logit_adjusted": evaluate.class_balanced_accuracy(adjusted),
-        "accuracy_raw_weights": evaluate.class_balanced_accuracy(pooled("raw", "confusion_matrix")),
-        "per_class_recall": evaluate.per_class_recall(plain),
-        "per_class_precision": evaluate.per_class_precision(plain),
-        "per_class_recall_logit_adjusted": evaluate.per_class_recall(adjusted),
-        "per_class_precision_logit_adjusted": evaluate.per_class_precision(adjusted),
+        "accuracy": accuracy.class_balanced_accuracy(plain),
+        "accuracy_logit_adjusted": accuracy.class_balanced_accuracy(adjusted),
+        "accuracy_raw_weights": accuracy.class_balanced_accuracy(pooled("raw", "confusion_matrix")),
+        "per_class_recall": accuracy.per_class_recall(plain),
+        "per_class_precision": accuracy.per_class_precision(plain),
+        "per_class_recall_logit_adjusted": accuracy.per_class_recall(adjusted),
+        "per_class_precision_logit_adjusted": accuracy.per_class_precision(adjusted),
         "confusion_matrix": plain.tolist(),
         "evaluations": len(last),
         # Selected on the test set, so not a figure to report.
@@ -226,55 +224,15 @@ def summarize_pseudo_labels(
     known, chosen = all_of_them[:-1], chosen[:-1]
     return counts | {
         "examples": known.sum(axis=1).tolist(),
-        "precision": evaluate.per_class_precision(known),
-        "selected_precision": evaluate.per_class_precision(chosen),
-        "recall": evaluate.per_class_recall(known),
+        "precision": accuracy.per_class_precision(known),
+        "selected_precision": accuracy.per_class_precision(chosen),
+        "recall": accuracy.per_class_recall(known),
     }
 
 
 def truth_is_known(pseudo_labels: Mapping[str, Any]) -> bool:
     """Return whether a result of `summarize_pseudo_labels` says how many labels are correct."""
     return None not in pseudo_labels["examples"]
-
-
-# The probability that each interval of the unlabeled set's class distribution contains, and the
-# p-value below which that distribution is said to differ from the labeled set's.
-LEVEL = 0.9
-IMPROBABLE = 0.01
-
-
-def summarize_unlabeled(
-    estimate: Float[np.ndarray, " classes"],
-    interval: label_shift.Interval,
-    labeled: Float[np.ndarray, " classes"],
-    *,
-    known_from: str,
-) -> dict[str, Any]:
-    """Return a summary of the unlabeled split's estimated class distribution, in shares.
-
-    Args:
-      estimate: the estimated share of each class.
-      interval: the interval of `LEVEL` around the estimate, with its p-value.
-      labeled: the class distribution of the original labeled set.
-      known_from: the name of the split from which the model's errors are known.
-
-    Returns:
-      The arguments, and in `differs` the classes whose labeled share is outside its interval, if
-      the p-value is below `IMPROBABLE`. Among many intervals some miss by chance, so one miss alone
-      does not show that the distributions differ.
-    """
-    outside = (labeled < interval.low) | (labeled > interval.high)
-    improbable = interval.p_value < IMPROBABLE
-    return {
-        "estimate": estimate.tolist(),
-        "low": interval.low.tolist(),
-        "high": interval.high.tolist(),
-        "level": LEVEL,
-        "labeled": labeled.tolist(),
-        "known_from": known_from,
-        "p_value": interval.p_value,
-        "differs": np.flatnonzero(outside & improbable).tolist(),
-    }
 
 
 # The figures of the last generation that results.json has at its top level, too.
@@ -296,7 +254,7 @@ def of_run(
 
     Args:
       config: the config of the run.
-      data: the data that was read, from `data_of`.
+      data: the data that was read, from `sources.data_of`.
       class_names: the names of the classes, in the order of the labels.
       splits: the numbers of images in each split.
       generations: the content of each generation's result.json.
@@ -321,16 +279,3 @@ def of_run(
         **{name: generations[-1][name] for name in _HEADLINE},
         "generations": list(generations),
     }
-
-
-def data_of(config: ConfigDict) -> str:
-    """Return the name of the data set, with the paths of user-provided images to tell them apart.
-
-    Args:
-      config: the config that the run began with. Data may have been moved since, and was then not
-        read from its new place.
-    """
-    if config.data.name.startswith(ARRAYS):  # a digest, which tells them apart
-        return config.data.name
-    folders = [config.data[name] for name in ("labeled", "unlabeled", "test")]
-    return " ".join([config.data.name, *filter(None, folders)])

@@ -8,9 +8,10 @@ from etils.epath import Path
 from jaxtyping import Int
 
 from crest_jax import files, hosts
-from crest_jax.data import pseudo_labels, records
+from crest_jax.data import manifest, pseudo_labels, records
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import UNKNOWN, Example
+from crest_jax.data.writer import Writer
 from crest_jax.errors import DataError
 from crest_jax.program import Run
 from crest_jax.rebalancing import crest
@@ -67,8 +68,8 @@ def count_pseudo_labels(folder: Path, classes: int) -> Int[np.ndarray, "2 truths
         for part in pseudo_labels.parts(
             folder, host=jax.process_index(), hosts=jax.process_count()
         ):
-            records.check_labels(part.truth, range(UNKNOWN, classes), str(folder))
-            records.check_labels(part.labels, range(classes), str(folder))
+            manifest.check_labels(part.truth, range(UNKNOWN, classes), str(folder))
+            manifest.check_labels(part.labels, range(classes), str(folder))
             truth = np.where(part.truth == UNKNOWN, classes, part.truth)
             np.add.at(counts[0], (truth, part.labels), 1)
             np.add.at(counts[1], (truth[part.selected], part.labels[part.selected]), 1)
@@ -88,7 +89,7 @@ def rewrite_labeled(run: Run, generation: int) -> None:
     if generation:
         selection = run.folder.generation(generation - 1).pseudo_labels
         chosen = hosts.from_first(pseudo_labels.selected_count, selection)
-    writer = records.Writer(
+    writer = Writer(
         run.folder.generation(generation).labeled,
         examples=original + chosen,
         class_names=run.splits.class_names,

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from scipy.special import softmax
 
 from crest_jax import checkpoints, evaluate, program, results, stages, workdir
-from crest_jax.data import records, splits
-from crest_jax.data.decode import View, view_of
+from crest_jax.data import manifest, resize, splits
+from crest_jax.data.views import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.layout import RunFolder
 from crest_jax.mesh import local_mesh, replicate
@@ -101,9 +101,7 @@ class Trained(NamedTuple):
             )
         if not self.view.size or (self.view.crop == "none" and as_stored):
             return image
-        from crest_jax.data import decode  # imports TensorFlow
-
-        return decode.fitted(image, self.view).numpy()
+        return resize.fitted(image, self.view)
 
 
 @functools.lru_cache(maxsize=8)
@@ -185,7 +183,7 @@ def class_distribution(folder: Path, generation: int) -> Float[np.ndarray, " cla
     Raises:
       WorkdirError: The generation's result is missing or damaged.
     """
-    class_names = records.read_manifest(RunFolder(folder).splits / "labeled")["class_names"]
+    class_names = manifest.read(RunFolder(folder).splits / "labeled")["class_names"]
     path = RunFolder(folder).generation(generation - 1).result
     return program.shares(results.read_generation(path, len(class_names))["labeled_per_class"])
 

@@ -15,7 +15,7 @@ from etils.epath import Path
 from jaxtyping import Array, Bool, PyTree
 from tqdm import tqdm
 
-import crest_jax.data  # noqa: F401, keeps the metric writer's TensorFlow off the accelerators
+import crest_jax.data.tensorflow  # noqa: F401, keeps the metric writer's TensorFlow off the accelerators
 from crest_jax import checkpoints, files, hosts, preemption, results, schema
 from crest_jax.errors import NonFiniteError, Preempted, WorkdirError
 from crest_jax.layout import GenerationFolder

@@ -9,7 +9,6 @@ from crest_jax import algorithms, models, optimizers, rebalancing, schema
 from crest_jax.algorithms import ALGORITHMS, Algorithm
 from crest_jax.config import (
     ALPHA,
-    ARRAYS,
     DISTRIBUTIONS,
     FIELDS,
     LONG_TAILS,
@@ -17,6 +16,7 @@ from crest_jax.config import (
     fields_of,
     schema_of,
 )
+from crest_jax.data.sources import ARRAYS
 from crest_jax.errors import ConfigError
 from crest_jax.models import MODELS
 from crest_jax.optimizers import OPTIMIZERS

@@ -15,13 +15,12 @@ from absl import logging
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import backend, files, schema
+from crest_jax import backend, files
 from crest_jax import config as config_lib
-from crest_jax.config import FORMAT
 from crest_jax.cpu import library
 from crest_jax.differences import changes, described
 from crest_jax.errors import ConfigError, PluginError, WorkdirError
-from crest_jax.layout import RunFolder
+from crest_jax.layout import FORMAT, RunFolder, of_another_format
 
 _PROBE = ".writable-"
 # Fields that may change within a run: where TFDS keeps data and whether it may download it, since a
@@ -62,15 +61,6 @@ def _completed(path: Path, content: Any) -> ConfigDict:
             f"{path} was not written by this program ({error}): restore it, or choose another "
             "folder with --workdir"
         ) from error
-
-
-def of_another_format(folder: Path, found: Any) -> WorkdirError:
-    """Return the error for a run that another version has begun."""
-    return WorkdirError(
-        f"{folder} was begun by a version of this program whose networks and random numbers are "
-        f"others (format {schema.shown(found)}, and this one's is {FORMAT})",
-        "use it with that version, or choose another --workdir",
-    )
 
 
 def differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:

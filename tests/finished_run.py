@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crest_jax.config import FORMAT
+from crest_jax.layout import FORMAT
 
 
 def generation(classes: int, **figures: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import sklearn.metrics
 from jax.sharding import AxisType
 
-from crest_jax import evaluate
+from crest_jax import accuracy, evaluate
 from crest_jax.evaluate import Predictions
 from crest_jax.mesh import AXIS
 
@@ -32,17 +32,17 @@ def random_labels(seed, examples=500):
 def test_confusion_matrix_is_sklearns(seed):
     labels, predicted = random_labels(seed)
     expected = sklearn.metrics.confusion_matrix(labels, predicted, labels=range(CLASSES))
-    np.testing.assert_array_equal(evaluate.confusion_matrix(labels, predicted, CLASSES), expected)
+    np.testing.assert_array_equal(accuracy.confusion_matrix(labels, predicted, CLASSES), expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_recall_and_precision_are_sklearns_and_none_where_there_is_nothing(seed):
     labels, predicted = random_labels(seed)
-    confusion = evaluate.confusion_matrix(labels, predicted, CLASSES)
+    confusion = accuracy.confusion_matrix(labels, predicted, CLASSES)
     precision, recall, _, _ = sklearn.metrics.precision_recall_fscore_support(
         labels, predicted, labels=range(CLASSES), zero_division=np.nan
     )
-    ours = evaluate.per_class_recall(confusion), evaluate.per_class_precision(confusion)
+    ours = accuracy.per_class_recall(confusion), accuracy.per_class_precision(confusion)
     assert ours[0][5] is None, "no example of class 5"
     assert ours[0][3] == 0.0, "class 3 has examples, all of them missed"
     assert ours[1][3] is None, "class 3 is never predicted"
@@ -58,8 +58,8 @@ def test_class_balanced_accuracy_is_sklearns(seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a predicted class has no example is the point
         expected = sklearn.metrics.balanced_accuracy_score(labels, predicted)
-    confusion = evaluate.confusion_matrix(labels, predicted, CLASSES)
-    assert evaluate.class_balanced_accuracy(confusion) == pytest.approx(100 * expected)
+    confusion = accuracy.confusion_matrix(labels, predicted, CLASSES)
+    assert accuracy.class_balanced_accuracy(confusion) == pytest.approx(100 * expected)
     plain = sklearn.metrics.accuracy_score(labels, predicted)
     assert abs(plain - expected) > 0.01, "the two differ here, so the test tells them apart"
 
@@ -67,15 +67,15 @@ def test_class_balanced_accuracy_is_sklearns(seed):
 def test_on_a_balanced_set_class_balanced_accuracy_is_accuracy():
     labels = np.repeat(np.arange(CLASSES), 50)
     predicted = np.where(RNG(0).random(300) < 0.7, labels, 0)
-    confusion = evaluate.confusion_matrix(labels, predicted, CLASSES)
-    accuracy = sklearn.metrics.accuracy_score(labels, predicted)
-    assert evaluate.class_balanced_accuracy(confusion) == pytest.approx(100 * accuracy)
+    confusion = accuracy.confusion_matrix(labels, predicted, CLASSES)
+    expected = sklearn.metrics.accuracy_score(labels, predicted)
+    assert accuracy.class_balanced_accuracy(confusion) == pytest.approx(100 * expected)
 
 
 def test_always_predicting_the_majority_earns_one_class():
     labels = np.array([0] * 95 + [1] * 5)
-    confusion = evaluate.confusion_matrix(labels, np.zeros(100, np.int64), 2)
-    assert evaluate.class_balanced_accuracy(confusion) == 50.0
+    confusion = accuracy.confusion_matrix(labels, np.zeros(100, np.int64), 2)
+    assert accuracy.class_balanced_accuracy(confusion) == 50.0
 
 
 def test_summary_keeps_plain_and_adjusted_predictions_apart():

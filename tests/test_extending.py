@@ -17,6 +17,7 @@ from crest_jax import (
     config,
     export,
     job,
+    layout,
     models,
     plugins,
     program,
@@ -25,7 +26,7 @@ from crest_jax import (
     validation,
     workdir,
 )
-from crest_jax.data import sources, splits
+from crest_jax.data import catalog, preparation, splits
 from crest_jax.errors import ConfigError, DataError, PluginError
 
 ARGUMENTS = "method=my_losses:pi_model,rebalance=my_rebalancing:square_root+crest,gamma=2,beta=0.2"
@@ -131,7 +132,7 @@ def test_what_is_of_another_kind_is_refused():
     with pytest.raises(ConfigError, match=r"model\.name=json:__name__ must be a flax"):
         models.named("json:__name__")
     with pytest.raises(DataError, match=r"data\.name=builtins:dict must return a crest_jax\.data"):
-        sources.load("builtins:dict")
+        catalog.load("builtins:dict")
     assert algorithms.named("json:loads").hyper_parameters == {}  # a loss without any
 
 
@@ -241,14 +242,14 @@ def test_data_of_ones_own_says_what_it_is_tested_on(own):
         "divided = lambda: crest_jax.arrays(images, labels, unlabeled=images)\n"
         "def failing(): raise KeyError('x')"
     )
-    assert len(sources.load(f"{name}:held_out", test_split="").labels("test")) == 4
-    assert len(sources.load(f"{name}:given").labels("test")) == 3
+    assert len(catalog.load(f"{name}:held_out", test_split="").labels("test")) == 4
+    assert len(catalog.load(f"{name}:given").labels("test")) == 3
     with pytest.raises(DataError, match=r"set --config\.data\.test_split=$"):
-        sources.load(f"{name}:held_out")
+        catalog.load(f"{name}:held_out")
     with pytest.raises(DataError, match=r"set --config\.data\.test_split=test"):
-        sources.load(f"{name}:given", test_split="", test_fraction=0.2)
+        catalog.load(f"{name}:given", test_split="", test_fraction=0.2)
     with pytest.raises(DataError, match="failing fails: KeyError"):
-        sources.load(f"{name}:failing")
+        catalog.load(f"{name}:failing")
 
 
 def test_unlabeled_images_of_a_named_data_set_are_given_from_python(own, tmp_path):
@@ -260,12 +261,12 @@ def test_unlabeled_images_of_a_named_data_set_are_given_from_python(own, tmp_pat
     )
     settings = load_experiment("digits_lt", **{"data.name": f"{name}:mine"})
     with pytest.raises(DataError, match="has unlabeled images of its own: give it to"):
-        splits.prepare(settings, tmp_path / "splits")
+        preparation.prepare(settings, tmp_path / "splits")
 
 
 def test_a_missing_loss_is_no_damaged_run(tmp_path):
     settings = config.to_plain(load_experiment("digits_lt")) | {"method": "gone:loss"}
-    content = {"format": config.FORMAT, "config": settings}
+    content = {"format": layout.FORMAT, "config": settings}
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(PluginError, match="the module 'gone' cannot be imported"):
         workdir.read_config(Path(tmp_path))

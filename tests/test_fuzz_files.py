@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from crest_jax import files, predict, report, results, self_training, training, workdir
-from crest_jax.config import FORMAT, to_plain
+from crest_jax.config import to_plain
+from crest_jax.data import loading, pseudo_labels, records, sources, stream, writer
 from crest_jax.data import pictures as pictures_lib
-from crest_jax.data import pseudo_labels, records, sources, stream
-from crest_jax.data.decode import AS_STORED, View
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import Example, Source
+from crest_jax.data.views import AS_STORED, View
 from crest_jax.errors import CrestError, DataError
+from crest_jax.layout import FORMAT
 from crest_jax.paper.comparison import value_of
 from crest_jax.paper.progress import Progress
 from crest_jax.paper.published import TABLES
@@ -65,18 +66,18 @@ EXAMPLES = [Example(f"id-{row}", png(4, row), row % 3) for row in range(6)]
 @pytest.fixture(scope="module")
 def split(make_folder):
     folder = make_folder("records") / "labeled"
-    records.write(folder, EXAMPLES, class_names=CLASSES, shards=2)
+    writer.write(folder, EXAMPLES, class_names=CLASSES, shards=2)
     return folder
 
 
 @pytest.fixture(scope="module")
 def manifest(split):
-    return records.read_manifest(split)
+    return manifest.read(split)
 
 
 def loaded(folder, view):
     """Of the same number everywhere."""
-    images = records.load(folder, view)
+    images = loading.load_images(folder, view)
     assert len(images.ids) == len(images.images) == len(images.labels)
 
 
@@ -122,7 +123,7 @@ def test_any_manifest_is_read_or_refused(data, way, damaged, manifest):
 @st.composite
 def shard_contents(draw):
     """Files of records damaged outside, or within with checksums that are right."""
-    parts = [records._serialize(each) for each in EXAMPLES[:3]]
+    parts = [writer._serialize(each) for each in EXAMPLES[:3]]
     if draw(st.booleans()):
         return draw(fuzz.damaged_bytes(b"".join(map(fuzz.framed, parts))))
     place = draw(st.integers(0, 2))
@@ -131,10 +132,10 @@ def shard_contents(draw):
             parts[place] = draw(fuzz.damaged_bytes(parts[place]))
         case "image":
             image = draw(fuzz.damaged_bytes(draw(st.sampled_from([png(4), jpeg(4)]))))
-            parts[place] = records._serialize(EXAMPLES[place]._replace(image=image))
+            parts[place] = writer._serialize(EXAMPLES[place]._replace(image=image))
         case "label":
             label = draw(st.sampled_from([-1, 3, 2**63 - 1, -(2**63)]))
-            parts[place] = records._serialize(EXAMPLES[place]._replace(label=label))
+            parts[place] = writer._serialize(EXAMPLES[place]._replace(label=label))
         case "id":
             feature = tf.train.Example.FromString(parts[place])
             feature.features.feature["id"].bytes_list.value[0] = draw(st.binary(max_size=4))

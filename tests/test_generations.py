@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crest_jax import evaluate, files, generations, job, program, self_training
-from crest_jax.data import pipeline, pseudo_labels, records, splits
+from crest_jax.data import loading, pipeline, preparation, pseudo_labels
 from crest_jax.errors import ConfigError, DataError, NonFiniteError, WorkdirError
 from crest_jax.layout import RunFolder
 from crest_jax.train_state import TrainState
@@ -84,8 +84,8 @@ def test_a_validation_split_selects_without_looking_at_the_test_set(learned):
     assert chosen["validation_accuracy"] == max(scores)
     assert chosen["step"] == history[scores.index(max(scores))]["step"]
     assert chosen["accuracy"] == history[scores.index(max(scores))]["test"]["ema"]["accuracy"]
-    validation = set(records.load(workdir / "splits" / "validation").ids)
-    training = set(records.load(workdir / "generation_00" / "labeled").ids)
+    validation = set(loading.load_images(workdir / "splits" / "validation").ids)
+    training = set(loading.load_images(workdir / "generation_00" / "labeled").ids)
     assert validation
     assert not validation & training
 
@@ -102,7 +102,7 @@ def test_non_finite_loss_stops_with_earlier_results_kept(tiny_config, tmp_path):
     generation = tmp_path / "run" / "generation_00"
     assert not (generation / "result.json").exists()
     assert not [path for path in (generation / "checkpoints").iterdir() if path.name.isdigit()]
-    assert records.load(tmp_path / "run" / "splits" / "labeled").ids
+    assert loading.load_images(tmp_path / "run" / "splits" / "labeled").ids
 
 
 def test_non_finite_weights_are_not_saved(tiny_config, tmp_path):
@@ -158,17 +158,17 @@ def test_after_nan_a_run_continues_with_other_random_numbers(
 @pytest.mark.parametrize("split", ["labeled", "test"])
 def test_a_damaged_split_stops_the_run(tiny_config, tmp_path, split):
     config = tiny_config()
-    splits.prepare(config, tmp_path / "splits")
+    preparation.prepare(config, tmp_path / "splits")
     shard = tmp_path / "splits" / split / "shard-00001-of-00002.tfrecord"
     content = shard.read_bytes()
     shard.write_bytes(content[:-30])
     with pytest.raises(DataError, match=rf"{shard.name} is truncated at byte {len(content) - 30}"):
-        splits.load(config.data, tmp_path / "splits")
+        loading.load(config.data, tmp_path / "splits")
     # What the message says to do helps, and gives the same files again.
     for file in shard.parent.iterdir():
         file.unlink()
     shard.parent.rmdir()
-    splits.prepare(config, tmp_path / "splits")
+    preparation.prepare(config, tmp_path / "splits")
     assert shard.read_bytes() == content
 
 
@@ -189,8 +189,8 @@ class Wiring:
     """A run whose model is replaced by a table, to see what is passed to what."""
 
     def __init__(self, config, folder):
-        splits.prepare(config, folder / "splits")
-        self.splits = splits.load(config.data, folder / "splits")
+        preparation.prepare(config, folder / "splits")
+        self.splits = loading.load(config.data, folder / "splits")
         self.predicted_with = []
         built = program.build(config, self.splits)._replace(
             new_state=lambda key: None, train_steps=None, at_once=2, predict=self.predict
@@ -258,7 +258,7 @@ def test_selections_replace_each_other_and_do_not_accumulate(wiring):
         scored = wiring.pseudo_labels(generation)._replace(selected=chosen)
         pseudo_labels.write(wiring.run.folder.generation(generation).pseudo_labels, scored)
         self_training.rewrite_labeled(wiring.run, generation + 1)
-        labeled = records.load(wiring.run.folder.generation(generation + 1).labeled)
+        labeled = loading.load_images(wiring.run.folder.generation(generation + 1).labeled)
         ids = [unlabeled.ids[row] for row in (generation, 10)]
         assert labeled.ids == [*original.ids, *ids]
         assert labeled.labels[-2:].tolist() == scored.labels[chosen].tolist()

@@ -15,7 +15,7 @@ from conftest import TINY
 from etils.epath import Path
 
 from crest_jax import files, hosts
-from crest_jax.data import pseudo_labels, records
+from crest_jax.data import manifest, pseudo_labels, records, writer
 from crest_jax.data.records import Images
 from crest_jax.data.splits import Split
 from crest_jax.errors import ConfigError, DataError
@@ -109,7 +109,7 @@ def assert_same_run(folder, expected):
         for field in ("labels", "selected", "truth"):
             np.testing.assert_array_equal(getattr(scored, field), getattr(others, field))
         np.testing.assert_allclose(scored.confidence, others.confidence, atol=1e-4)
-        manifests = [records.read_manifest(path / "labeled") for path in (here, there)]
+        manifests = [manifest.read(path / "labeled") for path in (here, there)]
         assert manifests[0] == manifests[1]
         tested = [
             [json.loads(line)["test"]["ema"]["accuracy"] for line in text.splitlines()]
@@ -349,21 +349,21 @@ def test_records_of_several_hosts_are_those_of_one(tmp_path, one_process):
     """Byte for byte; and neither a shard too few nor one too many is taken for whole."""
     source = one_process / "splits" / "labeled"
     examples = list(records.read(source))
-    names = records.read_manifest(source)["class_names"]
-    records.write(tmp_path / "one", examples, class_names=names, shards=7)
+    names = manifest.read(source)["class_names"]
+    writer.write(tmp_path / "one", examples, class_names=names, shards=7)
     writers = [
-        records.Writer(
+        writer.Writer(
             tmp_path / "three", examples=len(examples), class_names=names, shards=7, host=host,
             hosts=3,
         )
         for host in range(3)
     ]  # fmt: skip
     writers[0].begin()
-    for writer in writers:
-        for row in writer.rows:
-            writer.add(examples[row])
-        writer.close()
-    written = [entry for writer in reversed(writers) for entry in writer.written]
+    for each in writers:
+        for row in each.rows:
+            each.add(examples[row])
+        each.close()
+    written = [entry for each in reversed(writers) for entry in each.written]
     for wrong in (written[1:], written + written[:1]):
         with pytest.raises(DataError, match="not each of 7 once"):
             writers[0].finish(wrong)

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from crest_jax import batches, job, plan, predict, report, trained
-from crest_jax.data import decode, pseudo_labels, records, splits
+from crest_jax.data import loading, pseudo_labels, records, views
 from crest_jax.data.sources import UNKNOWN
 from crest_jax.errors import DataError
 from crest_jax.layout import RunFolder
@@ -134,7 +134,7 @@ def test_the_report_claims_no_precision(run, tmp_path):
 def test_the_unlabeled_stream_is_all_training_images(config_of, unlabeled, run, stream):
     """Labeled ones too, as in the paper, whose classes are known."""
     config = config_of(**unlabeled, **{"data.stream": stream})
-    loaded = splits.load(config.data, run / "splits")
+    loaded = loading.load(config.data, run / "splits")
     found = list(batches.on_host(Run(config, RunFolder(run), loaded, None), 0)(start=0))
     seen = {image.tobytes() for batch in found for image in batch.unlabeled}
     everything = loaded.labeled.images + loaded.unlabeled.images
@@ -209,8 +209,8 @@ def test_a_picture_is_seen_by_prediction_as_by_evaluation(
     config_of, unlabeled, run, photos, crop, stream
 ):
     config = config_of(**unlabeled, **{"data.crop": crop, "data.stream": stream})
-    loaded = splits.load(config.data, run / "splits")
-    view = decode.view_of(config.data, 3)
+    loaded = loading.load(config.data, run / "splits")
+    view = views.view_of(config.data, 3)
     for split in (loaded.unlabeled, loaded.test):
         for name, evaluated in zip(split.images.ids, split.images.images, strict=True):
             seen = predict.read_image(photos / name, loaded.image_shape, view, max_pixels=10**6)
@@ -233,7 +233,7 @@ def test_predictions_are_those_of_the_scoring(run, photos, tmp_path, monkeypatch
 def test_a_picture_of_too_many_pixels_is_not_predicted(photos):
     path = next((photos / "labeled" / "0").iterdir())
     with pytest.raises(DataError, match=r"pixels are more than data\.max_pixels=99"):
-        predict.read_image(path, (12, 12, 3), decode.View(12), max_pixels=99)
+        predict.read_image(path, (12, 12, 3), views.View(12), max_pixels=99)
 
 
 # Where the truth is known
@@ -242,7 +242,7 @@ def test_a_picture_of_too_many_pixels_is_not_predicted(photos):
 def test_without_unlabeled_images_a_part_of_the_labels_is_put_aside(config_of, tmp_path):
     config = config_of("beta=0.4,rebalance=crest+rs", **{"data.crop": "random"})
     job.run(config, tmp_path / "run")
-    assert trained.load(tmp_path / "run").view == decode.View(12, "random")
+    assert trained.load(tmp_path / "run").view == views.View(12, "random")
     results = strict_json(tmp_path / "run" / "results.json")
     train = [count - round(0.2 * count) for count in LABELED]
     labeled = np.ceil(0.4 * np.array(train)).astype(int).tolist()

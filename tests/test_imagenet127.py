@@ -16,8 +16,8 @@ from PIL import Image
 from tfds_miniature import store
 
 from crest_jax import job, predict, program, trained
-from crest_jax.data import pseudo_labels, records, splits
-from crest_jax.data.decode import View
+from crest_jax.data import loading, manifest, pseudo_labels, records
+from crest_jax.data.views import View
 from crest_jax.errors import ConfigError, DataError
 from crest_jax.train_step import Constants, DeviceBatch
 
@@ -122,9 +122,9 @@ def test_it_has_127_classes_with_nature_s_sizes_of_which_a_part_is_labeled(finis
     np.testing.assert_array_equal(first["labeled_per_class"], np.ceil(0.4 * sizes))
     recalls = first["per_class_recall"]
     assert first["accuracy"] == pytest.approx(np.mean(recalls))
-    manifest = records.read_manifest(finished / "splits" / "test")
-    assert manifest["examples_per_class"] == [1] * 127
-    assert manifest["image_shape"] is None
+    described = manifest.read(finished / "splits" / "test")
+    assert described["examples_per_class"] == [1] * 127
+    assert described["image_shape"] is None
 
 
 def test_jpegs_are_copied_as_they_are_stored(finished, data_dir):
@@ -167,7 +167,7 @@ def test_the_papers_own_step_of_resnet_50_gives_the_state_that_it_takes(finished
     """Traced and not compiled, at the paper's sizes on 8 devices."""
     config = load_experiment("imagenet127")
     config.data.image_size = MINIATURE["data.image_size"]
-    loaded = splits.load(config.data, finished / "splits")
+    loaded = loading.load(config.data, finished / "splits")
     config.data.image_size = 224
     built = program.build(config, loaded._replace(image_shape=(224, 224, 3)))
     key = jax.random.key(0)

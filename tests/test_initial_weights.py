@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from tiny_net import TinyNet
 
 from crest_jax import initial_weights, job, program, trained
-from crest_jax.data import splits
+from crest_jax.data import loading, preparation
 from crest_jax.errors import ConfigError, DataError
 from crest_jax.layout import RunFolder
 from crest_jax.models import keras_names
@@ -144,7 +144,7 @@ def test_a_run_starts_from_another_and_needs_it_only_once(
     assert "missing" not in line
     expected = initial_weights.read(first)
     kept = initial_weights.read(RunFolder(folder).initial_weights)
-    data = splits.load(config.data, RunFolder(folder).splits)
+    data = loading.load(config.data, RunFolder(folder).splits)
     state = program.build(config, data, kept).new_state(jax.random.key(3))
     started = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
     average = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
@@ -178,6 +178,6 @@ def test_weights_that_are_not_there_are_an_error_before_the_data_is_read(
     tiny_config, tmp_path, monkeypatch
 ):
     config = tiny_config("rebalance=crest", **{"model.init_from": str(tmp_path / "gone.npz")})
-    monkeypatch.setattr(splits, "prepare", None)
+    monkeypatch.setattr(preparation, "prepare", None)
     with pytest.raises(ConfigError, match=r"model\.init_from=.*gone\.npz must be"):
         job.run(config, tmp_path / "run")

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from crest_jax import adjust, files, job
 from crest_jax.algorithms import ALGORITHMS, Algorithm, Field, Loss
-from crest_jax.data import records
+from crest_jax.data import manifest
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.rebalancing.class_balanced_loss import weighted_cross_entropy
 from crest_jax.validation import validate
@@ -109,7 +109,7 @@ def test_an_unlabeled_set_in_reversed_order_is_estimated_at_every_evaluation(run
     np.testing.assert_allclose(estimates.sum(axis=1), 1)
     splits = workdir / "splits"
     truth, labeled = (
-        np.array(records.read_manifest(splits / name)["examples_per_class"])
+        np.array(manifest.read(splits / name)["examples_per_class"])
         for name in ("unlabeled", "labeled")
     )
     errors = [

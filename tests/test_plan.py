@@ -16,7 +16,7 @@ from etils.epath import Path
 from ml_collections import ConfigDict
 
 from crest_jax import evaluate, job, plan, program, workdir
-from crest_jax.data import records, splits
+from crest_jax.data import loading, manifest, preparation, splits
 from crest_jax.errors import ConfigError, DataError, WorkdirError
 from crest_jax.schedule import Schedule
 
@@ -88,7 +88,7 @@ def test_nothing_is_left_behind(ran):
 
 def test_examples_by_class_are_those_of_the_run(ran):
     names = ("labeled", "unlabeled", "test", "validation")
-    manifests = [records.read_manifest(ran.folder / "splits" / name) for name in names]
+    manifests = [manifest.read(ran.folder / "splits" / name) for name in names]
     rows = [line.split() for line in ran.printed.splitlines()]
     assert ["class", *names] in rows
     for label in range(10):
@@ -110,7 +110,7 @@ def test_who_computes_is_said_as_by_the_run(ran):
 
 
 def test_what_is_written_is_about_as_much_as_planned(ran):
-    data = splits.load(ran.config.data, ran.folder / "splits")
+    data = loading.load(ran.config.data, ran.folder / "splits")
     sizes = splits.written_sizes(ran.config.data, ran.folder / "splits")
     built = program.build(ran.config, data)
     disk = plan.disk_of(ran.config, data, sizes, built.new_state(jax.random.key(0)))
@@ -239,7 +239,7 @@ def test_available_memory_is_part_of_all_there_is():
 def test_streamed_images_are_not_read(ran, tmp_path, monkeypatch):
     config = ran.config.copy_and_resolve_references()
     config.data.stream = True
-    monkeypatch.setattr(splits, "prepare", lambda *_: pytest.fail("it is read"))
+    monkeypatch.setattr(preparation, "prepare", lambda *_: pytest.fail("it is read"))
     sizes, data, source = plan._read(config, tmp_path / "new", None)
     assert "the others not" in source
     assert (data.labeled.examples, data.unlabeled.examples) == (47, 432)
@@ -251,11 +251,11 @@ def test_the_shape_of_resized_images_is_known_before_they_are(ran, tmp_path):
     config = ran.config.copy_and_resolve_references()
     config.data.image_size = 12
     config.data.crop = "random"
-    assert splits.expected_sizes(config, tmp_path / "u.csv").image_shape == (12, 12, 1)
+    assert preparation.expected_sizes(config, tmp_path / "u.csv").image_shape == (12, 12, 1)
 
 
 def test_sizes_are_known_before_anything_is_written(ran, tmp_path):
-    expected = splits.expected_sizes(ran.config, tmp_path / "unreadable.csv")
+    expected = preparation.expected_sizes(ran.config, tmp_path / "unreadable.csv")
     written = splits.written_sizes(ran.config.data, ran.folder / "splits")
     assert expected.examples == written.examples
     for name, counts in written.per_class.items():

@@ -5,7 +5,7 @@ from conftest import load_experiment
 
 from crest_jax import program
 from crest_jax.cpu import library
-from crest_jax.data import splits
+from crest_jax.data import loading, preparation, splits
 from crest_jax.rebalancing import darp
 
 
@@ -74,8 +74,8 @@ def test_the_target_is_of_what_is_in_the_unlabeled_stream():
 
 def test_each_generation_starts_from_other_weights(tiny_config, tmp_path):
     config = tiny_config()
-    splits.prepare(config, tmp_path / "splits")
-    built = program.build(config, splits.load(config.data, tmp_path / "splits"))
+    preparation.prepare(config, tmp_path / "splits")
+    built = program.build(config, loading.load(config.data, tmp_path / "splits"))
     first, again, second = (
         jax.device_get(built.new_state(program.generation_keys(config, number)[0]).params)
         for number in (0, 0, 1)
@@ -146,8 +146,8 @@ def test_darp_keeps_a_pseudo_label_of_every_image_and_refines_on_schedule(
 ):
     changes = {"generations": 1 + ("crest" in rebalance), "darp.start": 0.5, "darp.every": 3}
     config = tiny_config(f"rebalance={rebalance}", **changes)
-    splits.prepare(config, tmp_path / "splits")
-    data = splits.load(config.data, tmp_path / "splits")
+    preparation.prepare(config, tmp_path / "splits")
+    data = loading.load(config.data, tmp_path / "splits")
     made = {}
     monkeypatch.setattr(
         program, "make_train_step", lambda *_, **options: made.update(options) or print

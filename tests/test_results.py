@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from crest_jax import evaluate, results
+from crest_jax import accuracy, results, unlabeled_classes
 from crest_jax.rebalancing.label_shift import Interval
 
 
@@ -28,8 +28,8 @@ def test_pseudo_label_statistics_by_hand():
     predicted = np.array([0, 0, 1, 1, 0, 0])
     selected = np.array([True, False, False, True, True, False])
     summary = results.summarize_pseudo_labels(
-        with_unknown(evaluate.confusion_matrix(truth, predicted, 3), [0, 0, 0]),
-        with_unknown(evaluate.confusion_matrix(truth[selected], predicted[selected], 3), [0, 0, 0]),
+        with_unknown(accuracy.confusion_matrix(truth, predicted, 3), [0, 0, 0]),
+        with_unknown(accuracy.confusion_matrix(truth[selected], predicted[selected], 3), [0, 0, 0]),
     )
     assert results.truth_is_known(summary)
     assert summary == {
@@ -95,7 +95,7 @@ def test_fewer_than_five_evaluations_and_no_validation():
 def test_the_unlabeled_set_is_another_where_that_is_improbable_and_classes_show_it(
     p_value, differs
 ):
-    summary = results.summarize_unlabeled(
+    summary = unlabeled_classes.summarize(
         np.array([0.2, 0.3, 0.5]),
         Interval(np.array([0.1, 0.2, 0.4]), np.array([0.3, 0.4, 0.6]), p_value),
         np.array([0.7, 0.25, 0.05]),

@@ -22,6 +22,7 @@ from whole_run import figures
 
 import crest_jax
 from crest_jax import (
+    accuracy,
     adjust,
     augment,
     evaluate,
@@ -32,8 +33,8 @@ from crest_jax import (
     self_training,
     trained,
 )
-from crest_jax.data import decode, records
-from crest_jax.data.decode import View
+from crest_jax.data import decode, loading, manifest
+from crest_jax.data.views import View
 from crest_jax.errors import ConfigError, DataError, Preempted, WorkdirError
 from crest_jax.mesh import data_mesh, replicate
 from crest_jax.rebalancing.logit_adjustment import adjustment
@@ -50,7 +51,7 @@ def run(tiny_config, make_folder):
 
 @pytest.fixture(scope="module")
 def test_images(run):
-    return records.load(run / "splits" / "test")
+    return loading.load_images(run / "splits" / "test")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_a_models_accuracy_is_that_of_its_last_evaluation(run, test_images, gene
     model = trained.load(run, generation=generation)
     assert model.generation == generation
     predicted = logits_of(model, test_images.images).argmax(axis=1)
-    confusion = evaluate.confusion_matrix(test_images.labels, predicted, 10)
+    confusion = accuracy.confusion_matrix(test_images.labels, predicted, 10)
     metrics = run / f"generation_0{generation - 1}" / "metrics.jsonl"
     *_, last = metrics.read_text().splitlines()
     assert confusion.tolist() == json.loads(last)["test"]["ema"]["confusion_matrix"]
@@ -106,23 +107,21 @@ def test_the_last_generation_is_taken_by_default(run):
 @pytest.mark.parametrize("generation", [1, 2])
 def test_logits_are_adjusted_by_what_the_generation_was_trained_on(run, generation):
     here = run / f"generation_{generation - 1:02d}"
-    counts = records.read_manifest(here / "labeled")["examples_per_class"]
+    counts = manifest.read(here / "labeled")["examples_per_class"]
     expected = np.array(counts) / sum(counts)
     model = trained.load(run, generation=generation)
     np.testing.assert_allclose(model.class_distribution, expected)
     recorded = json.loads((here / "result.json").read_text())["logit_adjustment"]
     np.testing.assert_allclose(recorded["class_distribution"], expected)
     if generation == 2:
-        assert sum(counts) > sum(
-            records.read_manifest(run / "splits" / "labeled")["examples_per_class"]
-        )
+        assert sum(counts) > sum(manifest.read(run / "splits" / "labeled")["examples_per_class"])
 
 
 @pytest.mark.parametrize("generation", [1, 2])
 def test_evaluations_adjust_as_that_model_does(run, test_images, generation):
     model = trained.load(run, generation=generation)
     logits = logits_of(model, test_images.images) - np.log(model.class_distribution)
-    confusion = evaluate.confusion_matrix(test_images.labels, logits.argmax(axis=1), 10)
+    confusion = accuracy.confusion_matrix(test_images.labels, logits.argmax(axis=1), 10)
     *_, last = (run / f"generation_0{generation - 1}" / "metrics.jsonl").read_text().splitlines()
     recorded = json.loads(last)["test"]["ema"]["confusion_matrix_logit_adjusted"]
     assert confusion.tolist() == recorded
@@ -142,7 +141,7 @@ def test_from_python_a_run_is_what_its_files_say(run):
     right = 100 * np.mean(first.truth[chosen] == 0) if chosen.any() else None
     assert rows[0]["selected"] == chosen.sum()
     assert rows[0]["right"] == (None if right is None else pytest.approx(right))
-    labeled = records.load(run / "generation_01" / "labeled").labels
+    labeled = loading.load_images(run / "generation_01" / "labeled").labels
     assert [row["labeled"] for row in rows[10:]] == np.bincount(labeled, minlength=10).tolist()
     assert rows[13]["recall"] == saved.results["generations"][1]["per_class_recall"][3]
     assert f"accuracy {saved.results['accuracy']:.1f} %" in repr(saved)

@@ -1,24 +1,4 @@
 """Everything that handles data before it is on a device: sources, the long tail, records, streams.
 
-Only this package and the metric writers import TensorFlow. This package keeps TensorFlow off the
-accelerators.
+The modules that need TensorFlow take it from `tensorflow`; the others work without it.
 """
-
-import os
-
-# TensorFlow would import Keras, and with it scikit-learn, which takes a third of its start-up time.
-# With this variable set, it instead looks for the older Keras, and only when Keras is used. The
-# variable is restored after the import, so that it does not affect anything else.
-_LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
-_given = os.environ.get(_LEGACY_KERAS)
-os.environ[_LEGACY_KERAS] = "1"
-
-import tensorflow as tf  # noqa: E402
-
-if _given is None:
-    del os.environ[_LEGACY_KERAS]
-else:
-    os.environ[_LEGACY_KERAS] = _given
-
-for _kind in ("GPU", "TPU"):
-    tf.config.set_visible_devices([], _kind)

@@ -10,8 +10,7 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from crest_jax.config import ARRAYS
-from crest_jax.data.sources import UNKNOWN, Example, Source, held_out
+from crest_jax.data.sources import ARRAYS, UNKNOWN, Example, Source, held_out
 from crest_jax.errors import DataError
 from crest_jax.schema import TEXT
 

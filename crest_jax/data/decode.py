@@ -1,31 +1,15 @@
-"""Decoding images of any size to uint8 images of one size, on the host (tf.data, tf.image)."""
+"""Decoding images of any size to uint8 images of one size, in graphs of TensorFlow (tf.data).
 
-from typing import NamedTuple
+`pixels` does the same without TensorFlow, for one image at a time.
+"""
 
-import numpy as np
-import tensorflow as tf
-from jaxtyping import Int, UInt8, UInt16
-from ml_collections import ConfigDict
+from jaxtyping import Int, UInt8
 
+from crest_jax.data.tensorflow import tf
+from crest_jax.data.views import CENTRAL_PART, View
 from crest_jax.schema import MOST_PIXELS
 
-# The side of the central square as a fraction of an image's shorter side; the rest is margin.
-CENTRAL_PART = 0.875
-
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def check_pixels(height: int, width: int) -> None:
-    """Check that an image is small enough to be decoded.
-
-    A file of a few kilobytes may claim to have billions of pixels, and decoders allocate memory for
-    them before they find that the pixels are missing.
-
-    Raises:
-      ValueError: The image has more than `MOST_PIXELS` pixels.
-    """
-    if height * width > MOST_PIXELS:
-        raise ValueError(f"it must have no more than {MOST_PIXELS} pixels, not {height} x {width}")
 
 
 def _checked(image: tf.Tensor | bytes) -> tf.Tensor:
@@ -54,22 +38,6 @@ def _no_larger_than(image: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
         return tf.identity(image)
 
 
-class View(NamedTuple):
-    """How an image is cropped, resized and converted before a model sees it."""
-
-    size: int = 0  # side in pixels of the resulting square; 0 for images as they are stored
-    crop: str = "none"  # which part of the image is used, one of `config.CROPS`
-    channels: int = 3  # of the square: 1 for grey, 3 for colour
-
-
-AS_STORED = View()
-
-
-def view_of(data: ConfigDict, channels: int) -> View:
-    """Return the view that a config's `data` asks for, of images with this many channels."""
-    return View(data.image_size, data.crop, channels)
-
-
 def evaluated(image: tf.Tensor | bytes, view: View) -> UInt8[tf.Tensor, "height width channels"]:
     """Decode an image as evaluations see it, the same every time."""
     if not view.size:
@@ -77,22 +45,6 @@ def evaluated(image: tf.Tensor | bytes, view: View) -> UInt8[tf.Tensor, "height 
     if view.crop == "none":
         return whole(image, (view.size, view.size, view.channels))
     return central(image, view.size, view.channels)
-
-
-def fitted(
-    image: UInt8[np.ndarray, "height width channels"] | UInt8[tf.Tensor, "height width channels"],
-    view: View,
-) -> UInt8[tf.Tensor, "{view.size} {view.size} channels"]:
-    """Crop and resize a decoded image as evaluations see it.
-
-    Args:
-      image: a decoded image of any height and width.
-      view: a view whose size is not 0.
-    """
-    pixels = tf.convert_to_tensor(image)
-    if view.crop == "none":
-        return _resized(pixels, view.size, view.size)
-    return _central(pixels, view.size)
 
 
 def trained_on(
@@ -115,14 +67,16 @@ def stored(image: tf.Tensor | bytes) -> UInt8[tf.Tensor, "height width channels"
     return tf.io.decode_image(_checked(image), expand_animations=False)
 
 
-def stored_16(image: bytes, channels: int) -> UInt16[tf.Tensor, "height width {channels}"]:
-    """Decode a PNG with 16 bits a channel.
+def check(image: bytes) -> None:
+    """Check that a JPEG or PNG can be decoded.
 
-    Args:
-      image: an encoded PNG.
-      channels: of the result: 1, 3, or 4 with alpha.
+    Raises:
+      ValueError: TensorFlow cannot decode it.
     """
-    return tf.io.decode_png(_checked(image), channels=channels, dtype=tf.uint16)
+    try:
+        stored(image)
+    except tf.errors.OpError as error:
+        raise ValueError("it is damaged, or cut short") from error
 
 
 def whole(

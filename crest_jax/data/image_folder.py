@@ -25,7 +25,7 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from crest_jax import files, schema
-from crest_jax.data import long_tail, pictures, provenance
+from crest_jax.data import decode, long_tail, pictures, provenance
 from crest_jax.data.pictures import Note, some
 from crest_jax.data.provenance import File
 from crest_jax.data.sources import UNKNOWN, Example, Folders, Source, normal_name
@@ -542,7 +542,7 @@ def _readable(
             image, note = pictures.read(content, max_pixels=folders.max_pixels)
             plain = image is content
             if plain:
-                pictures.check_decodes(content)
+                decode.check(content)
         except (ValueError, *files.failures()) as error:
             kind = pictures.kind_by_looks(each.path)
             is_damaged = each.by_list or kind in pictures.FORMATS

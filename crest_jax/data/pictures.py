@@ -1,4 +1,4 @@
-"""Normalising user-provided picture files, so that TensorFlow decodes all of them in the same way.
+"""Normalising user-provided picture files, so that all of them are decoded in the same way.
 
 Records hold the normalised files, and `crest_jax.predict` normalises its input likewise: a model
 sees a picture as it saw those that it was trained on, whatever program wrote the file.
@@ -9,6 +9,7 @@ import os
 import re
 import struct
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,14 +17,13 @@ from functools import cache
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from etils.epath import Path
 from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from crest_jax import files
-from crest_jax.data import decode
-from crest_jax.data.decode import View
+from crest_jax.data import pixels
+from crest_jax.data.views import View
 from crest_jax.schema import printable
 
 # The first bytes of picture files, by format. Pillow's own tests would take any text that begins
@@ -68,10 +68,12 @@ _NO_PICTURES = ("BUFR", "GRIB", "HDF5", "IPTC", "MPEG", "PDF")
 _JPEG = ("JPEG", "MPO")
 _ORIENTATION = 0x0112  # tag of EXIF
 _TURNED = range(2, 9)  # its values for pictures that are not upright
-# Offsets in a PNG of the bits per channel and of the colour type, and the types without colour.
+# Offsets in a PNG of the bits per channel and of the colour type, and some of these types.
 _PNG_BIT_DEPTH = 24
 _PNG_COLOUR_TYPE = 25
-_PNG_GREY = (0, 4)
+_PNG_GREY_AND_ALPHA, _PNG_RGBA = 4, 6
+_PNG_GREY = (0, _PNG_GREY_AND_ALPHA)
+_OPAQUE = (1 << 16) - 1  # of alpha with 16 bits
 # TIFF tags.
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANES = 254, 258, 262, 284
 _LARGEST_VALUES = (341, 281)  # SMaxSampleValue, MaxSampleValue
@@ -130,7 +132,7 @@ def content_of(path: Path) -> bytes:
 
     Raises:
       ValueError: The path is not a regular file; the message is the reason.
-      OSError, tf.errors.OpError: The file cannot be read.
+      OSError: The file cannot be read; TensorFlow has errors of its own for buckets.
     """
     with _opened(path) as file:
         head = file.read(_HEAD)
@@ -234,16 +236,6 @@ def read(content: bytes, *, max_pixels: int, grey: bool = False) -> tuple[bytes,
         return file.getvalue(), Note(guessed_bits, several)
 
 
-def check_decodes(content: bytes) -> None:
-    """Check that a JPEG or PNG is complete.
-
-    Raises:
-      ValueError: TensorFlow cannot decode it.
-    """
-    with _reasoned("JPEG or PNG"):
-        decode.stored(content)
-
-
 def seen(content: bytes, shape: tuple[int, int, int], view: View, *, max_pixels: int) -> Seen:
     """Return a picture as evaluations see the images of a data set.
 
@@ -259,8 +251,9 @@ def seen(content: bytes, shape: tuple[int, int, int], view: View, *, max_pixels:
     """
     image, note = read(content, max_pixels=max_pixels, grey=shape[-1] == 1)
     with _reasoned("JPEG or PNG"):
-        pixels = decode.evaluated(image, view) if view.size else decode.whole(image, shape)
-        return Seen(pixels.numpy(), note)
+        if view.size:
+            return Seen(pixels.evaluated(image, view), note)
+        return Seen(pixels.whole(image, shape), note)
 
 
 def _is_plain(image: Image.Image, content: bytes) -> bool:
@@ -369,15 +362,7 @@ def _deep(image: Image.Image, content: bytes) -> _Deep | None:
       ValueError: The picture cannot be decoded, or Pillow would decode it wrongly.
     """
     if image.format == "PNG" and content[_PNG_BIT_DEPTH] == 16:
-        # TensorFlow decodes these, since Pillow keeps only the upper 8 bits of colours, and no
-        # transparency of greys.
-        is_grey = content[_PNG_COLOUR_TYPE] in _PNG_GREY
-        if image.has_transparency_data:
-            samples = decode.stored_16(content, 4).numpy()
-            deep = _Deep(samples[..., ::3], "LA") if is_grey else _Deep(samples, "RGBA")
-        else:
-            samples = decode.stored_16(content, 1 if is_grey else 3).numpy()
-            deep = _Deep(samples, "L" if is_grey else "RGB")
+        deep = _of_a_png(image, content)
         said = _significant_bits(content)
         # Values that exceed the stated bits were scaled to 16 bits, as the PNG standard demands.
         if said is not None and int(deep.colours.max()) >= 1 << said:
@@ -395,6 +380,29 @@ def _deep(image: Image.Image, content: bytes) -> _Deep | None:
             raise ValueError("its 16-bit colours are in planes of their own: convert it to PNG")
         return _Deep(*_colours_of_a_tiff(image, content), _largest_bits(image))
     return None
+
+
+def _of_a_png(image: Image.Image, content: bytes) -> _Deep:
+    """Return the samples of a PNG with 16 bits a channel, with alpha if it has transparency.
+
+    Pillow keeps all bits only of grey without alpha.
+    """
+    colour_type = content[_PNG_COLOUR_TYPE]
+    if colour_type == _PNG_GREY_AND_ALPHA:
+        # A picture of twice as many channels with 8 bits is stored in the same way.
+        header = content[12:_PNG_BIT_DEPTH] + bytes([8, _PNG_RGBA]) + content[26:29]
+        bytewise = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+        with Image.open(io.BytesIO(bytewise), formats=("PNG",)) as halves:
+            return _Deep(np.asarray(halves).view(">u2").astype(np.uint16), "LA")
+    if colour_type in _PNG_GREY:
+        samples, mode = np.asarray(image).astype(np.uint16)[..., None], "L"
+    else:
+        samples, mode = _both_bytes(image, content, f"{image.mode};16B"), image.mode
+    key = image.info.get("transparency")  # the colour that is transparent
+    if key is None:
+        return _Deep(samples, mode)
+    alpha = np.where((samples == key).all(axis=-1, keepdims=True), 0, _OPAQUE).astype(np.uint16)
+    return _Deep(np.concatenate([samples, alpha], axis=-1), f"{mode}A")
 
 
 def _significant_bits(png: bytes) -> int | None:
@@ -433,28 +441,44 @@ def _largest_bits(tiff: Image.Image) -> int | None:
 def _colours_of_a_tiff(
     image: Image.Image, content: bytes
 ) -> tuple[UInt16[np.ndarray, "height width channels"], str]:
-    """Return the samples of a TIFF with 16-bit colours, and their mode.
-
-    Pillow decodes only the upper bytes; told the opposite byte order, it decodes the lower ones.
-    """
+    """Return the samples of a TIFF with 16-bit colours, and their mode."""
     # Keep Pillow from dividing by alpha: that is possible only once both bytes are put together.
     raw_mode = _raw_mode(image)
     upper = raw_mode.replace("a", "A")
     mode = image.mode if upper == raw_mode else "RGBa"
-    samples = _decoded(image, upper).astype(np.uint16)
+    return _both_bytes(image, content, upper), mode
+
+
+def _both_bytes(
+    image: Image.Image, content: bytes, raw_mode: str
+) -> UInt16[np.ndarray, "height width channels"]:
+    """Return the samples of a picture with 16-bit colours.
+
+    Pillow decodes only the upper bytes; told the opposite byte order, it decodes the lower ones.
+
+    Args:
+      image: the picture, of which nothing is decoded yet.
+      content: the content of its file.
+      raw_mode: Pillow's raw mode for it, such as RGB;16L; the last letter is the byte order.
+    """
+    samples = _decoded(image, raw_mode).astype(np.uint16)
     samples <<= 8
-    with Image.open(io.BytesIO(content), formats=("TIFF",)) as again:
-        samples |= _decoded(again, upper[:-1] + _OTHER_ORDER[upper[-1]])
-    return samples, mode
+    with Image.open(io.BytesIO(content), formats=(image.format,)) as again:
+        samples |= _decoded(again, raw_mode[:-1] + _OTHER_ORDER[raw_mode[-1]])
+    return samples
 
 
-def _decoded(tiff: Image.Image, raw_mode: str) -> UInt8[np.ndarray, "height width channels"]:
-    tiff.tile = [tile._replace(args=(raw_mode, *tile.args[1:])) for tile in tiff.tile]
-    return np.asarray(tiff)
+def _decoded(image: Image.Image, raw_mode: str) -> UInt8[np.ndarray, "height width channels"]:
+    # The arguments of Pillow's decoder are the raw mode, or a tuple that begins with it.
+    image.tile = [
+        tile._replace(args=raw_mode if isinstance(tile.args, str) else (raw_mode, *tile.args[1:]))
+        for tile in image.tile
+    ]
+    return np.asarray(image)
 
 
 def _raw_mode(tiff: Image.Image) -> str:
-    """Return Pillow's raw mode for a TIFF, such as RGB;16L; its last letter is the byte order."""
+    """Return Pillow's raw mode for a TIFF."""
     return tiff.tile[0].args[0]
 
 
@@ -468,7 +492,5 @@ def _reasoned(kind: str) -> Iterator[None]:
         yield
     except UnidentifiedImageError as error:
         raise ValueError(f"it is damaged, or a {kind} of a kind that is not read") from error
-    except tf.errors.OpError as error:
-        raise ValueError("it is damaged, or cut short") from error
     except Exception as error:
         raise ValueError(files.reason(error)) from error

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from jaxtyping import Float, Int, UInt8
 
 from crest_jax.data import decode
 from crest_jax.data.records import Encoded, Images
+from crest_jax.data.tensorflow import tf
 
 
 class Batch(NamedTuple):

@@ -1,35 +1,28 @@
-"""The splits of an experiment: written once from its source, read back for every run.
+"""The splits of an experiment, and how large they are on disk."""
 
-`sources` provides images and labels, `long_tail` assigns them to splits, and `records` stores them.
-"""
-
-import hashlib
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from absl import logging
 from etils.epath import Path
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from crest_jax import files
-from crest_jax.data import decode, image_folder, long_tail, provenance, records, sources
-from crest_jax.data.pictures import some
+from crest_jax.data import manifest
 from crest_jax.data.records import Images
-from crest_jax.data.stream import Parts
-from crest_jax.errors import ConfigError, DataError, UnavailableError
-from crest_jax.layout import RunFolder
 
-# The file that identifies the data set, and the images of it, that the splits were made of.
-SOURCE = "source.json"
 NAMES = ("labeled", "unlabeled", "test", "validation")
-# The number of images from which the size of all is estimated.
-_FEW = 256
-# The number of images that evaluation and scoring load at a time from a split that is streamed.
-PART = 4096
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """The parts of a split that are read again on every iteration."""
+
+    def __iter__(self) -> Iterator[Images]:
+        """Yield the parts."""
+
+    def share(self, host: int, hosts: int) -> "Streamed":
+        """Return the parts that a host must process."""
 
 
 class Split(NamedTuple):
@@ -38,7 +31,7 @@ class Split(NamedTuple):
     examples: int
     per_class: Int[np.ndarray, " classes"] | None  # None if the classes are not known
     # Either the whole split in memory, or parts that are read again on every iteration.
-    parts: Iterable[Images]
+    parts: Sequence[Images] | Streamed
 
     @property
     def images(self) -> Images:
@@ -48,9 +41,9 @@ class Split(NamedTuple):
             whole = whole + part
         return whole
 
-    def share(self, host: int, hosts: int) -> Iterable[Images]:
+    def share(self, host: int, hosts: int) -> Sequence[Images] | Streamed:
         """Return a host's contiguous share; the shares in the order of hosts make up the split."""
-        if isinstance(self.parts, Parts):
+        if not isinstance(self.parts, Sequence):
             return self.parts.share(host, hosts)
         if hosts == 1:
             return self.parts
@@ -104,298 +97,16 @@ def written_sizes(data: ConfigDict, folder: Path) -> Sizes:
       DataError: A manifest is missing or damaged; or the labeled images are not resized and differ
         in shape.
     """
-    manifests = {name: records.read_manifest(folder / name) for name in NAMES}
+    manifests = {name: manifest.read(folder / name) for name in NAMES}
     return Sizes(
         {name: each["examples"] for name, each in manifests.items()},
-        {name: _array(each["examples_per_class"]) for name, each in manifests.items()},
+        {name: counts_of(each["examples_per_class"]) for name, each in manifests.items()},
         {name: sum(s["bytes"] for s in each["shards"]) for name, each in manifests.items()},
         tuple(manifests["labeled"]["class_names"]),
-        records.image_shape(folder / "labeled", data.image_size),
+        manifest.image_shape(folder / "labeled", data.image_size),
     )
 
 
-def expected_sizes(config: ConfigDict, listing: Path) -> Sizes:
-    """Return the sizes of the splits that `prepare` would write.
-
-    Counts come from the labels; bytes are estimated from a few images.
-
-    Args:
-      config: The config of the run.
-      listing: The CSV file in which to list user-provided files that cannot be read.
-
-    Raises:
-      DataError: The source is missing or does not fit the config; or its images are not resized and
-        the few that are read differ in shape.
-    """
-    source, _, labels = _divided(config, listing)
-    classes = len(source.class_names)
-    few = list(itertools.islice(source.examples("train"), _FEW))
-    mean = np.mean([records.bytes_of(example) for example in few])
-    side = config.data.image_size
-    if side:
-        shapes = {(side, side, source.channels)}
-    else:
-        shapes = {records.stored_shape(example) for example in few}
-    if len(shapes) > 1:
-        raise DataError(
-            f"images of {source.name} differ in shape: set --config.data.image_size to have them "
-            "resized"
-        )
-    return Sizes(
-        {name: len(labels[name]) for name in NAMES},
-        {
-            name: None
-            if source.divided and name == "unlabeled"
-            else np.bincount(labels[name], minlength=classes)
-            for name in NAMES
-        },
-        {name: round(len(labels[name]) * mean) for name in NAMES},
-        source.class_names,
-        shapes.pop(),
-    )
-
-
-def are_whole(folder: Path) -> bool:
-    """Return whether `prepare` has nothing left to write."""
-    return all(files.is_whole(folder / name) for name in NAMES)
-
-
-def prepare(config: ConfigDict, folder: Path, source: sources.Source | None = None) -> None:
-    """Write those of the labeled, unlabeled, validation and test records that do not exist yet.
-
-    Args:
-      config: The config of the run.
-      folder: The folder of the splits.
-      source: The data set; by default the one that the config names.
-
-    Raises:
-      DataError: The source is missing, does not fit the config, or is not the one that existing
-        splits were made of.
-    """
-    missing = [name for name in NAMES if not files.is_whole(folder / name)]
-    if not missing:
-        warn_of_changes(config, folder)
-        return
-    source, split, labels = _divided(config, RunFolder(folder.parent).unreadable, source)
-    _check_source(source, labels, folder, begun=len(missing) < len(NAMES))
-    _warn_of_untested(source.class_names, labels["test"])
-    with ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(
-                records.Writer(
-                    folder / name,
-                    examples=len(labels[name]),
-                    class_names=source.class_names,
-                    shards=config.data.shards,
-                    classes_known=name != "unlabeled" or not source.divided,
-                    channels=source.channels,
-                )
-            )
-            for name in missing
-        }
-        train = len(source.labels("train"))
-        member_of = np.full(train, "", dtype=f"<U{max(map(len, split._fields))}")
-        for name, rows in split._asdict().items():
-            member_of[rows] = name
-        for name, example in zip(member_of.tolist(), source.examples("train"), strict=True):
-            if name in writers:
-                writers[name].add(example)
-        for name in ("unlabeled", "test") if source.divided else ("test",):
-            if name in writers:
-                for example in source.examples(name):
-                    writers[name].add(example)
-
-
-def _check_source(
-    source: sources.Source,
-    labels: Mapping[str, Int[np.ndarray, " examples"]],
-    folder: Path,
-    *,
-    begun: bool,
-) -> None:
-    """Record what the splits are made of, after checking it against that of existing splits.
-
-    If some splits were made of other data, an image could end up in two splits.
-
-    Args:
-      source: The source of the images.
-      labels: The labels of each split, by its name.
-      folder: The folder of the splits.
-      begun: Whether some of the splits exist already.
-
-    Raises:
-      DataError: Existing splits were made of other data.
-    """
-    digest = hashlib.sha256()
-    for file in source.files:
-        digest.update(f"{file.id}\n{file.sha256}\n".encode())
-    for name in NAMES:
-        digest.update(f"{name} {len(labels[name])}\n".encode() + labels[name].tobytes())
-    made_of = {"source": source.name, "sha256": digest.hexdigest()}
-    path = folder / SOURCE
-    if begun and path.exists() and files.read_json(path) != made_of:
-        raise DataError(
-            f"{folder} has splits of another {source.name} than there is now",
-            "bring back what there was, or begin anew with another --workdir",
-        )
-    with files.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, made_of)
-    if source.files:
-        provenance.write(folder / provenance.TABLE, source.files)
-
-
-def _warn_of_untested(class_names: Sequence[str], tested: Int[np.ndarray, " examples"]) -> None:
-    counts = np.bincount(tested, minlength=len(class_names))
-    lacking = [name for name, count in zip(class_names, counts, strict=True) if not count]
-    if lacking:
-        logging.warning(
-            "no test image is of %s: the accuracy is that of the other classes", some(lacking)
-        )
-
-
-def warn_of_changes(config: ConfigDict, folder: Path) -> None:
-    """Warn if user-provided files have changed since these splits were made of them."""
-    if config.data.name != "image_folder":
-        return
-    try:
-        then = provenance.read(folder / provenance.TABLE)
-        changed = image_folder.changes(_folders(config, RunFolder(folder.parent).unreadable), then)
-    except (ConfigError, DataError, UnavailableError) as error:
-        logging.warning(
-            "whether the images are still those that this run has read cannot be told: %s. The run "
-            "and its results are of what it has read",
-            error.what,
-        )
-        return
-    if changed:
-        logging.warning(
-            "the images are no longer those that this run has read: %s. The run and its results "
-            "are of what it has read; choose another --workdir for a run of what there is now",
-            "; ".join(changed),
-        )
-
-
-def _folders(config: ConfigDict, listing: Path) -> sources.Folders:
-    given = {name: config.data[name] for name in sources.Folders._fields if name != "listing"}
-    return sources.Folders(**given, listing=listing)
-
-
-def _divided(
-    config: ConfigDict, listing: Path, source: sources.Source | None = None
-) -> tuple[sources.Source, long_tail.Split, dict[str, Int[np.ndarray, " examples"]]]:
-    """Return the source, the rows of its train set by split, and the labels of each split.
-
-    Args:
-      config: The config of the run.
-      listing: The CSV file in which to list user-provided files that cannot be read.
-      source: The data set; by default the one that the config names.
-
-    Raises:
-      DataError: The source is missing or does not fit the config.
-    """
-    source = source or sources.load(
-        config.data.name,
-        data_dir=config.data.data_dir,
-        download=config.data.download,
-        test_split=config.data.test_split,
-        test_fraction=config.data.test_fraction,
-        class_table=config.data.class_table,
-        folders=_folders(config, listing),
-    )
-    if source.divided and not config.data.unlabeled:
-        raise DataError(
-            f"data.name={config.data.name} has unlabeled images of its own: give it to "
-            "crest_jax.train as data=, which then labels all others"
-        )
-    labels = source.labels("train")
-    if config.long_tail.split == "first" and source.order is None:
-        raise DataError(
-            f"long_tail.split=first takes the first images of {source.name} in its original order, "
-            "which its records do not say: set --config.long_tail.split=random"
-        )
-    split = long_tail.split(
-        labels,
-        *_sizes(config.long_tail, np.bincount(labels, minlength=len(source.class_names))),
-        fold=None if config.long_tail.split == "first" else config.fold,
-        order=source.order() if config.long_tail.split == "first" else None,
-        validation_fraction=config.data.validation_fraction,
-        class_names=source.class_names,
-    )
-    labels_of = {name: labels[rows] for name, rows in split._asdict().items()}
-    labels_of["test"] = source.labels("test")
-    if source.divided:
-        labels_of["unlabeled"] = source.labels("unlabeled")
-    return source, split, labels_of
-
-
-def load(data: ConfigDict, folder: Path) -> Splits:
-    """Read the splits that `prepare` wrote.
-
-    Args:
-      data: The `data` of a config.
-      folder: The folder of the splits.
-
-    Raises:
-      DataError: As for `load_split`; or images of one split differ in shape from those of another.
-    """
-    shapes = {
-        name: records.image_shape(folder / name, data.image_size)
-        for name in NAMES
-        if records.read_manifest(folder / name)["examples"]
-    }
-    if len(set(shapes.values())) > 1:
-        described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise DataError(
-            f"images of one split differ in shape from those of another ({described}): set "
-            "--config.data.image_size to have them resized"
-        )
-    return Splits(
-        *(load_split(data, folder / name) for name in NAMES),
-        tuple(records.read_manifest(folder / "labeled")["class_names"]),
-        shapes["labeled"],
-    )
-
-
-def load_split(data: ConfigDict, folder: Path) -> Split:
-    """Read one split into memory, or prepare to read it a part at a time.
-
-    Args:
-      data: The `data` of a config.
-      folder: The folder of the split.
-
-    Raises:
-      DataError: A file is missing or damaged, or images differ in shape.
-    """
-    manifest = records.read_manifest(folder)
-    view = decode.view_of(data, records.channels_of(folder))
-    if data.stream:
-        records.shards(folder)  # checks that no shard is missing or truncated
-        parts: Iterable[Images] = Parts(folder, view=view, size=PART)
-    else:
-        parts = [records.load(folder, view)]
-    return Split(manifest["examples"], _array(manifest["examples_per_class"]), parts)
-
-
-def _array(per_class: list[int] | None) -> Int[np.ndarray, " classes"] | None:
+def counts_of(per_class: list[int] | None) -> Int[np.ndarray, " classes"] | None:
+    """Return a manifest's counts by class as an array; None if the classes are not known."""
     return None if per_class is None else np.array(per_class)
-
-
-def _sizes(
-    tail: ConfigDict, counts: Int[np.ndarray, " classes"]
-) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
-    """Return the numbers of labeled and of unlabeled examples of each class.
-
-    Args:
-      tail: The `long_tail` of a config.
-      counts: The number of training examples of each class in the source.
-    """
-    if "n_max" not in tail:  # the source is long-tailed by nature
-        return long_tail.by_fraction(counts, tail.beta)
-    classes = len(counts)
-    sizes = long_tail.class_sizes(tail.n_max, tail.gamma, classes)
-    if "unlabeled_n_max" not in tail:
-        return long_tail.by_fraction(sizes, tail.beta)
-    return sizes, long_tail.unlabeled_sizes(
-        tail.unlabeled_n_max, tail.unlabeled_gamma, classes, tail.unlabeled_order
-    )

@@ -15,12 +15,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from etils.epath import Path
 
-from crest_jax.data import decode, records
-from crest_jax.data.decode import View
+from crest_jax.data import decode, manifest
+from crest_jax.data.manifest import Shard
 from crest_jax.data.pipeline import Batch
+from crest_jax.data.records import Images
+from crest_jax.data.tensorflow import tf
+from crest_jax.data.views import View
 from crest_jax.errors import DataError
 
 # The number of shards of a lane that are read at once.
@@ -75,7 +77,7 @@ def batches(
     share = streaming.lanes // processes
     lanes = range(process * share, (process + 1) * share)
 
-    def stream(shards: Sequence[Sequence[records.Shard]], order: int, size: int) -> tf.data.Dataset:
+    def stream(shards: Sequence[Sequence[Shard]], order: int, size: int) -> tf.data.Dataset:
         """Return a data set of this host's part of each global batch."""
         of_lanes = [
             _lane(
@@ -103,11 +105,11 @@ def batches(
     iterator = dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
     for (images, labels), (unlabeled_images, _) in _reporting(iterator, [*labeled, *unlabeled]):
         rows = np.zeros(len(unlabeled_images), np.int32)
-        records.check_labels(labels, valid, " or ".join(map(str, labeled)))
+        manifest.check_labels(labels, valid, " or ".join(map(str, labeled)))
         yield Batch(images, labels.astype(np.int32), unlabeled_images, rows)
 
 
-def _shards_of_lanes(folders: Sequence[Path], lanes: int) -> list[list[records.Shard]]:
+def _shards_of_lanes(folders: Sequence[Path], lanes: int) -> list[list[Shard]]:
     """Return the non-empty shards of each lane.
 
     All lanes are checked, so that a lane without examples is an error on every host.
@@ -115,7 +117,7 @@ def _shards_of_lanes(folders: Sequence[Path], lanes: int) -> list[list[records.S
     Raises:
       DataError: A lane has no shard with an example.
     """
-    of_folders = list(map(records.shards, folders))
+    of_folders = list(map(manifest.shards, folders))
     dealt = [
         [shard for shards in of_folders for shard in shards[lane::lanes] if shard.examples]
         for lane in range(lanes)
@@ -130,7 +132,7 @@ def _shards_of_lanes(folders: Sequence[Path], lanes: int) -> list[list[records.S
 
 
 def _lane(
-    shards: Sequence[records.Shard],
+    shards: Sequence[Shard],
     streaming: Streaming,
     *,
     size: int,
@@ -193,7 +195,7 @@ def _lane(
         )
 
     def parsed(place: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        _, image, label = records.parse(record)
+        _, image, label = parse(record)
         seen = decode.trained_on(image, streaming.view, _folded(_folded(seed, -1), place))
         if not streaming.view.size:
             seen = tf.ensure_shape(seen, shards[0].image_shape)
@@ -237,7 +239,7 @@ class Parts:
         """Return the parts that a host must process, from contiguous shards."""
         return Parts(self._folder, view=self._view, size=self._size, host=host, hosts=hosts)
 
-    def __iter__(self) -> Iterator[records.Images]:
+    def __iter__(self) -> Iterator[Images]:
         """Yield the parts.
 
         Raises:
@@ -246,10 +248,10 @@ class Parts:
         """
 
         def parsed(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            name, image, label = records.parse(record)
+            name, image, label = parse(record)
             return name, decode.evaluated(image, self._view), label
 
-        shards = records.shards(self._folder)
+        shards = manifest.shards(self._folder)
         begin, end = (
             len(shards) * number // self._hosts for number in (self._host, self._host + 1)
         )
@@ -262,14 +264,25 @@ class Parts:
             .prefetch(tf.data.AUTOTUNE)
         )
         for names, images, labels in _reporting(dataset.as_numpy_iterator(), [self._folder]):
-            records.check_labels(labels, shards[0].labels, str(self._folder))
+            manifest.check_labels(labels, shards[0].labels, str(self._folder))
             try:
                 ids = [name.decode() for name in names]
             except UnicodeDecodeError as error:
                 raise DataError(
                     f"{self._folder}: an id is not UTF-8: delete it and run again to make it anew"
                 ) from error
-            yield records.Images(ids, images, labels.astype(np.int32))
+            yield Images(ids, images, labels.astype(np.int32))
+
+
+def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return the id, encoded image and label of a record."""
+    kinds = {
+        "id": tf.io.FixedLenFeature([], tf.string),
+        "image": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+    }
+    parsed = tf.io.parse_single_example(record, kinds)
+    return parsed["id"], parsed["image"], parsed["label"]
 
 
 def _folded(seed: tf.Tensor | tuple[int, int], number: tf.Tensor | int) -> tf.Tensor:
@@ -289,7 +302,7 @@ def _reporting(iterator: Iterator, folders: Sequence[Path]) -> Iterator:
         ) from error
     except (tf.errors.OpError, UnicodeDecodeError) as error:
         for folder in folders:
-            records.check(folder)  # if it fails, its error names the damaged file
+            manifest.check(folder)  # if it fails, its error names the damaged file
         # TensorFlow quotes a record that is not an example in its message, which Python then fails
         # to decode as UTF-8.
         said = error.message if isinstance(error, tf.errors.OpError) else "one is no example"

@@ -14,9 +14,9 @@ from typing import Any
 from etils.epath import Path
 
 from crest_jax import command, files, results, workdir
-from crest_jax.config import FORMAT, to_plain
+from crest_jax.config import to_plain
 from crest_jax.errors import WorkdirError
-from crest_jax.layout import RunFolder
+from crest_jax.layout import FORMAT, RunFolder
 
 # Significant digits: far finer than the differences between folds, far shorter than a double.
 _DIGITS = 6

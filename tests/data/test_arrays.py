@@ -6,7 +6,7 @@ from PIL import Image
 
 import crest_jax
 from crest_jax.config import default_config, parse_arguments
-from crest_jax.data import sources
+from crest_jax.data import catalog, sources
 from crest_jax.data.arrays import arrays, with_arrays
 from crest_jax.errors import DataError
 from crest_jax.validation import validate
@@ -118,7 +118,7 @@ def test_a_config_takes_its_data_from_arrays():
 
 def test_arrays_are_asked_for_again():
     with pytest.raises(DataError, match="were given as arrays: give them to crest_jax"):
-        sources.load("arrays-0123456789abcdef")
+        catalog.load("arrays-0123456789abcdef")
 
 
 def test_a_run_of_arrays_continues_with_these_alone(tiny_config, tmp_path):

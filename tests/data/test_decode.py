@@ -7,7 +7,7 @@ import tensorflow as tf
 from conftest import load_experiment
 from PIL import Image
 
-from crest_jax.data import decode
+from crest_jax.data import decode, pixels, views
 from crest_jax.errors import ConfigError
 from crest_jax.validation import validate
 
@@ -113,7 +113,7 @@ def test_grey_images_can_stay_grey():
     seed = tf.constant([1, 2], tf.int64)
     for kind in ("PNG", "JPEG"):
         for crop in ("none", "central", "random"):
-            view = decode.View(8, crop, channels=1)
+            view = views.View(8, crop, channels=1)
             image = encoded(grey, kind)
             for seen in (decode.trained_on(image, view, seed), decode.evaluated(image, view)):
                 assert seen.shape == (8, 8, 1)
@@ -141,17 +141,18 @@ def test_a_view_says_what_training_and_evaluation_see():
     crop = decode.random_resized_crop(image, 16, seed)
     expected = {"none": (whole, whole), "central": (central, central), "random": (crop, central)}
     for name, (trained, evaluated) in expected.items():
-        view = decode.View(16, name)
+        view = views.View(16, name)
         np.testing.assert_array_equal(decode.trained_on(image, view, seed), trained)
         np.testing.assert_array_equal(decode.evaluated(image, view), evaluated)
-    as_stored = decode.View()
+    as_stored = views.View()
     for seen in (decode.trained_on(image, as_stored, seed), decode.evaluated(image, as_stored)):
         np.testing.assert_array_equal(seen, smooth(60, 90))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_the_most_pixels_are_decoded_and_one_row_more_is_not(kind, monkeypatch):
-    monkeypatch.setattr(decode, "MOST_PIXELS", 20 * 30)
+    for module in (decode, pixels):
+        monkeypatch.setattr(module, "MOST_PIXELS", 20 * 30)
     seed = tf.constant([1, 2], tf.int64)
     views = (
         decode.stored,
@@ -163,9 +164,9 @@ def test_the_most_pixels_are_decoded_and_one_row_more_is_not(kind, monkeypatch):
         view(encoded(smooth(20, 30), kind))
         with pytest.raises(tf.errors.InvalidArgumentError, match="pixels"):
             view(encoded(smooth(21, 30), kind))
-    decode.check_pixels(20, 30)
+    pixels.check_pixels(20, 30)
     with pytest.raises(ValueError, match="21 x 30"):
-        decode.check_pixels(21, 30)
+        pixels.check_pixels(21, 30)
 
 
 def test_a_square_of_the_largest_image_size_has_the_most_pixels():

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from fake_gcs import FakeGcs
 from PIL import Image
 
-from crest_jax.data import image_folder, pictures, sources
+from crest_jax.data import catalog, image_folder, pictures, sources
 from crest_jax.data.sources import UNKNOWN, Folders
 from crest_jax.errors import DataError
 
@@ -57,7 +57,7 @@ def opened(tmp_path, labeled="labeled", unlabeled="", test="", **options):
             **options,
         }
     )
-    return sources.load("image_folder", folders=folders)
+    return catalog.load("image_folder", folders=folders)
 
 
 def examples(source, split):
@@ -557,9 +557,9 @@ def test_folders_may_be_in_a_bucket(folder):
     program = """
 import sys
 from etils.epath import Path
-from crest_jax.data import image_folder, pictures, sources
+from crest_jax.data import catalog, sources
 folders = sources.Folders(*sys.argv[1:4], 0.2, 10**6, 0.0, Path(sys.argv[4]))
-source = sources.load("image_folder", folders=folders)
+source = catalog.load("image_folder", folders=folders)
 for split in ("train", "unlabeled", "test"):
     for each in source.examples(split):
         print(each.id, each.label, len(each.image))

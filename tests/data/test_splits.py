@@ -5,7 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
-from crest_jax.data import sources, splits
+from crest_jax.data import catalog, digits, loading, preparation
 from crest_jax.data.provenance import File
 from crest_jax.errors import DataError
 
@@ -28,8 +28,8 @@ def prepared(tiny_config, tmp_path):
         config = tiny_config("gamma=10,beta=0.2", **overrides)
         if long_tail:
             config.long_tail = ConfigDict(long_tail)
-        splits.prepare(config, tmp_path / name)
-        return splits.load(config.data, tmp_path / name)
+        preparation.prepare(config, tmp_path / name)
+        return loading.load(config.data, tmp_path / name)
 
     return prepare
 
@@ -109,7 +109,7 @@ def test_grey_images_are_resized_and_stay_grey(prepared, crop):
 
 def test_streamed_parts_are_what_would_be_in_memory(prepared, monkeypatch):
     whole = prepared(DARP, "whole")
-    monkeypatch.setattr(splits, "PART", 64)
+    monkeypatch.setattr(loading, "PART", 64)
     streamed = prepared(DARP, "streamed", **{"data.stream": True})
     assert [len(part.ids) for part in streamed.test.parts] == [64] * 7 + [52]
     for name in ("labeled", "unlabeled", "test"):
@@ -127,14 +127,14 @@ def test_splits_begun_with_another_data_set_are_not_ended_with_this_one(
     """Else an image that is tested on could be labeled, too."""
     before = prepared(None)
     (tmp_path / "splits" / "labeled" / "manifest.json").unlink()
-    digits = sources.load("digits")
+    digits = catalog.load("digits")
 
     def changed(*_, **__):  # an image more is tested on
         labels = {"train": digits.labels("train")[:-1], "test": digits.labels("test")}
         return digits._replace(labels=lambda split: labels[split])
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "load", changed)
+        patch.setattr(catalog, "load", changed)
         with pytest.raises(DataError, match=r"splits of another digits than there is now: bring"):
             prepared(None)
     assert prepared(None).labeled.images.ids == before.labeled.images.ids
@@ -143,11 +143,11 @@ def test_splits_begun_with_another_data_set_are_not_ended_with_this_one(
 def test_ones_own_files_are_part_of_what_splits_are_made_of(prepared, tmp_path, monkeypatch):
     prepared(None)
     (tmp_path / "splits" / "test" / "manifest.json").unlink()
-    digits = sources.load("digits")
+    source = catalog.load("digits")
     monkeypatch.setattr(
-        sources,
+        catalog,
         "load",
-        lambda *_, **__: digits._replace(files=[File("a.png", "0", 1, 2, "others")]),
+        lambda *_, **__: source._replace(files=[File("a.png", "0", 1, 2, "others")]),
     )
     with pytest.raises(DataError, match="splits of another digits"):
         prepared(None)
@@ -157,7 +157,7 @@ def test_the_first_images_of_each_class_are_labeled_whatever_the_fold(prepared):
     first = prepared({**DARP, "split": "first"})
     again = prepared({**DARP, "split": "first"}, "again", fold=3)
     drawn = prepared(DARP, "drawn", fold=3)
-    source = sources.load("digits")
+    source = catalog.load("digits")
     in_order = [example.id for example in source.examples("train") if example.label == 0]
     zeros = {
         name: [i for i, label in zip(split.ids, split.labels, strict=True) if label == 0]
@@ -169,22 +169,22 @@ def test_the_first_images_of_each_class_are_labeled_whatever_the_fold(prepared):
 
 
 def test_the_first_images_are_not_known_without_an_order(prepared, monkeypatch):
-    unordered = sources.digits()._replace(order=None)
-    monkeypatch.setitem(sources.BUNDLED, "digits", lambda: unordered)
+    unordered = digits.digits()._replace(order=None)
+    monkeypatch.setitem(digits.BUNDLED, "digits", lambda: unordered)
     with pytest.raises(DataError, match=r"first images of digits .* --config.long_tail.split=rand"):
         prepared({**DARP, "split": "first"})
 
 
 def test_classes_that_are_not_tested_are_said(prepared, monkeypatch, caplog):
-    digits = sources.digits()
-    labels = {"train": digits.labels("train"), "test": digits.labels("test") % 8}
+    source = digits.digits()
+    labels = {"train": source.labels("train"), "test": source.labels("test") % 8}
 
     def examples(split):
-        for example in digits.examples(split):
+        for example in source.examples(split):
             yield example._replace(label=example.label % 8 if split == "test" else example.label)
 
-    lacking = digits._replace(labels=labels.get, examples=examples)
-    monkeypatch.setitem(sources.BUNDLED, "digits", lambda: lacking)
+    lacking = source._replace(labels=labels.get, examples=examples)
+    monkeypatch.setitem(digits.BUNDLED, "digits", lambda: lacking)
     with caplog.at_level(logging.WARNING, "absl"):
         prepared(DARP)
     (said,) = [record.getMessage() for record in caplog.records]

@@ -8,10 +8,10 @@ import tensorflow as tf
 from PIL import Image
 
 from crest_jax import files
-from crest_jax.data import records, stream
-from crest_jax.data.decode import AS_STORED, View
+from crest_jax.data import manifest, stream, writer
 from crest_jax.data.sources import Example
 from crest_jax.data.stream import Parts, Streaming
+from crest_jax.data.views import AS_STORED, View
 from crest_jax.errors import DataError
 
 SHARDS = 8
@@ -31,7 +31,7 @@ def example(number):
 
 def read_shard(path):
     for record in tf.data.TFRecordDataset(str(path)):
-        name, image, label = records.parse(record)
+        name, image, label = stream.parse(record)
         yield Example(name.numpy().decode(), image.numpy(), int(label))
 
 
@@ -44,7 +44,7 @@ def folders(make_folder):
     """A labeled set of 50 examples and an unlabeled one of 203, numbered from 0."""
     folder = make_folder("run")
     for name, numbers in (("labeled", range(50)), ("unlabeled", range(50, 253))):
-        records.write(
+        writer.write(
             folder / name,
             [example(number) for number in numbers],
             class_names=list("abcdefg"),
@@ -152,7 +152,7 @@ def test_a_start_far_away_opens_no_shard_that_it_passes_over(folders, long, tmp_
     (numbers, *_) = lane_streams(long, "labeled")
     shard_of = {
         int(example.id): shard.path.name
-        for shard in records.shards(folders[0])
+        for shard in manifest.shards(folders[0])
         for example in read_shard(shard.path)
     }
     epoch = len(set(numbers.tolist()))
@@ -239,7 +239,7 @@ def test_a_flipped_byte_is_found_when_it_is_read(folders, tmp_path):
 
 
 def test_more_lanes_than_shards_with_examples_are_refused(folders, tmp_path):
-    records.write(tmp_path / "few", [example(0)], class_names=list("abcdefg"), shards=SHARDS)
+    writer.write(tmp_path / "few", [example(0)], class_names=list("abcdefg"), shards=SHARDS)
     for host in (0, 1):  # whichever host the lane is of
         with pytest.raises(DataError, match=r"data\.lanes=4 is more than .*few"):
             batches((tmp_path / "few", folders[1]), stop=1, process=host, processes=2)
@@ -259,7 +259,7 @@ def test_large_images_are_cropped_at_random_and_the_same_way_each_time(tmp_path)
         ]
         Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG" if number % 2 else "PNG")
         made.append(Example(str(number), file.getvalue(), number % 7))
-    records.write(tmp_path / "all", made, class_names=list("abcdefg"), shards=4)
+    writer.write(tmp_path / "all", made, class_names=list("abcdefg"), shards=4)
     streaming = Streaming(View(16, "random"), lanes=2, window=8)
     folders = (tmp_path / "all", tmp_path / "all")
     found = batches(folders, streaming, batch_size=6, unlabeled_ratio=1, stop=8)

@@ -11,7 +11,7 @@ from jax.lax import Precision
 from crest_jax import export
 from crest_jax.config import default_config, parse_arguments
 from crest_jax.cpu import library
-from crest_jax.data.decode import View
+from crest_jax.data.views import View
 from crest_jax.models import ResNet, WideResNet
 from crest_jax.program import model_of
 from crest_jax.trained import Trained

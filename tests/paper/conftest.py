@@ -5,7 +5,8 @@ import json
 import finished_run
 import pytest
 
-from crest_jax.config import FORMAT, to_plain
+from crest_jax.config import to_plain
+from crest_jax.layout import FORMAT
 from crest_jax.paper import __main__ as paper
 from crest_jax.paper import cells
 from crest_jax.paper.published import TABLES

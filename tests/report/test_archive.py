@@ -6,7 +6,7 @@ import pytest
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import config, results, workdir
+from crest_jax import config, layout, results, workdir
 from crest_jax.errors import WorkdirError
 from crest_jax.paper import curves, progress
 from crest_jax.paper.figures import FIGURES
@@ -17,7 +17,7 @@ from crest_jax.report import archive, comparison
 def leave(folder, settings, **figures):
     """Leaves what a finished run of one generation leaves."""
     folder.mkdir(parents=True)
-    written = {"format": config.FORMAT, "config": config.to_plain(settings)}
+    written = {"format": layout.FORMAT, "config": config.to_plain(settings)}
     (folder / "config.json").write_text(json.dumps(written, indent=1))
     generation = finished_run.generation(10, **figures)
     content = finished_run.results([generation], fold=settings.fold)

@@ -9,8 +9,9 @@ from conftest import load_experiment
 from jinja2 import UndefinedError
 
 from crest_jax import report
-from crest_jax.config import FORMAT, to_plain
+from crest_jax.config import to_plain
 from crest_jax.errors import WorkdirError
+from crest_jax.layout import FORMAT
 from crest_jax.report import __main__ as command
 from crest_jax.report import html
 from crest_jax.report.pictures import AroundCut, Moved, Picture, Pictures, PseudoLabeled, Said

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crest_jax.data import pseudo_labels, records
+from crest_jax.data import pseudo_labels, writer
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import Example
 from crest_jax.report import pictures
@@ -49,7 +49,7 @@ def run(tmp_path):
     truth = rows % 2
     for split in ("unlabeled", "test"):
         examples = [Example(f"image {row}", png(int(row)), int(truth[row])) for row in rows]
-        records.write(tmp_path / "splits" / split, examples, class_names=NAMES, shards=2)
+        writer.write(tmp_path / "splits" / split, examples, class_names=NAMES, shards=2)
     selected = (rows >= 30) & (rows % 2 == 0)
     real = np.where(rows == 38, 1, truth)
     for generation, chosen in enumerate((selected, np.zeros_like(selected))):

@@ -1,0 +1,75 @@
+"""Opening a data set by its name."""
+
+from crest_jax import bundled, files, plugins
+from crest_jax.data import digits, image_folder, tfds
+from crest_jax.data.sources import ARRAYS, Folders, Source, grouped, held_out
+from crest_jax.errors import CrestError, DataError
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str = "",
+    download: bool = False,
+    test_split: str = "test",
+    test_fraction: float = 0.0,
+    class_table: str = "",
+    folders: Folders | None = None,
+) -> Source:
+    """Open bundled digits, user-provided images, or an image-classification data set of TFDS.
+
+    Args:
+      name: One of `digits.BUNDLED`, `image_folder`, `module:name` of a function that returns a
+        `Source`, or a TFDS name such as `cifar10` or `imagenet_resized/64x64`.
+      data_dir: The folder of TFDS's prepared data; empty for its default, ~/tensorflow_datasets.
+      download: Whether TFDS may download and prepare a data set that is missing.
+      test_split: The TFDS split to test on; empty to test on a part of `train`.
+      test_fraction: The fraction of each class in that part, in (0, 1).
+      class_table: A file for `grouped`; empty leaves the classes as they are.
+      folders: The locations of the images of `image_folder`.
+
+    Raises:
+      DataError: The data set is unknown, missing, or lacks `image`, `label` or a split; or the
+        class table does not fit it.
+    """
+    if name in digits.BUNDLED:
+        source = digits.BUNDLED[name]()
+    elif plugins.is_plugin(name):
+        source = _made(name)
+        if source.test_is_held_out == bool(test_split):
+            raise DataError(
+                f"data.name={name} "
+                + (
+                    "holds its test images out of the labeled ones: set --config.data.test_split="
+                    if test_split
+                    else "has test images of its own: set --config.data.test_split=test"
+                )
+            )
+    elif name.startswith(ARRAYS):
+        raise DataError(
+            f"data.name={name}: these images were given as arrays: give them to crest_jax.train "
+            "again, as data=crest_jax.arrays(...)"
+        )
+    elif name == "image_folder":
+        source = image_folder.image_folder(folders)
+    else:
+        source = tfds.source(name, data_dir=data_dir, download=download, test_split=test_split)
+    if class_table:
+        source = grouped(source, bundled.find(files.given(class_table, "data.class_table")))
+    if test_split or source.test_is_held_out:
+        return source
+    return held_out(source, test_fraction)
+
+
+def _made(name: str) -> Source:
+    """Return the data set that a user's own function, named as `module:name`, returns."""
+    maker = plugins.find(name, {}, field="data.name")
+    try:
+        source = maker()
+    except CrestError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise DataError(f"data.name={name} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(source, Source):
+        raise DataError(f"data.name={name} must return a crest_jax.data.sources.Source")
+    return source

@@ -1,0 +1,115 @@
+"""Reading the splits of an experiment back: into memory, or a part at a time."""
+
+from collections.abc import Iterable
+from functools import partial
+
+import numpy as np
+from etils.epath import Path
+from ml_collections import ConfigDict
+
+from crest_jax import files
+from crest_jax.data import decode, manifest, records
+from crest_jax.data.records import Images
+from crest_jax.data.splits import NAMES, Split, Splits, counts_of
+from crest_jax.data.stream import Parts
+from crest_jax.data.tensorflow import tf
+from crest_jax.data.views import AS_STORED, View, view_of
+from crest_jax.errors import DataError
+
+# The number of images that evaluation and scoring load at a time from a split that is streamed.
+PART = 4096
+
+
+def load(data: ConfigDict, folder: Path) -> Splits:
+    """Read the splits that `prepare` wrote.
+
+    Args:
+      data: The `data` of a config.
+      folder: The folder of the splits.
+
+    Raises:
+      DataError: As for `load_split`; or images of one split differ in shape from those of another.
+    """
+    shapes = {
+        name: manifest.image_shape(folder / name, data.image_size)
+        for name in NAMES
+        if manifest.read(folder / name)["examples"]
+    }
+    if len(set(shapes.values())) > 1:
+        described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise DataError(
+            f"images of one split differ in shape from those of another ({described}): set "
+            "--config.data.image_size to have them resized"
+        )
+    return Splits(
+        *(load_split(data, folder / name) for name in NAMES),
+        tuple(manifest.read(folder / "labeled")["class_names"]),
+        shapes["labeled"],
+    )
+
+
+def load_split(data: ConfigDict, folder: Path) -> Split:
+    """Read one split into memory, or prepare to read it a part at a time.
+
+    Args:
+      data: The `data` of a config.
+      folder: The folder of the split.
+
+    Raises:
+      DataError: A file is missing or damaged, or images differ in shape.
+    """
+    described = manifest.read(folder)
+    view = view_of(data, manifest.channels_of(folder))
+    if data.stream:
+        manifest.shards(folder)  # checks that no shard is missing or truncated
+        parts: Iterable[Images] = Parts(folder, view=view, size=PART)
+    else:
+        parts = [load_images(folder, view)]
+    return Split(described["examples"], counts_of(described["examples_per_class"]), parts)
+
+
+def load_images(folder: Path, view: View = AS_STORED) -> Images:
+    """Read and decode a whole folder.
+
+    Args:
+      folder: The folder of records.
+      view: The view of an image that evaluations use. If it keeps images as they are stored, they
+        must all have the same shape.
+
+    Raises:
+      DataError: As for `read`; or images differ in shape, or cannot be decoded.
+    """
+    examples = list(records.read(folder))
+    shape = (0, 0, 0)
+    if examples:
+        shape = (*[view.size] * 2, view.channels) if view.size else manifest.image_shape(folder, 0)
+    images = np.zeros([0, *shape], np.uint8)
+    encoded = tf.constant([example.image for example in examples], tf.string)
+    decoded = (
+        tf.data.Dataset.from_tensor_slices(encoded)
+        .map(
+            partial(decode.evaluated, view=view),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        .as_numpy_iterator()
+    )
+    for row, example in enumerate(examples):
+        try:
+            image = next(decoded)
+        except tf.errors.InvalidArgumentError as error:
+            raise DataError(
+                f"{manifest.name_of(folder)}: image {example.id} cannot be decoded "
+                f"({files.reason(error)})"
+            ) from error
+        if image.shape != shape:
+            raise DataError(
+                f"{manifest.name_of(folder)}: image {example.id} has shape {image.shape}, its "
+                f"manifest says {shape}",
+                manifest.way_out(folder),
+            )
+        if row == 0:  # allocate memory only once an image has been found to have this shape
+            images = np.zeros([len(examples), *shape], np.uint8)
+        images[row] = image
+    labels = np.array([example.label for example in examples], np.int32)
+    return Images([example.id for example in examples], images, labels)

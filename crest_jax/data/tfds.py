@@ -1,0 +1,145 @@
+"""The data sets of TensorFlow Datasets (TFDS)."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from crest_jax import files
+from crest_jax.data.sources import Example, Source
+from crest_jax.data.tensorflow import tf
+from crest_jax.errors import DataError
+
+
+def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Source:
+    """Return a data set of TensorFlow Datasets (TFDS).
+
+    The ids of its examples are those of TFDS, which name a shard and a position in it.
+
+    Args:
+      name: The TFDS name.
+      data_dir: As for `catalog.load`.
+      download: As for `catalog.load`.
+      test_split: As for `catalog.load`.
+
+    Raises:
+      DataError: As for `catalog.load`. The source's `labels` raises it if an image has a label
+        that is not a class; its `order` raises it if the ids do not number the images of a class.
+    """
+    import tensorflow_datasets as tfds
+
+    # The default of TFDS begins with `~` if there is no home folder.
+    where = files.given(data_dir or tfds.core.constants.DATA_DIR, "data.data_dir")
+    try:
+        builder = tfds.builder(name, data_dir=str(where) if data_dir else None)
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        raise DataError(
+            f"data.name={name!r}: TFDS knows no such data set or version, and {where} holds none; "
+            "see https://www.tensorflow.org/datasets/catalog for the names"
+        ) from error
+    if not builder.is_prepared():
+        if not download:
+            raise DataError(
+                f"data set {name!r} is not in {where}: set --config.data.data_dir to the folder "
+                "that holds it, or --config.data.download=True to fetch it"
+            )
+        try:
+            builder.download_and_prepare()
+        except Exception as error:  # downloads raise many kinds: network, disk, checksum
+            raise DataError(
+                f"data set {name!r} is not in {where} and could not be downloaded "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+                "prepare it where there is a network and set --config.data.data_dir"
+            ) from error
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    missing = kinds.keys() - set(builder.info.features)
+    if missing:
+        raise DataError(
+            f"data set {name!r} has no {' and no '.join(sorted(missing))}; it has "
+            f"{', '.join(builder.info.features)}: choose one of images with a class each"
+        )
+    if not all(isinstance(builder.info.features[key], kind) for key, kind in kinds.items()):
+        raise DataError(f"data set {name!r} is not of images that belong to one class each")
+    _check_splits(name, test_split, list(builder.info.splits))
+    stored_as = {"train": "train", "test": test_split}
+    mend = {"train": "prepare it without them", "test": "choose another --config.data.test_split"}
+    class_names = tuple(builder.info.features["label"].names)
+
+    def read(split: str, features: set, decoders: dict | None = None) -> tf.data.Dataset:
+        return builder.as_dataset(
+            split=stored_as[split],
+            shuffle_files=False,
+            decoders=tfds.decode.PartialDecoding(features, decoders=decoders),
+            read_config=tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1),
+        )
+
+    def labels(split: str) -> Int[np.ndarray, " examples"]:
+        chunks = read(split, {"label"}).batch(1000).as_numpy_iterator()
+        found = np.concatenate([chunk["label"] for chunk in chunks])
+        strange = found[(found < 0) | (found >= len(class_names))]
+        if len(strange):
+            raise DataError(
+                f"data set {name!r}: {len(strange)} of the {len(found)} images of its split "
+                f"{stored_as[split]!r} have a label that is no class, such as {strange[0]}, with "
+                f"which TFDS marks those whose class is not known: {mend[split]}"
+            )
+        return found
+
+    def examples(split: str) -> Iterator[Example]:
+        skip = {"image": tfds.decode.SkipDecoding()}
+        for row in read(split, {"image", "label"}, skip).as_numpy_iterator():
+            yield Example(row["tfds_id"].decode(), row["image"], int(row["label"]))
+
+    def order() -> Int[np.ndarray, " examples"]:
+        """Return the rows, sorted by the number at the end of their ids, such as train_00042."""
+        ids = [row["id"].decode() for row in read("train", {"id"}).as_numpy_iterator()]
+        numbered = [re.fullmatch(r"(.*?)(\d+)", each) for each in ids]
+        # All images of a class must have the same prefix; several classes may share one.
+        prefixes = {
+            (label, each and each[1])
+            for label, each in zip(labels("train").tolist(), numbered, strict=True)
+        }
+        repeated = len(set(ids)) < len(ids)
+        if None in numbered or repeated or len(prefixes) > len(class_names):
+            raise DataError(
+                f"the ids of data set {name!r}, such as {ids[0]!r}, do not number the images of a "
+                "class, so that their original order is not known: set "
+                "--config.long_tail.split=random"
+            )
+        return np.argsort([int(each[2]) for each in numbered], kind="stable")
+
+    return Source(
+        name,
+        class_names,
+        labels,
+        examples,
+        order=order if "id" in builder.info.features else None,
+        channels=1 if builder.info.features["image"].shape[-1] == 1 else 3,
+    )
+
+
+def _check_splits(name: str, test_split: str, there: Sequence[str]) -> None:
+    """Check that a TFDS data set has the splits to train and test on.
+
+    Args:
+      name: The name of the data set.
+      test_split: The split to test on; empty to test on a part of `train`.
+      there: The splits of the data set.
+
+    Raises:
+      DataError: There is no `train` split, or `test_split` is `train` or does not exist.
+    """
+    if "train" not in there:
+        raise DataError(
+            f"data set {name!r} has no split 'train' to train on; it has {', '.join(there)}"
+        )
+    others = [split for split in there if split != "train"]
+    if test_split and test_split not in others:
+        why = "is trained on" if test_split == "train" else "is none of its splits"
+        rest = f"there is {', '.join(others)}" if others else "it has no split but 'train'"
+        raise DataError(
+            f"data set {name!r} cannot be tested on data.test_split={test_split!r}, which {why}: "
+            f"{rest}; and --config.data.test_split= holds out data.test_fraction of each class of "
+            "'train'"
+        )

@@ -1,0 +1,24 @@
+"""The views that a config asks for: how images are cropped, resized and converted."""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+# The side of the central square as a fraction of an image's shorter side; the rest is margin.
+CENTRAL_PART = 0.875
+
+
+class View(NamedTuple):
+    """How an image is cropped, resized and converted before a model sees it."""
+
+    size: int = 0  # side in pixels of the resulting square; 0 for images as they are stored
+    crop: str = "none"  # which part of the image is used, one of `config.CROPS`
+    channels: int = 3  # of the square: 1 for grey, 3 for colour
+
+
+AS_STORED = View()
+
+
+def view_of(data: ConfigDict, channels: int) -> View:
+    """Return the view that a config's `data` asks for, of images with this many channels."""
+    return View(data.image_size, data.crop, channels)
