@@ -2,14 +2,20 @@
 
 import functools
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from etils.epath import Path
 from ml_collections import ConfigDict
 
 from crest_jax import files, results, workdir
 from crest_jax.errors import ConfigError
 from crest_jax.layout import RunFolder
+
+if TYPE_CHECKING:  # imported when they are needed, since they import JAX or many modules
+    from crest_jax.data.pseudo_labels import PseudoLabels
+    from crest_jax.data.records import Images
+    from crest_jax.trained import Trained
 
 
 def load(folder: str | os.PathLike) -> "SavedRun":
@@ -95,7 +101,34 @@ class SavedRun:
             for label, name in enumerate(self.class_names)
         ]
 
-    def pseudo_labels(self, generation: int):
+    def images(self, split: str) -> "Images":
+        """Return the images of a split, as evaluations see them.
+
+        Args:
+          split: `labeled`, `unlabeled`, `validation` or `test`. The unlabeled ones are in the order
+            of `pseudo_labels`.
+
+        Returns:
+          `ids`, `images` (uint8) and `labels`, which are -1 where they are not known.
+
+        Raises:
+          ConfigError: There is no such split.
+          DataError: The split is missing or damaged.
+        """
+        from crest_jax.data import manifest, records, views
+        from crest_jax.data.splits import NAMES
+
+        if split not in NAMES:
+            raise ConfigError(f"split={split!r} must be one of {', '.join(NAMES)}")
+        folder = self._folder.splits / split
+        examples = manifest.read(folder)["examples"]
+        view = views.view_of(self.config.data, manifest.channels_of(folder))
+        for whole in records.Parts(folder, view=view, size=max(examples, 1)):
+            return whole
+        shape = manifest.image_shape(self._folder.splits / "labeled", view.size)
+        return records.Images([], np.zeros((0, *shape), np.uint8), np.zeros(0, np.int32))
+
+    def pseudo_labels(self, generation: int) -> "PseudoLabels":
         """Return the pseudo-labels of a generation as arrays, one entry per unlabeled example.
 
         Args:
@@ -114,7 +147,7 @@ class SavedRun:
             raise ConfigError(f"generation={generation} must be between 1 and {self.generations}")
         return pseudo_labels.read(self._folder.generation(generation - 1).pseudo_labels)
 
-    def model(self, generation: int | None = None):
+    def model(self, generation: int | None = None) -> "Trained":
         """Return the model of a generation, with its averaged weights.
 
         Args:

@@ -145,6 +145,17 @@ def test_from_python_a_run_is_what_its_files_say(run):
     assert [row["labeled"] for row in rows[10:]] == np.bincount(labeled, minlength=10).tolist()
     assert rows[13]["recall"] == saved.results["generations"][1]["per_class_recall"][3]
     assert f"accuracy {saved.results['accuracy']:.1f} %" in repr(saved)
+    for split in ("labeled", "unlabeled", "test", "validation"):
+        ours, theirs = saved.images(split), loading.load_images(run / "splits" / split)
+        assert ours.ids == theirs.ids
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        if theirs.ids:
+            np.testing.assert_array_equal(ours.images, theirs.images)
+        else:
+            assert ours.images.shape == (0, 8, 8, 1)
+    assert [name.encode() for name in saved.images("unlabeled").ids] == first.ids.tolist()
+    with pytest.raises(ConfigError, match="split='train' must be one of labeled, unlabeled"):
+        saved.images("train")
     with pytest.raises(ConfigError, match="generation=3 must be between 1 and 2"):
         saved.pseudo_labels(3)
     with pytest.raises(crest_jax.WorkdirError, match=r"has no results\.json"):
