@@ -16,6 +16,7 @@ labeled set), given (the true one) or predicted (estimated from the model's pred
 """
 
 from crest_jax.config import ARGUMENTS, default_config, parse_arguments, unlabeled_tail
+from crest_jax.data.long_tail import unlabeled_sizes
 
 N_1 = 1500
 M_1 = 3000
@@ -36,8 +37,6 @@ def get_config(arguments=None):
     config.unlabeled_distribution.source = args.target
     gamma_u = config.long_tail.unlabeled_gamma
     if args.target == "given" and gamma_u >= 1:  # validation rejects a smaller one
-        from crest_jax.data.long_tail import unlabeled_sizes  # imports TensorFlow
-
         sizes = unlabeled_sizes(M_1, gamma_u, 10, args.order_u)
         config.unlabeled_distribution.given = tuple(sizes.tolist())
     return config
