@@ -13,6 +13,7 @@ From Python:
 import importlib
 import os
 import sys
+from typing import Any
 
 # For whichever module imports TensorFlow first; epath does for paths in buckets. It reports its CPU
 # instruction sets, missing GPUs and oneDNN as news; nothing that it computes here goes through the
@@ -52,7 +53,7 @@ _FACE = {
 __all__ = [*_FACE, "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _FACE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_FACE[name]}"), name)

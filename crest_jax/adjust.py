@@ -66,7 +66,7 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
         return {
             "generation": generation - 1,
             "class_distribution": prior.tolist(),
-            "adjusted": _adjusted(models, test, taus, logits_of, mesh),
+            "adjusted": _adjusted(models, test, len(last.class_names), taus, logits_of, mesh),
         }
 
     of_generations = [adjusted(each) for each in trained.finished_generations(folder)]
@@ -76,12 +76,12 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
 def _adjusted(
     models: Iterable[Trained],
     test: Split,
+    classes: int,
     taus: Sequence[float],
     logits_of: evaluate.Logits,
     mesh: Mesh,
 ) -> list[dict[str, Any]]:
     """Return the pooled figures of a generation's last evaluations for each tau."""
-    classes = len(test.per_class)
     confusions = np.zeros((len(taus), classes, classes), np.int64)
     for model in models:
         params, batch_stats = replicate((model.params, model.batch_stats), mesh)
