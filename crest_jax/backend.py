@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import jax
 from absl import logging
@@ -84,7 +85,7 @@ def check_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         reason = f" ({printable(files.reason(error))})" if str(error) else ""
-        named = jax.config.jax_platforms
+        named = _setting("jax_platforms")
         if not named:
             one = os.environ.get("JAX_PLATFORM_NAME")
             way_out = f": unset JAX_PLATFORM_NAME={printable(one)}" if one else ""
@@ -108,7 +109,7 @@ def keep_compiled() -> None:
 
     If there is no writable folder for them, warn and turn this cache off.
     """
-    given = jax.config.jax_compilation_cache_dir  # JAX_COMPILATION_CACHE_DIR sets it
+    given = _setting("jax_compilation_cache_dir")  # JAX_COMPILATION_CACHE_DIR sets it
     folder = files.given(given, "JAX_COMPILATION_CACHE_DIR") if given else files.user_cache()
     if folder is None or not _can_be_written(folder):
         logging.warning(
@@ -131,6 +132,11 @@ def variables() -> str | None:
     """
     given = [f"{name}={os.environ[name]}" for name in _VARIABLES if os.environ.get(name)]
     return printable(" ".join(given)) or None
+
+
+def _setting(name: str) -> Any:
+    """Return a setting of JAX, which defines its settings only at run time."""
+    return getattr(jax.config, name)
 
 
 def _can_be_written(folder: Path) -> bool:

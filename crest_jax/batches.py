@@ -29,8 +29,8 @@ def on_devices(run: Run, generation: int) -> Callable[[int], Iterator[DeviceBatc
         # A run that was stopped elsewhere first comes back to where it evaluates and saves.
         together = at_once - start % at_once
         while several := list(itertools.islice(following, together)):
-            stacked = DeviceBatch(*map(np.stack, zip(*several, strict=True)))
-            yield split(stacked, run.program.mesh, axis=1)
+            stacked = tuple(map(np.stack, zip(*several, strict=True)))
+            yield DeviceBatch(*split(stacked, run.program.mesh, axis=1))
             together = at_once
 
     return batches
@@ -64,6 +64,8 @@ def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]
             stream.Streaming(view, config.data.lanes, config.data.window),
             **shared,
         )
+    labeled: records.Encoded | records.Images
+    unlabeled: records.Encoded | records.Images
     if view.crop == "random":
         labeled = hosts.on_all(records.load_encoded, [labeled_folder], view)
         unlabeled = hosts.on_all(records.load_encoded, unlabeled_folders, view)

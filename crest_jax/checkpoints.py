@@ -147,8 +147,8 @@ def restore_latest(
         except WorkdirError as error:
             wrong[step] = error
             continue
-        for newer, error in wrong.items():
-            hosts.say(f"{error.what}; continuing from step {step}")
+        for newer, damage in wrong.items():
+            hosts.say(f"{damage.what}; continuing from step {step}")
             manager.delete(newer)
         return state
     if wrong:

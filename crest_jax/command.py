@@ -83,7 +83,8 @@ class _Lasting(io.FileIO):
 
     failure: OSError | None = None  # the first write error, other than that the reader has left
 
-    def write(self, content) -> int | None:
+    # The annotations of `io` leave out the None of a descriptor that does not block.
+    def write(self, content: Any) -> int | None:  # type: ignore[override]
         """Write `content`, and return how many bytes of it were accepted."""
         try:
             return super().write(content)

@@ -531,6 +531,13 @@ def schema_of(method: Any) -> schema.Schema:
 
 def type_of(default: Any) -> schema.Schema:
     """Return the schema of a field, inferred from its default."""
+    if isinstance(default, tuple):
+        return schema.Each(kind_of(default[0]) if default else schema.NUMBER)
+    return kind_of(default)
+
+
+def kind_of(default: Any) -> schema.Kind:
+    """Return the kind of a field of a single value, inferred from its default."""
     match default:
         case bool():
             return schema.TRUTH
@@ -540,8 +547,6 @@ def type_of(default: Any) -> schema.Schema:
             return schema.NUMBER
         case str():
             return schema.TEXT
-        case tuple():
-            return schema.Each(type_of(default[0]) if default else schema.NUMBER)
     raise TypeError(f"no field has values such as {default!r}")
 
 

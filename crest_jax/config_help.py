@@ -4,6 +4,7 @@ python -m crest_jax.config_help > docs/config.md     writes the page
 """
 
 import textwrap
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -37,11 +38,12 @@ def text(config: ConfigDict | None = None) -> str:
 
 def _paragraph(name: str, value: object, field: Field) -> str:
     source = f" Source: {field.source}." if field.source else ""
-    indent = {"width": _WIDTH, "initial_indent": "    ", "subsequent_indent": "    "}
+    meaning = f"{field.help} Must be {field.valid}.{source}"
+    indent = "    "
     return "\n".join(
         [
             textwrap.fill(f"--config.{name}={value}", _WIDTH, subsequent_indent="        "),
-            textwrap.fill(f"{field.help} Must be {field.valid}.{source}", **indent),
+            textwrap.fill(meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent),
         ]
     )
 
@@ -78,7 +80,7 @@ def markdown() -> str:
     ).rstrip()
 
 
-def _table(fields: dict[str, Field]) -> str:
+def _table(fields: Mapping[str, Field]) -> str:
     rows = ["| field | default | valid | meaning | source |", "|---|---|---|---|---|"]
     for name, field in fields.items():
         cells = (f"`{name}`", _default(field), field.valid, field.help, field.source)

@@ -13,7 +13,7 @@ def changes(
 
     Each value is a pair of the old and the new value; None stands for a missing field.
     """
-    found = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):

@@ -19,7 +19,7 @@ class CrestError(Exception):
         super().__init__(f"{what}: {way_out}" if way_out else what)
         self.what = what
 
-    def __str__(self):
+    def __str__(self) -> str:
         """Return the message, with all control characters but line ends escaped."""
         return "\n".join(map(printable, super().__str__().split("\n")))
 

@@ -27,11 +27,11 @@ from crest_jax.rebalancing.logit_adjustment import adjusted_labels
 class Predictions(NamedTuple):
     """A model's predictions for some examples, without augmentation."""
 
-    labels: Int[Array | np.ndarray, " examples"]
+    labels: Int[np.ndarray, " examples"]
     # The largest softmax probability, in [0, 1].
-    confidence: Float[Array | np.ndarray, " examples"]
+    confidence: Float[np.ndarray, " examples"]
     # The predicted class after logit adjustment.
-    adjusted_labels: Int[Array | np.ndarray, " examples"]
+    adjusted_labels: Int[np.ndarray, " examples"]
 
 
 Predict = Callable[
@@ -58,20 +58,29 @@ def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
         the last batch is padded.
     """
 
-    def on_device(images, params, batch_stats, adjustment):
-        logits = _logits(model, params, batch_stats, images)
-        return Predictions(
-            logits.argmax(axis=-1),
-            jax.nn.softmax(logits).max(axis=-1),
-            adjusted_labels(logits, adjustment),
+    def on_device(
+        images: Array, params: PyTree, batch_stats: PyTree, adjustment: Array
+    ) -> tuple[Array, Array, Array]:
+        of_classes = logits(model, params, batch_stats, images)
+        return (
+            of_classes.argmax(axis=-1),
+            jax.nn.softmax(of_classes).max(axis=-1),
+            adjusted_labels(of_classes, adjustment),
         )
 
     mapped = _over_batches(on_device, mesh, batch_size, inputs=3)
 
-    def predict(params, batch_stats, images, adjustment) -> Predictions:
+    def predict(
+        params: PyTree,
+        batch_stats: PyTree,
+        images: UInt8[np.ndarray, "examples height width channels"],
+        adjustment: Float[np.ndarray, " classes"],
+    ) -> Predictions:
         if not len(images):  # an empty split has no image shape to compile for
             return nothing()
-        return mapped(images, params, batch_stats, jnp.asarray(adjustment, jnp.float32))
+        return Predictions(
+            *mapped(images, params, batch_stats, jnp.asarray(adjustment, jnp.float32))
+        )
 
     return predict
 
@@ -79,16 +88,23 @@ def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
 def make_logits(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Logits:
     """Return `logits(params, batch_stats, images)`, in NumPy; arguments as for `make_predict`."""
 
-    def on_device(images, params, batch_stats):
-        return _logits(model, params, batch_stats, images)
+    def on_device(images: Array, params: PyTree, batch_stats: PyTree) -> Array:
+        return logits(model, params, batch_stats, images)
 
     mapped = _over_batches(on_device, mesh, batch_size, inputs=2)
     return lambda params, batch_stats, images: mapped(images, params, batch_stats)
 
 
-def _logits(model: nn.Module, params: PyTree, batch_stats: PyTree, images: Array) -> Array:
+def logits(
+    model: nn.Module,
+    params: PyTree,
+    batch_stats: PyTree,
+    images: UInt8[Array, "batch height width channels"],
+) -> Float[Array, "batch classes"]:
+    """Return a model's logits, with the running statistics of batch norm; JAX traces it."""
     variables = {"params": params, "batch_stats": batch_stats}
-    return model.apply(variables, augment.rescale(images), train=False)
+    # Flax's annotation does not tell calls with `mutable`, which return a pair, from the others.
+    return model.apply(variables, augment.rescale(images), train=False)  # type: ignore[return-value]
 
 
 def _over_batches(
@@ -113,7 +129,7 @@ def _over_batches(
         out_specs=SPLIT,
     )
 
-    def over_batches(images, *arguments) -> PyTree:
+    def over_batches(images: np.ndarray, *arguments: PyTree) -> PyTree:
         parts = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]

@@ -16,14 +16,14 @@ from ml_collections import ConfigDict, config_flags
 
 from crest_jax import bundled, files, schema
 from crest_jax.algorithms import ALGORITHMS
-from crest_jax.config import type_of
+from crest_jax.config import kind_of
 from crest_jax.errors import ConfigError
 
 # The folder of the project's own experiments.
 FOLDER = bundled.FOLDER / "experiments"
 
 
-def experiment(name: str | os.PathLike, **arguments: Any) -> ConfigDict:
+def experiment(name: str | os.PathLike[str], **arguments: Any) -> ConfigDict:
     """Return the config of an experiment, whose fields can then be changed.
 
     Args:
@@ -142,7 +142,7 @@ def explained(error: Exception, argv: Sequence[str]) -> ConfigError:
     path = given[-1].partition(":")[0]
     if not os.path.isfile(path):  # noqa: PTH113
         return ConfigError(_no_file(path))
-    chain = [error]
+    chain: list[BaseException] = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(before)
     # Look at the original error first, from which the others were raised. A SyntaxError in
@@ -230,14 +230,13 @@ def _wrong_field(config: ConfigDict, field: str, value: str | None) -> str:
         if value is None or value.strip()[:1] != "{":
             return f"{field} is no single value: set one of its fields, {', '.join(found)}"
         return ""
-    kind = type_of(found)
     try:
         if isinstance(found, bool):
             flags.BooleanParser().parse(value or "True")
         elif isinstance(found, int | float):
             type(found)(value or "")
     except ValueError:
-        return f"it must be {kind.words}"
+        return f"it must be {kind_of(found).words}"
     return ""
 
 

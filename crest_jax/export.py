@@ -31,10 +31,10 @@ import safetensors.numpy
 from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
-from jaxtyping import Float, PyTree
+from jaxtyping import Array, Float, PyTree, UInt8
 from ml_collections import ConfigDict
 
-from crest_jax import augment, backend, command, files, trained, workdir
+from crest_jax import backend, command, evaluate, files, trained, workdir
 from crest_jax.config import to_plain
 from crest_jax.data.views import CENTRAL_PART
 from crest_jax.errors import WorkdirError
@@ -47,10 +47,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def serialise(model: Trained) -> bytes:
     """Return the model, serialised as a function of a batch of any size for all platforms."""
-    variables = _variables(model)
 
-    def logits(images):
-        return model.model.apply(variables, augment.rescale(images), train=False)
+    def logits(
+        images: UInt8[Array, "batch height width channels"],
+    ) -> Float[Array, "batch classes"]:
+        return evaluate.logits(model.model, model.params, model.batch_stats, images)
 
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *model.image_shape), "uint8")

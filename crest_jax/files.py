@@ -88,7 +88,7 @@ def user_cache() -> Path | None:
       all users.
     """
     above = os.environ.get("XDG_CACHE_HOME")
-    base = Path(above) if above else home() and home() / ".cache"
+    base = Path(above) if above else (own := home()) and own / ".cache"
     if base is None or not base.is_absolute():
         return None
     folder = base / "crest_jax"
@@ -99,7 +99,7 @@ def user_cache() -> Path | None:
         return None
 
 
-def is_ours(path: os.PathLike) -> bool:
+def is_ours(path: os.PathLike[str]) -> bool:
     """Return whether a path is owned by this user, and writable by nobody but their group."""
     status = os.stat(path)  # noqa: PTH116
     return status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH

@@ -152,7 +152,7 @@ def train_generation(run: Run, generation: int) -> TrainState:
     def evaluation(state: TrainState) -> dict[str, Any]:
         trained = {"ema": state.ema_weights, "raw": state.weights}
         models = {name: predictor(each, program, adjustment) for name, each in trained.items()}
-        summaries = {}
+        summaries: dict[str, Any] = {}
         if program.estimates_unlabeled:
             summaries[UNLABELED_DISTRIBUTION] = unlabeled_classes.estimate(run, state)
         for name, split in held_out.items():

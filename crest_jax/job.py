@@ -28,7 +28,7 @@ from crest_jax.saved_run import SavedRun
 
 def train(
     config: ConfigDict,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     data: Source | None = None,
     pictures: bool = True,

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -31,8 +32,8 @@ def local_mesh() -> Mesh:
 
 
 def over_devices(
-    function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any, **jit_options: Any
-) -> Callable:
+    function: Callable[..., Any], mesh: Mesh, *, in_specs: Any, out_specs: Any, **jit_options: Any
+) -> Callable[..., Any]:
     """Map `function`, written for one device, over the mesh, and compile it."""
     mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     return jax.jit(mapped, **jit_options)
@@ -55,7 +56,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def _replicate_over_hosts(leaf: Array, sharding: NamedSharding) -> Array:
-    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.device_put(np.asarray(leaf), sharding)
     numbers = jax.device_put(np.asarray(jax.random.key_data(leaf)), sharding)
     return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))

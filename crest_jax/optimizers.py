@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 
 def learning_rate_schedule(
@@ -35,7 +35,7 @@ def learning_rate_schedule(
       drops: steps from which on the rate is a tenth of what it was before.
     """
 
-    def rate(step):
+    def rate(step: int | Array) -> Array:
         cosine = jnp.cos(jnp.pi * step / steps * level / 16)
         warm = jnp.minimum(1.0, (step + 1) / warm_up) if warm_up else 1.0
         return learning_rate * cosine * warm * 0.1 ** sum(step >= drop for drop in drops)

@@ -327,16 +327,13 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Progra
         return rng.integers(0, 256, (*shape, *splits.image_shape), np.uint8)
 
     steps = built.at_once
-    batches = split(
-        DeviceBatch(
-            images(steps, labeled),
-            rng.integers(0, classes, (steps, labeled)).astype(np.int32),
-            images(steps, unlabeled),
-            np.zeros((steps, unlabeled), np.int32),
-        ),
-        built.mesh,
-        axis=1,
+    on_host = (
+        images(steps, labeled),
+        rng.integers(0, classes, (steps, labeled)).astype(np.int32),
+        images(steps, unlabeled),
+        np.zeros((steps, unlabeled), np.int32),
     )
+    batches = DeviceBatch(*split(on_host, built.mesh, axis=1))
     constants = replicate(
         Constants(
             built.keys(0)[1],
@@ -372,7 +369,12 @@ def measure(config: ConfigDict, state: TrainState, splits: Splits, built: Progra
     # Every host uses the first host's time, so that all run the same number of steps.
     first = hosts.gather_json(_timed(train_on_them))[0]
     times = min(max(int(_SECONDS / first), _FEWEST), _MOST)
-    seconds = _timed(lambda: [train_on_them() for _ in range(times)])
+
+    def train_repeatedly() -> None:
+        for _ in range(times):
+            train_on_them()
+
+    seconds = _timed(train_repeatedly)
     return Pace(compilation, seconds / (times * steps), seconds_of_batch, device_bytes)
 
 

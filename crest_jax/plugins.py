@@ -3,13 +3,10 @@
 import importlib
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any
 
 from crest_jax.errors import ConfigError, PluginError
 from crest_jax.schema import meant, printable, shown
-
-_Object = TypeVar("_Object")
-
 
 # A version of a TFDS data set, as in `cifar10:3.0.2`, is none.
 _PLUGIN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -20,8 +17,8 @@ def is_plugin(name: str) -> bool:
     return bool(_PLUGIN.fullmatch(name))
 
 
-def find(name: str, known: Mapping[str, _Object], *, field: str) -> _Object:
-    """Return the object of a name.
+def find(name: str, known: Mapping[str, Any], *, field: str) -> Any:
+    """Return the object of a name; a user's own may be of any type.
 
     Args:
       name: a key of `known`, or `module:name`, where the name may have dots. A module that is not
@@ -43,7 +40,7 @@ def find(name: str, known: Mapping[str, _Object], *, field: str) -> _Object:
         )
     module_name, _, path = name.partition(":")
     try:
-        found = importlib.import_module(module_name)
+        found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever a user's module raises
         reason = printable(f"{type(error).__name__}: {error}")
         raise PluginError(

@@ -5,6 +5,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from types import FrameType
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -29,7 +31,7 @@ def raised_on_sigterm() -> Iterator[None]:
         return
     stopped: list[Preempted] = []
 
-    def stop(signum, frame):
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
         stopped.append(Preempted("stopped by SIGTERM; run the same command again to continue"))
         raise stopped[0]
 
@@ -61,7 +63,7 @@ def deferred_sigterm() -> Iterator[Callable[[], bool]]:
         return
     received = False
 
-    def note(signum, frame):
+    def note(signum: int, frame: FrameType | None) -> None:
         nonlocal received
         received = True
 
@@ -71,14 +73,16 @@ def deferred_sigterm() -> Iterator[Callable[[], bool]]:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _handled_as_sigterm(number: signal.Signals) -> AbstractContextManager:
+def _handled_as_sigterm(number: signal.Signals) -> AbstractContextManager[None]:
     if signal.getsignal(number) == signal.SIG_IGN:
         return nullcontext()
     return _handler(number, lambda signum, frame: signal.raise_signal(signal.SIGTERM))
 
 
 @contextmanager
-def _handler(number: signal.Signals, handler: Callable) -> Iterator[None]:
+def _handler(
+    number: signal.Signals, handler: Callable[[int, FrameType | None], Any]
+) -> Iterator[None]:
     previous = signal.signal(number, handler)
     try:
         yield

@@ -32,7 +32,7 @@ from crest_jax.rebalancing.protocol import Align
 from crest_jax.schedule import Schedule
 from crest_jax.schema import shown
 from crest_jax.train_state import TrainState
-from crest_jax.train_step import TrainStep, in_a_row, make_train_step
+from crest_jax.train_step import JittedTrainStep, TrainStep, in_a_row, make_train_step
 
 # The size of the batches that a device is sent together, at most.
 _MOST_BYTES_AT_ONCE = 64 << 20
@@ -62,7 +62,7 @@ class Program(NamedTuple):
     # The devices of this host, with which it evaluates and scores by itself.
     local_mesh: Mesh
     new_state: Callable[[Key[Array, ""]], TrainState]  # replicated over the mesh
-    train_steps: TrainStep  # `at_once` steps in a row
+    train_steps: JittedTrainStep  # `at_once` steps in a row
     at_once: int
     predict: evaluate.Predict
 
@@ -173,7 +173,7 @@ def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
 def creator(
     config: ConfigDict,
     model: nn.Module,
-    image_shape: tuple[int, ...],
+    image_shape: tuple[int, int, int],
     classes: int,
     examples: int,
 ) -> Callable[[Key[Array, ""]], TrainState]:
@@ -190,7 +190,7 @@ def creator(
         train_state.create,
         model=model,
         optimizer=optimizer_of(config),
-        image_shape=tuple(image_shape),
+        image_shape=image_shape,
         classes=classes,
         refined_examples=0 if refinement_of(config) is None else examples,
     )

@@ -154,12 +154,11 @@ def mismatches(
                 yield f"{name or 'it'}={shown(value)} must have the fields {', '.join(schema)}"
                 return
             prefix = f"{name}." if name else ""
-            for key, of in schema.items():
-                required = not isinstance(of, Maybe)
+            for key, member in schema.items():
                 if key in value:
-                    inner = of if required else of.schema
+                    inner = member.schema if isinstance(member, Maybe) else member
                     yield from mismatches(value[key], inner, f"{prefix}{key}", closed=closed)
-                elif required:
+                elif not isinstance(member, Maybe):
                     yield f"{prefix}{key} is missing"
             if closed:
                 for key in value:

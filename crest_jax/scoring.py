@@ -26,8 +26,8 @@ def predictor(
       program: of the run.
       adjustment: offsets from `logit_adjustment`, for the adjusted labels.
     """
-    local = to_local(weights, program.local_mesh)
-    return lambda images: program.predict(*local, images, adjustment)
+    params, batch_stats = to_local(weights, program.local_mesh)
+    return lambda images: program.predict(params, batch_stats, images, adjustment)
 
 
 def over_share(

@@ -26,10 +26,11 @@ def score_unlabeled(run: Run, generation: int, state: TrainState) -> PseudoLabel
     """
     ids, truth, (labels, confidence, _) = by_ema(run.splits.unlabeled, state, run.program)
     selected = np.zeros(len(labels), bool)
-    if generation + 1 < run.program.generations:
+    rates = run.program.sampling_rates
+    if rates is not None and generation + 1 < run.program.generations:
         (selected,) = crest.select(
             [crest.Scores(labels, confidence)],
-            run.program.sampling_rates,
+            rates,
             all_gather=hosts.all_gather,
             host=jax.process_index(),
         )

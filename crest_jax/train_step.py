@@ -7,7 +7,7 @@ nothing but the order of floating-point sums.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -66,7 +66,22 @@ Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, DeviceBatch, Constants], tuple[TrainState, Metrics]]
 
 
-def in_a_row(train_step: TrainStep) -> TrainStep:
+@runtime_checkable
+class JittedTrainStep(Protocol):
+    """A `TrainStep` of `jax.jit`, which can also be compiled without being run."""
+
+    def __call__(
+        self, state: TrainState, batch: DeviceBatch, constants: Constants, /
+    ) -> tuple[TrainState, Metrics]:
+        """Train on a batch, or on several in a row."""
+
+    def lower(
+        self, state: TrainState, batch: DeviceBatch, constants: Constants, /
+    ) -> jax.stages.Lowered:
+        """Return the program for arguments of these shapes, ready to be compiled."""
+
+
+def in_a_row(train_step: TrainStep) -> JittedTrainStep:
     """Return a step that trains on several batches in a row, sent to the devices together.
 
     Batches and metrics have an additional leading axis, the steps. Between these no device waits
@@ -154,15 +169,18 @@ def make_train_step(
                     )
             return align(probs, target, state.model_distribution)
 
-        def forward_with(params, images):
+        def forward_with(params: PyTree, images: Array) -> tuple[Array, PyTree]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
             return logits, updates.get("batch_stats", {})
 
-        def loss_of(params, part: _Part, shuffle_key: Key[Array, ""]):
+        def loss_of(
+            params: PyTree, part: _Part, shuffle_key: Key[Array, ""]
+        ) -> tuple[Float[Array, ""], Loss]:
             def refine(guesses: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
                 if refinement is None:
                     return guesses
+                assert state.darp is not None  # it is created where there is a refinement
                 refined = state.darp.refined[part.unlabeled_rows]
                 return jnp.where(state.step >= refinement.start, refined, guesses)
 
@@ -210,6 +228,7 @@ def make_train_step(
         if prediction is not None:
             predictions = predictions.at[state.step % len(predictions)].set(prediction)
         if refinement is not None:
+            assert pseudo_labels is not None
             pseudo_labels = darp.update(
                 pseudo_labels,
                 rows=gather(batch.unlabeled_rows),

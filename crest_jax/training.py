@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -154,7 +154,9 @@ def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             record = files.parse_json(line)
         except ValueError:
             return
-        if not line.endswith(b"\n") or any(schema.mismatches(record, results.EVALUATION)):
+        # Until it says that it is a Schema, which mypy cannot infer from its members.
+        misfits = schema.mismatches(record, results.EVALUATION)  # type: ignore[arg-type]
+        if not line.endswith(b"\n") or any(misfits):
             return
         yield line, record
 
@@ -234,7 +236,7 @@ def _writer(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]
     there is something to write, since TensorBoard imports Keras, and the first step should not wait
     for that.
     """
-    opened = []
+    opened: list[Any] = []
 
     def write(step: int, scalars: Mapping[str, float]) -> None:
         if not hosts.is_first():
@@ -255,7 +257,7 @@ def _writer(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]
             writer.close()
 
 
-def _progress(title: str, start: int, steps: int) -> tqdm:
+def _progress(title: str, start: int, steps: int) -> AbstractContextManager[Any]:
     return tqdm(
         desc=title, initial=start, total=steps, unit="step", leave=False,
         disable=None if hosts.is_first() else True,
@@ -265,7 +267,7 @@ def _progress(title: str, start: int, steps: int) -> tqdm:
 
 def _scalars(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Flatten the numbers of a nested summary to names such as `test/ema/accuracy`."""
-    scalars = {}
+    scalars: dict[str, float] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
             scalars |= _scalars(value, f"{prefix}{name}/")

@@ -73,7 +73,7 @@ def _changes(theirs: ConfigDict, ours: ConfigDict) -> dict[str, tuple[Any, Any]]
 
     Fields that may change within a run are left out.
     """
-    changed = changes(*map(config_lib.to_plain, (theirs, ours)))
+    changed = changes(config_lib.to_plain(theirs), config_lib.to_plain(ours))
     return {
         name: values
         for name, values in changed.items()
@@ -106,7 +106,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def claim(workdir: Path, config: ConfigDict) -> AbstractContextManager:
+def claim(workdir: Path, config: ConfigDict) -> AbstractContextManager[Any]:
     """Make `workdir` the folder of this config, or check that it already is.
 
     Returns:
@@ -199,7 +199,7 @@ def _check_foreign(workdir: Path) -> None:
         )
 
 
-def _lock(workdir: Path) -> AbstractContextManager:
+def _lock(workdir: Path) -> AbstractContextManager[Any]:
     """Lock a file that names the process that locks it; the system unlocks it when that ends."""
     if files.is_remote(workdir):
         return nullcontext()
@@ -234,7 +234,7 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
       WorkdirError: The folder belongs to another config, or its config.json is not readable.
     """
     path = RunFolder(workdir).config
-    ours = {
+    ours: dict[str, Any] = {
         "format": FORMAT,
         "config": config_lib.to_plain(config),
         "environment": environment(),

@@ -52,7 +52,8 @@ def mixmatch(
     views = [inputs.weak(inputs.unlabeled, key) for key in view_keys]
 
     logits, _ = inputs.forward(jnp.concatenate(views))
-    probs = jax.lax.stop_gradient(sum(jnp.split(jax.nn.softmax(logits), 2)) / 2)
+    of_first_view, of_second_view = jnp.split(jax.nn.softmax(logits), 2)
+    probs = jax.lax.stop_gradient((of_first_view + of_second_view) / 2)
     guesses = sharpen(inputs.align(probs), sharpening_temperature)
     targets = inputs.refine(guesses)
 

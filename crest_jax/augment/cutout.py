@@ -30,7 +30,8 @@ def cutout(
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"cutout: fraction is {fraction}, expected a share of the side in [0, 1]")
-    holes = jax.vmap(lambda key: _hole(key, *images.shape[1:3], fraction))(keys)
+    height, width = images.shape[1:3]
+    holes = jax.vmap(lambda key: _hole(key, height, width, fraction))(keys)
     return jnp.where(holes[..., None], jnp.asarray(fill, images.dtype), images)
 
 

@@ -29,7 +29,7 @@ def mix(first: PyTree, second: PyTree, coefficients: Float[Array, " batch"]) -> 
       coefficients: lambda of each example, in [0, 1].
     """
 
-    def mix_leaf(one, other):
+    def mix_leaf(one: Array, other: Array) -> Array:
         weight = coefficients.reshape(-1, *[1] * (one.ndim - 1))
         return weight * one + (1 - weight) * other
 

@@ -102,7 +102,8 @@ def _call(
     before: Sequence[int],
     high: bool,
 ) -> Array:
-    tiles = library.kernels().tiles and (high or a.dtype == jnp.bfloat16)
+    found = library.kernels()
+    tiles = found is not None and found.tiles and (high or a.dtype == jnp.bfloat16)
     return library.call(
         handler, like, a, b,
         strides=np.array(strides), before=np.array(before), tiles=np.bool_(tiles),

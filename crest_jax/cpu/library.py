@@ -10,14 +10,14 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jaxlib
 from absl import logging
 from jax.typing import ArrayLike
+from jaxlib.version import __version__ as jaxlib_version
 
 from crest_jax import files
 
@@ -155,9 +155,9 @@ def _processor_has_tiles() -> bool:
 def _library() -> Path:
     """Return the library for this processor and this JAX, compiled unless it is in the cache."""
     # The macros contain the compiler's version, and everything that -march=native stands for.
-    macros = _run([*_compiler(), *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull]).stdout
+    macros = _run([*_compiler(), *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
     sources = [path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]*"))]
-    rest = repr((_compiler(), _FLAGS, jaxlib.__version__)).encode()
+    rest = repr((_compiler(), _FLAGS, jaxlib_version)).encode()
     name = f"kernels_{_digest(b''.join([macros, *sources, rest]))}"
     folder = _cache_folder()
     for library in sorted(folder.glob(f"{name}_*.so")):
@@ -176,7 +176,9 @@ def _compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "g++"))
 
 
-_run = partial(subprocess.run, check=True, capture_output=True)
+def _run(command: Sequence[str]) -> bytes:
+    """Run a command, and return what it prints; raise CalledProcessError if it fails."""
+    return subprocess.run(command, check=True, capture_output=True).stdout
 
 
 def _reason(error: Exception) -> str:

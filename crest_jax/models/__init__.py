@@ -21,7 +21,7 @@ from crest_jax.models.resnet import ResNet
 from crest_jax.models.wide_resnet import WideResNet
 from crest_jax.schema import shown
 
-MODELS = {"wide_resnet": WideResNet, "resnet": ResNet}
+MODELS: dict[str, type[WideResNet] | type[ResNet]] = {"wide_resnet": WideResNet, "resnet": ResNet}
 
 
 def named(name: str) -> Callable[..., nn.Module]:

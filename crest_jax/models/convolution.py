@@ -7,6 +7,7 @@ Results do not depend on the number of threads, nor on other load on the machine
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -64,9 +65,11 @@ def convolve(
       precision: precision of float32 products.
     """
     strides = (stride, stride)
-    pads = padding
-    if isinstance(padding, str):
-        pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    pads = (
+        lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+        if isinstance(padding, str)
+        else padding
+    )
     within = all(0 <= low < size for (low, _), size in zip(pads, kernel.shape, strict=False))
     # An exported model takes any number of images, so their number is symbolic.
     exported = jax.export.is_symbolic_dim(x.shape[0])
@@ -101,7 +104,9 @@ def _convolve(
     return lax.platform_dependent(x, kernel, cpu=by_cpu, default=by_xla)
 
 
-def _forward(x: Array, kernel: Array, strides: _Pair, pads: tuple[_Pair, _Pair], precision):
+def _forward(
+    x: Array, kernel: Array, strides: _Pair, pads: tuple[_Pair, _Pair], precision: lax.Precision
+) -> tuple[Array, tuple[Array, Array]]:
     return _convolve(x, kernel, strides, pads, precision), (x, kernel)
 
 
@@ -114,14 +119,14 @@ def _backward(
 ) -> tuple[Array, Array]:
     settings = _settings(strides, pads, precision)
 
-    def by_cpu(x, kernel, dy):
+    def by_cpu(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
         like_x, like_kernel = jax.eval_shape(lambda *inputs: inputs, x, kernel)
         return (
             cpu.convolution.input_gradient(dy, kernel, like_x, **settings),
             cpu.convolution.kernel_gradient(x, dy, like_kernel, **settings),
         )
 
-    def by_xla(x, kernel, dy):
+    def by_xla(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
         by_xla = partial(_by_xla, strides=strides, padding=pads, precision=precision)
         return jax.vjp(by_xla, x, kernel)[1](dy)
 
@@ -131,7 +136,9 @@ def _backward(
 _convolve.defvjp(_forward, _backward)
 
 
-def _settings(strides: _Pair, pads: tuple[_Pair, _Pair], precision: lax.Precision) -> dict:
+def _settings(
+    strides: _Pair, pads: tuple[_Pair, _Pair], precision: lax.Precision
+) -> dict[str, Any]:
     return {
         "strides": strides,
         "before": [low for low, _ in pads],

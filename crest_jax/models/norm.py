@@ -7,8 +7,8 @@ statistics, as in evaluation and in exported models, there is one pass, done by 
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from functools import partial, reduce
+from typing import Any, Literal, NamedTuple, overload
 
 import flax.linen as nn
 import jax
@@ -38,6 +38,26 @@ class BatchNorm(nn.Module):
     dtype: DTypeLike = jnp.float32  # of the images; per-channel values are float32
     axis_name: str | None = None
     scale_init: Initializer = nn.initializers.ones
+
+    @overload
+    def __call__(
+        self,
+        x: _Images,
+        before: _Images | None = None,
+        *,
+        behind: _Images | None = None,
+        with_sum: Literal[False] = False,
+    ) -> _Images: ...
+
+    @overload
+    def __call__(
+        self,
+        x: _Images,
+        before: _Images | None = None,
+        *,
+        behind: _Images | None = None,
+        with_sum: Literal[True],
+    ) -> tuple[_Images, _Images]: ...
 
     @nn.compact
     def __call__(
@@ -69,9 +89,10 @@ class BatchNorm(nn.Module):
             y = _normalized(x, behind, numbers, slope=self.negative_slope)
         else:
             settings = _Settings(self.epsilon, self.negative_slope, self.axis_name, with_sum)
-            y, x, moved, var = _norm(
+            y, total, moved, var = _norm(
                 *_vary_alike(x, before, behind, scale, bias, running_mean.value), settings
             )
+            x = x if total is None else total
             running_mean.value += (1 - self.momentum) * moved
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
         return (y, x) if with_sum else y
@@ -91,8 +112,14 @@ class _Settings(NamedTuple):
 
 def _vary_alike(*arrays: Array | None) -> tuple[Array | None, ...]:
     """Make all arrays vary over the devices if one of them does; JAX sums their gradients."""
-    zero = sum(jnp.zeros_like(a, jnp.float32, shape=()) for a in jax.tree.leaves(arrays))
+    zeros = (jnp.zeros_like(a, jnp.float32, shape=()) for a in jax.tree.leaves(arrays))
+    zero = reduce(jnp.add, zeros)
     return jax.tree.map(lambda a: a + zero.astype(a.dtype), arrays)
+
+
+_Results = tuple[Array, Array | None, Array, Array]
+# What the backward pass needs, and () if there was an array before the norm, otherwise None.
+_Kept = tuple[tuple[Array, Array | None, Array, Array], tuple[()] | None]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -104,7 +131,7 @@ def _norm(
     bias: Array,
     about: Array,
     settings: _Settings,
-) -> tuple[Array, Array | None, Array, Array]:
+) -> _Results:
     """Return what the module returns, the mean's distance from `about`, and the variance.
 
     Sums are taken of distances from `about`, the running mean. Only rounding depends on it:
@@ -114,7 +141,15 @@ def _norm(
     return _forward(x, before, behind, scale, bias, about, settings)[0]
 
 
-def _forward(x, before, behind, scale, bias, about, settings):
+def _forward(
+    x: Array,
+    before: Array | None,
+    behind: Array | None,
+    scale: Array,
+    bias: Array,
+    about: Array,
+    settings: _Settings,
+) -> tuple[_Results, _Kept]:
     total, sums = _compute(cpu.norm.sums, _sums, x, before, about)
     x = x if before is None else total
     moved, squares = settings.mean(sums, x)
@@ -129,7 +164,9 @@ def _forward(x, before, behind, scale, bias, about, settings):
     return (y, x if settings.with_sum else None, moved, var), (kept, had_before)
 
 
-def _backward(settings, kept, gradients):
+def _backward(
+    settings: _Settings, kept: _Kept, gradients: _Results
+) -> tuple[Array, Array | None, Array | None, Array, Array, None]:
     (x, y, numbers, over_deviation), had_before = kept
     dy, past, _, _ = gradients
     slope = {"slope": settings.slope}
@@ -164,25 +201,27 @@ def _compute(
 # XLA's versions of the functions of `cpu.norm`.
 
 
-def _sums(x, y, about):
+def _sums(x: Array, y: Array | None, about: Array) -> tuple[Array | None, Array]:
     x = x if y is None else x + y
     distance = x.astype(jnp.float32) - about
     return (None if y is None else x), _two_sums(distance, distance**2)
 
 
-def _normalized(x, added, numbers, *, slope):
+def _normalized(x: Array, added: Array | None, numbers: Array, *, slope: float) -> Array:
     factor, mean, bias = numbers
     z = (x.astype(jnp.float32) - mean) * factor + bias
     z = z if added is None else z + added
     return _activation(z, slope).astype(x.dtype)
 
 
-def _gradient_sums(x, y, dy, numbers, *, slope):
+def _gradient_sums(x: Array, y: Array | None, dy: Array, numbers: Array, *, slope: float) -> Array:
     distance, g = _distance_and_gradient(x, y, dy, numbers, slope)
     return _two_sums(g, g * distance)
 
 
-def _input_gradient(x, y, dy, past, numbers, *, slope):
+def _input_gradient(
+    x: Array, y: Array | None, dy: Array, past: Array | None, numbers: Array, *, slope: float
+) -> tuple[Array, Array | None]:
     factor, _, _, rise, offset = numbers
     distance, g = _distance_and_gradient(x, y, dy, numbers[:3], slope)
     dx = g * factor + (distance * rise + offset)
@@ -190,18 +229,21 @@ def _input_gradient(x, y, dy, past, numbers, *, slope):
     return dx.astype(x.dtype), (None if y is None else g.astype(x.dtype))
 
 
-def _two_sums(a, b):
+def _two_sums(a: Array, b: Array) -> Array:
     axes = tuple(range(a.ndim - 1))
     return jnp.stack([a.sum(axes), b.sum(axes)])
 
 
-def _distance_and_gradient(x, y, dy, numbers, slope):
+def _distance_and_gradient(
+    x: Array, y: Array | None, dy: Array, numbers: Array, slope: float
+) -> tuple[Array, Array]:
     factor, mean, bias = numbers
     distance = x.astype(jnp.float32) - mean
     z = distance * factor + bias if y is None else y.astype(jnp.float32)
     _, pullback = jax.vjp(partial(_activation, slope=slope), z)
-    return distance, *pullback(dy.astype(jnp.float32))
+    (g,) = pullback(dy.astype(jnp.float32))
+    return distance, g
 
 
-def _activation(z, slope):
+def _activation(z: Array, slope: float) -> Array:
     return nn.relu(z) if slope == 0 else nn.leaky_relu(z, slope)

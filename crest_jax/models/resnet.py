@@ -76,7 +76,7 @@ class ResNet(nn.Module):
     The last layer is initialised as in Goyal et al. (2017): Gaussian, of standard deviation 0.01.
     """
 
-    DEPTHS: ClassVar = tuple(BLOCKS)
+    DEPTHS: ClassVar[tuple[int, ...]] = tuple(BLOCKS)
     DEPTHS_IN_WORDS: ClassVar[str] = f"one of {', '.join(map(str, BLOCKS))}"
 
     classes: int

@@ -45,7 +45,7 @@ def structure(model: nn.Module) -> dict[str, Any]:
     For a model that is not one of this package's, only those numbers are returned that it has.
     """
     fields = {field.name for field in dataclasses.fields(model)}
-    numbers = {
+    numbers: dict[str, Any] = {
         name: getattr(model, name) for name in ("depth", "width", "classes") if name in fields
     }
     match model:

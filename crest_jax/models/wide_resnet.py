@@ -74,7 +74,7 @@ class WideResNet(nn.Module):
     WRN-28-2 with 10 classes has 1 467 610 parameters.
     """
 
-    DEPTHS: ClassVar = range(10, 1000, 6)
+    DEPTHS: ClassVar[range] = range(10, 1000, 6)
     DEPTHS_IN_WORDS: ClassVar[str] = "6 n + 4 with n >= 1 (10, 16, 28)"
 
     classes: int
@@ -101,7 +101,8 @@ class WideResNet(nn.Module):
             axis_name=self.axis_name,
         )
         first = _convolution(16, (3, 3), dtype=self.dtype, precision=self.precision)
-        x, y = first(images), None
+        x = first(images)
+        y: Array | None = None
         for group in range(3):
             for block in range((self.depth - 4) // 6):
                 stride = 2 if group > 0 and block == 0 else 1

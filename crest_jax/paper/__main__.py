@@ -46,7 +46,7 @@ def main() -> None:
     """List, run or collect."""
     words, dashes, for_runs = _split(sys.argv[1:])
     arguments, fields = _parse(words, dashes=dashes)
-    table, figure = TABLES.get(arguments.table), FIGURES.get(arguments.figure)
+    table = TABLES.get(arguments.table)
     # The paper's figures have one run per curve.
     published = table.folds if table else 1
     folds = published if arguments.folds is None else arguments.folds
@@ -57,6 +57,7 @@ def main() -> None:
         in_table = cells.of_table(table, setting)
         named = cells.named_runs(in_table)
     else:
+        figure = FIGURES[arguments.figure]
         in_figure = curves.of_figure(figure, setting)
         named = curves.named_runs(in_figure)
     if not named:

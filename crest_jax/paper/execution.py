@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from crest_jax import command
 from crest_jax.errors import Preempted
@@ -29,10 +30,10 @@ def run_all(runs: Sequence[Run], flags: Sequence[str] = ()) -> int:
       in a shell, it is 128 plus the signal's number where a run was killed by a signal.
     """
     failed = {}
-    process: subprocess.Popen | None = None
+    process: subprocess.Popen[bytes] | None = None
     stopped = 0
 
-    def stop(signum, frame) -> None:
+    def stop(signum: int, frame: FrameType | None) -> None:
         nonlocal stopped
         stopped = _STOPPED
         if process is not None:

@@ -80,7 +80,7 @@ def by_generation(axes: Axes, runs: Mapping[str, Results], names: Sequence[str])
                 1 + np.arange(len(accuracies)), accuracies, deviations, linestyle="none",
                 color=_LOOKS[number]["color"], alpha=0.5, capsize=2, label="_deviation",
             )  # fmt: skip
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set(title="class-balanced accuracy (%)", xlabel="generation")
     axes.legend(fontsize=8)
 

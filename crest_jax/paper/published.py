@@ -4,7 +4,7 @@ Accuracies are in per cent on a balanced test set, as means and standard deviati
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Value(NamedTuple):
@@ -56,7 +56,7 @@ def _values(text: str) -> tuple[Value | None, ...]:
     return tuple(map(read, text.split()))
 
 
-def _row(name: str, arguments: str, published: str, **where) -> Row:
+def _row(name: str, arguments: str, published: str, **where: Any) -> Row:
     return Row(name, {"method": "fixmatch", **_arguments(arguments)}, _values(published), **where)
 
 

@@ -165,7 +165,12 @@ def refine(
     root = jnp.sqrt(counts)
     scale = jnp.where(wanted, 1 / jnp.maximum(root, 1e-15), 0)
 
-    def at(multipliers, sharpness, damping, step) -> _Iterate:
+    def at(
+        multipliers: Float[Array, " classes"],
+        sharpness: Float[Array, ""],
+        damping: Float[Array, ""],
+        step: Int[Array, ""],
+    ) -> _Iterate:
         refined = jax.nn.softmax(sharpness * (logs + slack * multipliers), axis=1)
         residual = scale * (refined.sum(axis=0) - counts)
         return _Iterate(multipliers, sharpness, damping, refined, residual, step)
@@ -203,7 +208,10 @@ def refine(
     def advance(iterate: _Iterate) -> _Iterate:
         iterate = improve(iterate)
         sharper = at(
-            iterate.multipliers, jnp.minimum(_SHARPEN * iterate.sharpness, 1), 1e-3, iterate.step
+            iterate.multipliers,
+            jnp.minimum(_SHARPEN * iterate.sharpness, 1),
+            jnp.float32(1e-3),
+            iterate.step,
         )
         ready = (iterate.sharpness < 1) & (error(iterate) < _BLURRED_TOLERANCE)
         return _where(ready, sharper, iterate)

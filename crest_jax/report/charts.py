@@ -160,7 +160,8 @@ def _ticks(values: Sequence[int | float], *, counts: bool) -> list[float]:
         powers = len(str(int(max(values, default=1)))) + 1
         return [0.0, *(10.0**power for power in range(powers))]
     locator = MaxNLocator(5, steps=[1, 2, 5, 10])
-    return locator.tick_values(min(values, default=0.0), max(values, default=1.0)).tolist()
+    found = locator.tick_values(min(values, default=0.0), max(values, default=1.0))
+    return [float(tick) for tick in found]
 
 
 def _stretches(values: Sequence[int | float | None]) -> Iterator[list[tuple[int, int | float]]]:

@@ -13,7 +13,7 @@ from matplotlib.image import imsave
 from crest_jax.data.sources import UNKNOWN
 from crest_jax.report import text
 from crest_jax.report.charts import Chart, Series, line_chart
-from crest_jax.report.pictures import Moved, Picture, Pictures, PseudoLabeled, Said
+from crest_jax.report.pictures import Moved, MovedPicture, Picture, Pictures, PseudoLabeled, Said
 from crest_jax.results import SPLITS, truth_is_known
 
 # Confusion matrices of more classes are shown as a picture instead of a table.
@@ -240,7 +240,7 @@ def changed(moved: Moved, class_names: Sequence[str]) -> Changed:
     def prediction(said: Said) -> str:
         return f"{class_names[said.label]} ({per_cent(said.confidence)})"
 
-    def thumbnail(picture: Picture) -> Thumbnail:
+    def thumbnail(picture: MovedPicture) -> Thumbnail:
         caption = f"{prediction(picture.earlier)} → {prediction(picture.said)}"
         return Thumbnail(_address(picture.thumbnail), caption)
 

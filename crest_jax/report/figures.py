@@ -19,7 +19,8 @@ NAMES = {"none": "FixMatch", "da": "FixMatch + DA", "crest": "CReST", "crest_plu
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers help in grey.
 COLOURS = {"none": "#999999", "da": "#56B4E9", "crest": "#E69F00", "crest_plus": "#0072B2"}
 MARKERS = {"none": "o", "da": "v", "crest": "s", "crest_plus": "D"}
-STYLE = {
+# Matplotlib's versions differ in how they annotate the names of settings.
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

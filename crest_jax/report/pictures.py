@@ -41,7 +41,15 @@ class Picture(NamedTuple):
     thumbnail: bytes  # PNG or JPEG
     truth: int  # true label, or `sources.UNKNOWN`
     said: Said
-    earlier: Said | None = None  # by the first generation; test images only
+
+
+class MovedPicture(NamedTuple):
+    """A test image, and the predictions of the last and the first generation for it."""
+
+    thumbnail: bytes  # PNG or JPEG
+    truth: int  # true label
+    said: Said
+    earlier: Said  # by the first generation
 
 
 class AroundCut(NamedTuple):
@@ -64,8 +72,8 @@ class Moved(NamedTuple):
     tested: int  # number of test images
     became_right: int
     became_wrong: int
-    right: Sequence[Picture]  # some that became right, of as many classes as possible
-    wrong: Sequence[Picture]  # likewise, some that became wrong
+    right: Sequence[MovedPicture]  # some that became right, of as many classes as possible
+    wrong: Sequence[MovedPicture]  # likewise, some that became wrong
 
 
 class Pictures(NamedTuple):
@@ -146,16 +154,17 @@ def _moved(workdir: Path, generations: int, classes: int, most: int) -> Moved | 
     rows = [_of_many_classes(last, moved, classes, most) for moved in directions]
     thumbnails = _thumbnails(RunFolder(workdir).splits / "test", last, np.concatenate(rows))
 
-    def pictures(chosen: Int[np.ndarray, " chosen"]) -> list[Picture]:
+    def pictures(chosen: Int[np.ndarray, " chosen"]) -> list[MovedPicture]:
         return [
-            Picture(
+            MovedPicture(
                 thumbnails[row], int(last.truth[row]), _said(last, row), earlier=_said(first, row)
             )
             for row in chosen.tolist()
         ]
 
-    counts = (int(moved.sum()) for moved in directions)
-    return Moved(len(last.ids), *counts, *map(pictures, rows))
+    became_right, became_wrong = (int(moved.sum()) for moved in directions)
+    right, wrong = map(pictures, rows)
+    return Moved(len(last.ids), became_right, became_wrong, right, wrong)
 
 
 def _most_confident(
@@ -199,10 +208,11 @@ def _thumbnails(
 
 def _thumbnail(image: bytes) -> bytes:
     """Return a small image as it is, and a larger one scaled down."""
-    with Image.open(io.BytesIO(image)) as picture:
-        if max(picture.size) <= _LARGEST_SIDE:
+    with Image.open(io.BytesIO(image)) as opened:
+        if max(opened.size) <= _LARGEST_SIDE:
             return image
-        picture.draft(None, (_LARGEST_SIDE, _LARGEST_SIDE))  # decodes a JPEG at a reduced size
+        opened.draft(None, (_LARGEST_SIDE, _LARGEST_SIDE))  # decodes a JPEG at a reduced size
+        picture: Image.Image = opened
         if picture.mode.startswith("I"):  # 16 bits per pixel
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")

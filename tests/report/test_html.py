@@ -14,7 +14,15 @@ from crest_jax.errors import WorkdirError
 from crest_jax.layout import FORMAT
 from crest_jax.report import __main__ as command
 from crest_jax.report import html
-from crest_jax.report.pictures import AroundCut, Moved, Picture, Pictures, PseudoLabeled, Said
+from crest_jax.report.pictures import (
+    AroundCut,
+    Moved,
+    MovedPicture,
+    Picture,
+    Pictures,
+    PseudoLabeled,
+    Said,
+)
 
 NAMES = ["cat <tabby>", "dog", "emu"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -320,7 +328,7 @@ def pictures(classes, *, each, moved, thumbnail=PNG):
         [Picture(thumbnail, (label + 1) % classes, Said(label, 0.5))] * each
         for label in range(classes)
     ]
-    some = [Picture(thumbnail, 0, Said(0, 0.5), earlier=Said(classes - 1, 0.4))] * moved
+    some = [MovedPicture(thumbnail, 0, Said(0, 0.5), earlier=Said(classes - 1, 0.4))] * moved
     return Pictures(
         PseudoLabeled(0, [AroundCut(chosen, chosen) for chosen in of_class]),
         Moved(tested=10_000, became_right=moved, became_wrong=moved, right=some, wrong=some),
