@@ -22,6 +22,7 @@ from crest_jax import files, predict, report, results, self_training, training, 
 from crest_jax.config import to_plain
 from crest_jax.data import loading, pseudo_labels, records, sources, stream, writer
 from crest_jax.data import pictures as pictures_lib
+from crest_jax.data.manifest import read as read_manifest
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import Example, Source
 from crest_jax.data.views import AS_STORED, View
@@ -72,7 +73,7 @@ def split(make_folder):
 
 @pytest.fixture(scope="module")
 def manifest(split):
-    return manifest.read(split)
+    return read_manifest(split)
 
 
 def loaded(folder, view):
