@@ -9,10 +9,8 @@ import numpy as np
 
 from crest_jax import hosts
 from crest_jax.data import loading, pipeline, records, stream
-from crest_jax.data.views import view_of
 from crest_jax.mesh import split
-from crest_jax.program import Run, seed_of_streams, unlabeled_stream
-from crest_jax.rebalancing import all_of
+from crest_jax.program import Run
 from crest_jax.train_step import DeviceBatch
 
 
@@ -42,42 +40,40 @@ def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]
     The unlabeled stream is all training images, labeled ones too unless the config leaves them out,
     in every generation.
     """
-    config, splits = run.config, run.splits
+    streams, splits = run.program.streams, run.splits
     labeled_folder = run.folder.generation(generation).labeled
     shared = {
-        "batch_size": config.batch_size,
-        "unlabeled_ratio": config.unlabeled_ratio,
-        "seed": seed_of_streams(config),
+        "batch_size": streams.batch_size,
+        "unlabeled_ratio": streams.unlabeled_ratio,
+        "seed": streams.seed,
         "generation": generation,
-        "stop": config.steps,
+        "stop": run.program.schedule.steps,
         "process": jax.process_index(),
         "processes": jax.process_count(),
     }
-    view = view_of(config.data, splits.image_shape[-1])
-    names = unlabeled_stream(config, splits)[1]
-    unlabeled_folders = [run.folder.splits / name for name in names]
-    if config.data.stream:
+    unlabeled_folders = [run.folder.splits / name for name in streams.unlabeled]
+    if streams.from_files:
         return partial(
             stream.batches,
             [labeled_folder],
             unlabeled_folders,
-            stream.Streaming(view, config.data.lanes, config.data.window),
+            stream.Streaming(streams.view, streams.lanes, streams.window),
             **shared,
         )
     labeled: records.Encoded | records.Images
     unlabeled: records.Encoded | records.Images
-    if view.crop == "random":
-        labeled = hosts.on_all(records.load_encoded, [labeled_folder], view)
-        unlabeled = hosts.on_all(records.load_encoded, unlabeled_folders, view)
+    if streams.view.crop == "random":
+        labeled = hosts.on_all(records.load_encoded, [labeled_folder], streams.view)
+        unlabeled = hosts.on_all(records.load_encoded, unlabeled_folders, streams.view)
     else:
-        labeled = hosts.on_all(loading.load_images, labeled_folder, view)
-        unlabeled, *more = (getattr(splits, name).images for name in names)
+        labeled = hosts.on_all(loading.load_images, labeled_folder, streams.view)
+        unlabeled, *more = (getattr(splits, name).images for name in streams.unlabeled)
         for each in more:
             unlabeled = unlabeled + each
-    probabilities = None
-    for each in all_of(config.rebalance):
-        if each.sampling_probabilities:
-            probabilities = each.sampling_probabilities(labeled.labels, splits.class_names)
     return partial(
-        pipeline.batches, labeled, unlabeled, labeled_probabilities=probabilities, **shared
+        pipeline.batches,
+        labeled,
+        unlabeled,
+        labeled_probabilities=streams.sampling_probabilities(labeled.labels, splits.class_names),
+        **shared,
     )

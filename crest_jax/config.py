@@ -18,7 +18,7 @@ from crest_jax.augment.strong import CUTOUT
 from crest_jax.errors import ConfigError
 from crest_jax.field import Field
 from crest_jax.optimizers import OPTIMIZERS
-from crest_jax.rebalancing import SELF_TRAINING, all_of, parts, problems, self_trains
+from crest_jax.rebalancing import SELF_TRAINING, joined, parts, problems, self_trains
 from crest_jax.schema import MOST_PIXELS
 
 # The order of the unlabeled set's class sizes: that of the labeled set, or its reverse.
@@ -421,7 +421,7 @@ def default_config(
         raise ConfigError(
             f"t={arguments.t} is an argument of rebalance=da, not of {arguments.rebalance}"
         )
-    # Of the user's own, as many as of CReST.
+    # A plug-in that self-trains has as many generations as CReST.
     kind = next((name for name in names if name in generations), SELF_TRAINING[0])
     several = self_trains(arguments.rebalance)
     tail = {f"long_tail.{name}" for name in LONG_TAILS[1]}
@@ -470,6 +470,17 @@ def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def by_name(config: ConfigDict) -> dict[str, Any]:
+    """Return the values of a config by the dotted names of their fields."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            values |= {f"{key}.{name}": each for name, each in by_name(value).items()}
+        else:
+            values[key] = value
+    return values
+
+
 def unlabeled_tail(arguments: ConfigDict, *, labeled: int, unlabeled: int) -> ConfigDict:
     """Return a config's `long_tail` with separate tails of labeled and unlabeled images (DARP).
 
@@ -494,10 +505,7 @@ def unlabeled_tail(arguments: ConfigDict, *, labeled: int, unlabeled: int) -> Co
 
 def alignment_targets(rebalance: str) -> tuple[str, ...]:
     """Return the valid values of `alignment.target`, the default first."""
-    for each in all_of(rebalance):
-        if each.alignment_targets:
-            return each.alignment_targets
-    return ("none",)
+    return joined(rebalance).alignment_targets or ("none",)
 
 
 def fields_of(method: Any) -> Mapping[str, Field]:

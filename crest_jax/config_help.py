@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from crest_jax import command
 from crest_jax.algorithms import ALGORITHMS
-from crest_jax.config import FIELDS, fields_of
+from crest_jax.config import FIELDS, by_name, fields_of
 from crest_jax.field import Field
 
 _WIDTH = 100  # characters of a line on the terminal
@@ -23,17 +23,14 @@ def text(config: ConfigDict | None = None) -> str:
       config: of an experiment, whose fields and values are shown; None for all fields with their
         defaults.
     """
-    paragraphs = []
-    for name, field in fields_of(config and config.get("method")).items():
-        value = field.default
-        if config is not None:
-            *above, last = name.split(".")
-            holder = config.get(above[0], {}) if above else config
-            if last not in holder:
-                continue
-            value = holder[last]
-        paragraphs.append(_paragraph(name, value, field))
-    return "\n".join(paragraphs)
+    fields = fields_of(config and config.get("method"))
+    if config is None:
+        values = {name: field.default for name, field in fields.items()}
+    else:
+        values = by_name(config)
+    return "\n".join(
+        _paragraph(name, values[name], field) for name, field in fields.items() if name in values
+    )
 
 
 def _paragraph(name: str, value: object, field: Field) -> str:

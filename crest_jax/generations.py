@@ -109,7 +109,7 @@ def run_generation(run: Run, generation: int) -> dict[str, Any]:
     """Run what is left of one generation, and return its result.json."""
     here = run.folder.generation(generation)
     # What is streamed is too much to be read just for this.
-    check = manifest.shards if run.config.data.stream else manifest.check
+    check = manifest.shards if run.program.streams.from_files else manifest.check
     if not stages.is_done(here.labeled, check):
         self_training.rewrite_labeled(run, generation)
     state = train_generation(run, generation)
@@ -188,7 +188,7 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
     for line in history:
         results.check_classes(line, run.classes, here.metrics)
     summary = results.summarize_evaluations(history)
-    images = schedule.steps * run.config.batch_size * (1 + run.config.unlabeled_ratio)
+    images = schedule.steps * run.program.streams.images
     per_class = labeled_per_class(here)
     result = {
         "generation": generation,
@@ -240,7 +240,7 @@ def sizes_of(config: ConfigDict, splits: Splits) -> dict[str, Any]:
 def _are_finished(folder: RunFolder, generations: int) -> list[bool]:
     """Return for each generation whether its results are there; print what is damaged."""
     return [
-        stages.is_finished(folder.generation(generation), say=stages.say_made_anew)
+        stages.is_finished(folder.generation(generation), say=stages.say_redone)
         for generation in range(generations)
     ]
 

@@ -66,44 +66,46 @@ def train(
 
 
 def run(
-    config: ConfigDict,
-    workdir: Path,
-    *,
-    source: Source | None = None,
-    dry: bool = False,
-    pictures: bool = True,
+    config: ConfigDict, workdir: Path, *, source: Source | None = None, pictures: bool = True
 ) -> None:
-    """Run or continue `config` in `workdir`, or say what that would do and take.
+    """Run or continue an experiment, on all hosts together.
 
     Args:
-      config: of the experiment.
+      config: the experiment's config.
       workdir: the run's folder.
       source: the data set; by default the one that the config names.
-      dry: whether to do nothing but to say so.
       pictures: whether the run's page shows some of the images.
     """
     with preemption.raised_on_sigterm():
-        _run(config, workdir, source, dry, pictures)
+        _agree(config, workdir, dry=False)
+        claimed = hosts.on_first(workdir_lib.claim, workdir, config)
+        with claimed or nullcontext():
+            hosts.say(
+                f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
+                f"fold {config.fold}"
+            )
+            generations.run(config, workdir, source=source, pictures=pictures)
+        folder = RunFolder(workdir)
+        hosts.say(f"results: {folder.results}\npage: {folder.page}")
 
 
-def _run(
-    config: ConfigDict, workdir: Path, source: Source | None, dry: bool, pictures: bool
-) -> None:
+def dry_run(config: ConfigDict, workdir: Path) -> None:
+    """Print what a run would do and need, on all hosts together; write nothing to its folder.
+
+    Args:
+      config: the experiment's config.
+      workdir: the run's folder.
+    """
+    with preemption.raised_on_sigterm():
+        _agree(config, workdir, dry=True)
+        plan.show(config, workdir)
+
+
+def _agree(config: ConfigDict, workdir: Path, *, dry: bool) -> None:
+    """Check the config, and that all hosts have been started alike."""
     backend.keep_compiled()
     hosts.on_all(validation.validate, config, devices=jax.device_count(), hosts=jax.process_count())
     hosts.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
         | {"versions": workdir_lib.versions(), "kernels": library.whose()}
     )
-    if dry:
-        plan.show(config, workdir)
-        return
-    claimed = hosts.on_first(workdir_lib.claim, workdir, config)
-    with claimed or nullcontext():
-        hosts.say(
-            f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
-            f"fold {config.fold}"
-        )
-        generations.run(config, workdir, source=source, pictures=pictures)
-    folder = RunFolder(workdir)
-    hosts.say(f"results: {folder.results}\npage: {folder.page}")

@@ -83,7 +83,10 @@ def main(argv: list[str]) -> None:
     join(_CONFIG.value)
     from crest_jax import job
 
-    job.run(_CONFIG.value, workdir, dry=_DRY_RUN.value, pictures=_PICTURES.value)
+    if _DRY_RUN.value:
+        job.dry_run(_CONFIG.value, workdir)
+    else:
+        job.run(_CONFIG.value, workdir, pictures=_PICTURES.value)
 
 
 def join(config: ConfigDict) -> None:

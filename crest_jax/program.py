@@ -1,4 +1,4 @@
-"""What a config and its data come to: the values that a run works with, and its compiled programs.
+"""The resolved program of a run: the values and compiled functions that a config and data give.
 
 This is where the config ends. The stages of a run are given a `Program`, or the values of it that
 they need.
@@ -23,10 +23,11 @@ from crest_jax.augment import Augmentation
 from crest_jax.cpu import library
 from crest_jax.data import long_tail
 from crest_jax.data.splits import Splits
+from crest_jax.data.views import View, view_of
 from crest_jax.errors import ConfigError, DataError, PluginError
 from crest_jax.layout import RunFolder
 from crest_jax.mesh import AXIS, data_mesh, local_mesh, replicate
-from crest_jax.rebalancing import all_of, crest, darp, distribution_alignment, logit_adjustment
+from crest_jax.rebalancing import crest, darp, distribution_alignment, joined, logit_adjustment
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
 from crest_jax.rebalancing.protocol import Align
 from crest_jax.schedule import Schedule
@@ -38,11 +39,35 @@ from crest_jax.train_step import JittedTrainStep, TrainStep, in_a_row, make_trai
 _MOST_BYTES_AT_ONCE = 64 << 20
 
 
+class Streams(NamedTuple):
+    """How the labeled and the unlabeled stream of a generation are read."""
+
+    batch_size: int  # labeled images of a step, on all devices together
+    unlabeled_ratio: int  # mu: unlabeled images of a step for each labeled one
+    seed: int
+    view: View
+    unlabeled: tuple[str, ...]  # the splits that the unlabeled stream is made of
+    from_files: bool  # whether images are read from files all along, instead of kept in memory
+    lanes: int
+    window: int
+    # The probability of drawing each labeled example, from the class of each and all class names;
+    # None where all are drawn alike.
+    sampling_probabilities: Callable[
+        [Int[np.ndarray, " labeled"], Sequence[str]], Float[np.ndarray, " labeled"] | None
+    ]
+
+    @property
+    def images(self) -> int:
+        """The labeled and unlabeled images of a step."""
+        return self.batch_size * (1 + self.unlabeled_ratio)
+
+
 class Program(NamedTuple):
     """Everything that serves all generations of a run."""
 
     generations: int
     schedule: Schedule
+    streams: Streams
     # The seeds of a generation's initial weights, and of its steps.
     keys: Callable[[int], tuple[Key[Array, ""], Key[Array, ""]]]
     # The temperature of the alignment target in each generation; None where the target has none.
@@ -91,7 +116,7 @@ def build(
     Args:
       config: validated.
       splits: of the run; images are not looked at.
-      initial: weights that every generation starts from, by name; random ones stand for the rest.
+      initial: weights that every generation starts from, by name; the others start at random.
 
     Raises:
       DataError: the images have neither 1 nor 3 channels.
@@ -104,14 +129,14 @@ def build(
             f"images of shape {splits.image_shape} are neither grey (1 channel) nor RGB (3)"
         )
     target = partial(target_distribution, config, splits)
-    # These raise what is wrong with them before anything is compiled.
+    # Errors of these are raised now, before anything is compiled.
     target(None)
     if splits.labeled.per_class is not None:
         class_weights(config, splits.labeled.per_class)
     mesh, local = data_mesh(), local_mesh()
     model = model_of(config, classes, axis_name=AXIS if config.sync_batch_norm else None)
     create = jax.jit(
-        creator(config, model, splits.image_shape, classes, unlabeled_stream(config, splits)[0])
+        creator(config, model, splits.image_shape, classes, unlabeled_examples(config, splits))
     )
 
     def new_state(key: Key[Array, ""]) -> TrainState:
@@ -121,6 +146,7 @@ def build(
     return Program(
         generations=config.generations,
         schedule=schedule_of(config),
+        streams=streams_of(config, splits.image_shape[-1]),
         keys=partial(generation_keys, config),
         temperatures=tuple(
             temperature_of(config, generation) for generation in range(config.generations)
@@ -217,10 +243,8 @@ def train_step_of(config: ConfigDict, model: nn.Module, mesh: Mesh) -> TrainStep
 
 def refinement_of(config: ConfigDict) -> darp.Refinement | None:
     """Return when pseudo-labels are refined together; None where they are not."""
-    for each in all_of(config.rebalance):
-        if each.refinement:
-            return each.refinement(config)
-    return None
+    when = joined(config.rebalance).refinement
+    return when and when(config)
 
 
 def schedule_of(config: ConfigDict) -> Schedule:
@@ -273,13 +297,32 @@ def seed_of_streams(config: ConfigDict) -> int:
     return int(numbers.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def streams_of(config: ConfigDict, channels: int) -> Streams:
+    """Return how the streams are read, whose images have this many channels."""
+    return Streams(
+        batch_size=config.batch_size,
+        unlabeled_ratio=config.unlabeled_ratio,
+        seed=seed_of_streams(config),
+        view=view_of(config.data, channels),
+        unlabeled=unlabeled_splits(config),
+        from_files=config.data.stream,
+        lanes=config.data.lanes,
+        window=config.data.window,
+        sampling_probabilities=partial(sampling_probabilities, config),
+    )
+
+
+def unlabeled_splits(config: ConfigDict) -> tuple[str, ...]:
+    """Return the names of the splits that the unlabeled stream is made of."""
+    return ("labeled", "unlabeled") if config.data.labeled_in_unlabeled else ("unlabeled",)
+
+
+def unlabeled_examples(config: ConfigDict, splits: Splits) -> int:
+    """Return the number of examples of the unlabeled stream."""
+    return sum(getattr(splits, name).examples for name in unlabeled_splits(config))
+
+
 # Class distributions, and what follows from them
-
-
-def unlabeled_stream(config: ConfigDict, splits: Splits) -> tuple[int, list[str]]:
-    """Return how many examples the unlabeled stream has, and the splits that it is made of."""
-    names = ["labeled", "unlabeled"] if config.data.labeled_in_unlabeled else ["unlabeled"]
-    return sum(getattr(splits, name).examples for name in names), names
 
 
 def class_distribution(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " classes"]:
@@ -330,19 +373,19 @@ def sampling_rates(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " cl
     Raises:
       ConfigError: the rates that are given are not of these classes.
     """
-    if not config.crest.rates:
-        p = class_distribution(config, splits)
-        for each in all_of(config.rebalance):
-            if each.sampling_rates:
-                rates = np.asarray(each.sampling_rates(p, config))
-                if rates.shape != p.shape or not ((rates >= 0) & (rates <= 1)).all():
-                    raise PluginError(
-                        f"rebalance={config.rebalance}: sampling_rates must return a rate in "
-                        f"[0, 1] for each of {len(p)} classes, not {shown(rates.tolist())}"
-                    )
-                return rates
+    if config.crest.rates:
+        return _of_each_class("crest.rates", config.crest.rates, splits.class_names)
+    p = class_distribution(config, splits)
+    rates_of = joined(config.rebalance).sampling_rates
+    if rates_of is None:
         return crest.sampling_rates(p, config.crest.alpha)
-    return _of_each_class("crest.rates", config.crest.rates, splits.class_names)
+    rates = np.asarray(rates_of(p, config))
+    if rates.shape != p.shape or not ((rates >= 0) & (rates <= 1)).all():
+        raise PluginError(
+            f"rebalance={config.rebalance}: sampling_rates must return a rate in [0, 1] for each "
+            f"of {len(p)} classes, not {shown(rates.tolist())}"
+        )
+    return rates
 
 
 def temperature_of(config: ConfigDict, generation: int) -> float | None:
@@ -359,24 +402,42 @@ def class_weights(
     config: ConfigDict, per_class: Int[np.ndarray, " classes"]
 ) -> Float[np.ndarray, " classes"]:
     """Return the weights of the classes in the labeled loss, ones unless these are rebalanced."""
-    for each in all_of(config.rebalance):
-        if each.class_weights:
-            weights = np.asarray(each.class_weights(per_class, config))
-            if weights.shape != per_class.shape or not (weights >= 0).all():
-                raise PluginError(
-                    f"rebalance={config.rebalance}: class_weights must return a weight of at least "
-                    f"0 for each of {len(per_class)} classes, not {shown(weights.tolist())}"
-                )
-            return weights
-    return np.ones(len(per_class))
+    weights_of = joined(config.rebalance).class_weights
+    if weights_of is None:
+        return np.ones(len(per_class))
+    weights = np.asarray(weights_of(per_class, config))
+    if weights.shape != per_class.shape or not (weights >= 0).all():
+        raise PluginError(
+            f"rebalance={config.rebalance}: class_weights must return a weight of at least 0 for "
+            f"each of {len(per_class)} classes, not {shown(weights.tolist())}"
+        )
+    return weights
+
+
+def sampling_probabilities(
+    config: ConfigDict, labels: Int[np.ndarray, " labeled"], class_names: Sequence[str]
+) -> Float[np.ndarray, " labeled"] | None:
+    """Return the probability of drawing each labeled example; None where all are drawn alike."""
+    probabilities_of = joined(config.rebalance).sampling_probabilities
+    if probabilities_of is None:
+        return None
+    probabilities = np.asarray(probabilities_of(labels, class_names))
+    if (
+        probabilities.shape != labels.shape
+        or not (probabilities >= 0).all()
+        or not np.isclose(probabilities.sum(), 1)
+    ):
+        raise PluginError(
+            f"rebalance={config.rebalance}: sampling_probabilities must return a probability for "
+            f"each of {len(labels)} labeled examples, with a sum of 1, not "
+            f"{shown(probabilities.tolist())}"
+        )
+    return probabilities
 
 
 def alignment_of(config: ConfigDict) -> Align:
     """Return the function that aligns pseudo-labels, if they are aligned."""
-    for each in all_of(config.rebalance):
-        if each.align:
-            return each.align
-    return distribution_alignment.align
+    return joined(config.rebalance).align or distribution_alignment.align
 
 
 def adjustment(per_class: Sequence[int], tau: float) -> Float[np.ndarray, " classes"]:

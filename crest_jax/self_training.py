@@ -139,6 +139,6 @@ def _relabeled(unlabeled: Path, selection: Path, numbers: range) -> Iterator[Exa
         if example.id.encode() != ids[place]:
             raise DataError(
                 f"{selection} is not of {unlabeled}: its example {row} is {ids[place]!r}, "
-                f"not {example.id}; delete it and run again to score anew"
+                f"not {example.id}; delete it and run again to score again"
             )
         yield example._replace(label=int(labels[place]))

@@ -10,24 +10,24 @@ from crest_jax.data import pseudo_labels
 from crest_jax.errors import DataError, WorkdirError
 from crest_jax.layout import GenerationFolder
 
-# Is given what is wrong with something that is damaged, and its path.
+# Takes a problem that was found, and the path of the damaged file or folder.
 Say = Callable[[str, Path], None]
 
 
-def say_made_anew(what: str, path: Path) -> None:
-    """Print that something is damaged and will be made again."""
-    print(f"{what}: {path} is made anew", flush=True)
+def say_redone(problem: str, path: Path) -> None:
+    """Print that a file or folder is damaged and will be made again."""
+    print(f"{problem}: {path} will be made again", flush=True)
 
 
-def is_finished(here: GenerationFolder, *, say: Say = lambda what, path: None) -> bool:
-    """Return whether a generation's results are there, and what the next one is made from.
+def is_finished(here: GenerationFolder, *, say: Say = lambda problem, path: None) -> bool:
+    """Return whether a generation's results and pseudo-labels are there and undamaged.
 
     Args:
       here: the generation's folder.
-      say: is told of what is damaged.
+      say: called with each problem that is found.
 
     Raises:
-      UnavailableError: something cannot be read at the moment.
+      UnavailableError: Something cannot be read at the moment.
     """
     return (
         here.result.exists()
@@ -40,19 +40,19 @@ def is_done(folder: Path, check: Callable[[Path], Any]) -> bool:
     """Return whether a stage's folder is whole, as the first host finds for all of them.
 
     Args:
-      folder: that the stage writes.
+      folder: the folder that the stage writes.
       check: as for `is_whole`.
     """
     return hosts.from_first(is_whole, folder, check)
 
 
-def is_whole(folder: Path, check: Callable[[Path], Any], say: Say = say_made_anew) -> bool:
+def is_whole(folder: Path, check: Callable[[Path], Any], say: Say = say_redone) -> bool:
     """Return whether a stage's folder is there, to the last byte.
 
     Args:
-      folder: that the stage writes.
-      check: reads it, and raises what is wrong with it.
-      say: is told of what is damaged.
+      folder: the folder that the stage writes.
+      check: reads it, and raises DataError or WorkdirError if it is damaged.
+      say: called with each problem that is found.
     """
     return files.is_whole(folder) and _is_undamaged(folder, check, say)
 

@@ -140,7 +140,7 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
     class_names, image_shape = sizes.class_names, sizes.image_shape
     here = RunFolder(folder).generation(generation - 1)
     model = program.model_of(config, len(class_names), axis_name=None)
-    examples, _ = program.unlabeled_stream(config, sizes.without_images())
+    examples = program.unlabeled_examples(config, sizes.without_images())
     create = program.creator(config, model, image_shape, len(class_names), examples)
     steps = program.schedule_of(config).reported
     step = steps[-1] if step is None else step

@@ -224,7 +224,7 @@ def _non_finite(title: str, what: str, step: int) -> NonFiniteError:
     return NonFiniteError(
         f"{title}: {what} at step {step}. The last checkpoint is kept, and nothing after it",
         "run again with --config.reseed raised by 1 to continue from there with other random "
-        "numbers, or begin anew with a lower --config.optimizer.learning_rate in another --workdir",
+        "numbers, or start over with a lower --config.optimizer.learning_rate in another --workdir",
     )
 
 

@@ -14,7 +14,7 @@ from crest_jax.scoring import by_ema
 from crest_jax.train_state import TrainState
 
 # The probability that each interval of the unlabeled set's class distribution contains, and the
-# p-value below which that distribution is said to differ from the labeled set's.
+# p-value below which that distribution counts as different from the labeled set's.
 LEVEL = 0.9
 IMPROBABLE = 0.01
 

@@ -13,6 +13,7 @@ from crest_jax.config import (
     FIELDS,
     LONG_TAILS,
     alignment_targets,
+    by_name,
     fields_of,
     schema_of,
 )
@@ -24,7 +25,7 @@ from crest_jax.rebalancing import (
     PSEUDO_LABELS,
     REBALANCING,
     SELF_TRAINING,
-    all_of,
+    joined,
     parts,
     problems,
     self_trains,
@@ -78,29 +79,19 @@ class _Checks:
 
     def __init__(self, config: ConfigDict):
         self.config = config
+        self.values = by_name(config)
         self.found: list[str] = []
-
-    def value(self, field: str) -> Any:
-        value = self.config
-        for key in field.split("."):
-            value = value[key]
-        return value
-
-    def has(self, field: str) -> bool:
-        """Return whether the config has a field, which only some experiments do."""
-        *above, last = field.split(".")
-        return last in (self.value(above[0]) if above else self.config)
 
     def require(self, field: str, valid: bool, expected: str) -> None:
         if not valid:
-            self.found.append(f"{field}={schema.shown(self.value(field))} must be {expected}")
+            self.found.append(f"{field}={schema.shown(self.values[field])} must be {expected}")
 
 
 def _check_each(checks: _Checks) -> None:
     """Check each field against its own declaration."""
     for name, field in fields_of(checks.config.method).items():
-        if checks.has(name):
-            expected = field.expected(checks.value(name))
+        if name in checks.values:
+            expected = field.expected(checks.values[name])
             checks.require(name, not expected, expected)
 
 
@@ -139,7 +130,7 @@ def _check_training(checks: _Checks, devices: int) -> None:
     if model is not None:
         checks.require("model.depth", config.model.depth in model.DEPTHS, model.DEPTHS_IN_WORDS)
     for field in ("batch_size", "eval_batch_size"):
-        size = checks.value(field)
+        size = checks.values[field]
         checks.require(field, size % devices == 0, f"divisible by the {devices} devices")
     if config.batch_size % devices == 0:
         checks.require(
@@ -173,18 +164,18 @@ def _check_streaming(checks: _Checks, hosts: int) -> None:
         return
     checks.require("data.lanes", data.lanes % hosts == 0, f"divisible by the {hosts} hosts")
     for field in ("batch_size", "data.shards"):
-        size = checks.value(field)
+        size = checks.values[field]
         checks.require(field, size % data.lanes == 0, f"divisible by data.lanes={data.lanes}")
 
 
 def _check_images(checks: _Checks) -> None:
     data = checks.config.data
-    one_s_own = data.name == "image_folder"
+    from_files = data.name == "image_folder"
     for field in ("labeled", "unlabeled", "test"):
         name, value = f"data.{field}", data[field]
-        if field == "labeled" and one_s_own:
+        if field == "labeled" and from_files:
             checks.require(name, bool(value), "the path of a folder or CSV file")
-        elif not one_s_own and not (field == "unlabeled" and data.name.startswith(ARRAYS)):
+        elif not from_files and not (field == "unlabeled" and data.name.startswith(ARRAYS)):
             checks.require(name, not value, f"empty when data.name={data.name}")
     limit = data.unreadable
     checks.require(
@@ -310,8 +301,9 @@ def _check_unlabeled_distribution(checks: _Checks) -> None:
     source = checks.config.unlabeled_distribution.source
     given = checks.config.unlabeled_distribution.given
     users = [name for name, each in REBALANCING.items() if PSEUDO_LABELS in each.acts_on]
-    used = checks.config.alignment.target != "labeled_average" and any(
-        PSEUDO_LABELS in each.acts_on for each in all_of(checks.config.rebalance)
+    used = (
+        checks.config.alignment.target != "labeled_average"
+        and PSEUDO_LABELS in joined(checks.config.rebalance).acts_on
     )
     if source in DISTRIBUTIONS and not used:
         checks.require(

@@ -195,6 +195,19 @@ def test_rates_and_weights_are_checked_before_training(own):
         program.class_weights(load_experiment("digits_lt", f"rebalance={name}:weights"), per_class)
 
 
+@pytest.mark.parametrize("returned", ["[1.0]", "[0.5, 0.9, 0.2]", "[1.5, -0.5, 0.0]"])
+def test_probabilities_of_drawing_are_checked(own, returned):
+    name = own(
+        "from crest_jax.rebalancing import *\n"
+        f"mine = Rebalancing((LABELED,), sampling_probabilities=lambda labels, names: {returned},\n"
+        "                   needs_all_examples=True)"
+    )
+    settings = load_experiment("digits_lt", f"rebalance={name}:mine")
+    labels = np.array([0, 1, 1])
+    with pytest.raises(PluginError, match="a probability for each of 3 labeled examples, with a"):
+        program.sampling_probabilities(settings, labels, ["a", "b"])
+
+
 def test_what_needs_all_examples_is_not_streamed(own):
     name = own(
         "from crest_jax.rebalancing import *\n"

@@ -307,8 +307,16 @@ def test_what_a_later_generation_trains_with(wiring, second_generation):
     formula = 10 ** (-np.arange(10) / 9)
     target = seen["constants"].target_distribution
     np.testing.assert_allclose(target, formula / formula.sum(), rtol=1e-6)
-    wiring.run.config.data.labeled_in_unlabeled = False
-    assert second_generation(wiring)["unlabeled"].ids == unlabeled.ids
+
+
+def test_the_unlabeled_stream_may_leave_the_labeled_images_out(
+    tiny_config, tmp_path, second_generation
+):
+    wiring = Wiring(
+        tiny_config("rebalance=crest", generations=3, **{"data.labeled_in_unlabeled": False}),
+        tmp_path,
+    )
+    assert second_generation(wiring)["unlabeled"].ids == wiring.splits.unlabeled.images.ids
 
 
 def test_a_run_that_stopped_between_comes_back_to_where_it_evaluates(

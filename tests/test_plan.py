@@ -35,12 +35,12 @@ def bytes_of(folder):
 
 def dry_run(config, folder):
     """What it prints."""
-    return printed_by(config, folder, dry=True)
+    return printed_by(job.dry_run, config, folder)
 
 
-def printed_by(config, folder, **flags):
+def printed_by(do, config, folder):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        job.run(config, folder, **flags)
+        do(config, folder)
     return printed.getvalue()
 
 
@@ -77,7 +77,7 @@ def ran(tiny_config, make_folder):
         # TensorFlow keeps files of its own there until the process ends.
         left_behind = [*tree(folder), *scratch.glob("crest_jax*")]
         patch.setattr(evaluate, "make_predict", counting)
-        printed_by_run = printed_by(config, folder / "run")
+        printed_by_run = printed_by(job.run, config, folder / "run")
     return Ran(config, folder / "run", printed, left_behind, printed_by_run, sum(batches))
 
 
@@ -168,9 +168,9 @@ def test_a_finished_run_has_nothing_left_to_do(ran):
 def refusals(config, folder):
     """What a dry run and then the run say is wrong."""
     said = []
-    for dry in (True, False):
+    for do in (job.dry_run, job.run):
         with pytest.raises((ConfigError, DataError, WorkdirError)) as caught:
-            job.run(config, folder, dry=dry)
+            do(config, folder)
         said.append((type(caught.value), str(caught.value)))
     return said
 

@@ -66,10 +66,10 @@ def test_the_target_is_of_what_is_in_the_unlabeled_stream():
     data = of_classes(labeled.tolist(), 60)
     both = labeled + 60 * given / given.sum()
     np.testing.assert_allclose(program.target_distribution(config, data, None), both / both.sum())
-    assert program.unlabeled_stream(config, data) == (200, ["labeled", "unlabeled"])
+    assert program.unlabeled_examples(config, data) == 200
     config.data.labeled_in_unlabeled = False
     np.testing.assert_allclose(program.target_distribution(config, data, None), given / given.sum())
-    assert program.unlabeled_stream(config, data) == (60, ["unlabeled"])
+    assert program.unlabeled_examples(config, data) == 60
 
 
 def test_each_generation_starts_from_other_weights(tiny_config, tmp_path):

@@ -16,7 +16,7 @@ from crest_jax.rebalancing.protocol import GENERATIONS, LABELED, PSEUDO_LABELS, 
 from crest_jax.rebalancing.resampling import RS
 
 __all__ = [
-    "GENERATIONS", "LABELED", "PSEUDO_LABELS", "REBALANCING", "Rebalancing", "all_of", "named",
+    "GENERATIONS", "LABELED", "PSEUDO_LABELS", "REBALANCING", "Rebalancing", "joined", "named",
     "parts", "problems", "self_trains",
 ]  # fmt: skip
 
@@ -73,14 +73,23 @@ def _wrong(found: Rebalancing) -> Iterator[str]:
         yield "sampling_probabilities and refinement need needs_all_examples=True"
 
 
-def all_of(rebalance: str) -> list[Rebalancing]:
-    """Return the ways of rebalancing that `rebalance` joins. Errors are those of `named`."""
-    return [named(name) for name in parts(rebalance)]
+def joined(rebalance: str) -> Rebalancing:
+    """Return the ways of rebalancing that `rebalance` joins as a single one.
+
+    At most one of them has each hook, since no two may act on the same thing (`problems`). Errors
+    are those of `named`.
+    """
+    ways = [named(name) for name in parts(rebalance)]
+    hooks = {
+        name: next(filter(None, (getattr(way, name) for way in ways)), default)
+        for name, default in Rebalancing._field_defaults.items()
+    }
+    return Rebalancing(tuple(what for way in ways for what in way.acts_on), **hooks)
 
 
 def self_trains(rebalance: str) -> bool:
     """Return whether `rebalance` trains in several generations. Errors are those of `named`."""
-    return any(GENERATIONS in each.acts_on for each in all_of(rebalance))
+    return GENERATIONS in joined(rebalance).acts_on
 
 
 def problems(rebalance: str, *, unlabeled: bool) -> list[str]:
@@ -91,7 +100,7 @@ def problems(rebalance: str, *, unlabeled: bool) -> list[str]:
       unlabeled: whether the algorithm learns from unlabeled data.
 
     Raises:
-      PluginError: One of the user's own is missing, or cannot be used.
+      PluginError: A plug-in is missing, or cannot be used.
     """
     names = parts(rebalance)
     unknown = [name for name in names if name not in REBALANCING and not plugins.is_plugin(name)]

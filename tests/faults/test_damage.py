@@ -110,7 +110,7 @@ def outcome(config, workdir, name, damage, capsys) -> tuple[str, str]:
         assert any(part in message for part in (name, name.removeprefix("splits/"))), message
         return NAMED, message
     output = capsys.readouterr().out
-    said = [line for line in output.splitlines() if re.search("made anew|continuing from", line)]
+    said = [line for line in output.splitlines() if re.search("made again|continuing from", line)]
     return (REPAIRED, said[0]) if said else (PASSED, "")
 
 
