@@ -1,12 +1,13 @@
-"""Images per second of the weak and the strong view, on the device and with Pillow.
+"""Measure images per second of the weak and strong views, on the device and with Pillow.
 
 python benchmarks/augment.py [--images 448] [--side 32] [--processes N]
 
-The strong view is the weak one, RandAugment of two layers and Cutout, for all of crest_jax's
-operations; both views end as float32 in [-1, 1]. On the device they are one compiled call on images
-that are already there. Pillow does the same to one image after the other: alone, and in as many
-processes as there are cores, each with a share of the images of its own, so that none of them waits
-for images to be sent. All take turns; rates are of the median sample.
+The strong view is the weak view followed by two layers of RandAugment, with all of crest_jax's
+operations, and Cutout. Both views end as float32 in [-1, 1]. On the device, a view is one compiled
+call on images that are already there. Pillow processes one image at a time, first in one process
+and then in one process for each core. Each process makes its own share of the images, so that none
+waits for images to be sent. All ways are measured in turns. Rates are computed from the median
+sample.
 """
 
 import argparse
@@ -25,23 +26,23 @@ RESCALE = np.float32(2 / 255)
 
 
 def affine(*coefficients: float) -> Callable[[Image.Image], Image.Image]:
-    """A map of positions, as `Image.transform` takes it."""
+    """Return a function that maps positions affinely, as `Image.transform` defines it."""
     return lambda image: image.transform(
         image.size, Image.Transform.AFFINE, coefficients, fillcolor=GREY
     )
 
 
 def solarize_add(image: Image.Image, add: int) -> Image.Image:
-    """Adds to the dark levels."""
+    """Add to the levels below 128."""
     return image.point([min(x + add, 255) if x < 128 else x for x in range(256)] * 3)
 
 
 def posterize(image: Image.Image, bits: int) -> Image.Image:
-    """`ImageOps.posterize`, which refuses to keep no bits, and keeps black then."""
+    """Call `ImageOps.posterize`, or return a black image for 0 bits, which it refuses."""
     return ImageOps.posterize(image, bits) if bits else image.point([0] * 256 * 3)
 
 
-# By name, of an image, a magnitude in [0, 1] and a signed one.
+# Each operation takes an image, a magnitude in [0, 1] and a signed magnitude in [-1, 1].
 OPERATIONS: dict[str, Callable[[Image.Image, float, float], Image.Image]] = {
     "AutoContrast": lambda image, _, __: ImageOps.autocontrast(image),
     "Brightness": lambda image, m, _: ImageEnhance.Brightness(image).enhance(1.8 * m + 0.1),
@@ -64,7 +65,7 @@ NAMES = tuple(OPERATIONS)
 
 
 def weak(pixels: np.ndarray) -> np.ndarray:
-    """Pads by reflection, crops, and flips half of the images."""
+    """Pad by reflection, crop at random, and flip half of the images."""
     pad = len(pixels) // 8
     padded = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
     y, x = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
@@ -73,12 +74,12 @@ def weak(pixels: np.ndarray) -> np.ndarray:
 
 
 def rescaled(pixels: np.ndarray) -> np.ndarray:
-    """Grey levels to [-1, 1]."""
+    """Rescale grey levels from 0..255 to [-1, 1]."""
     return pixels * RESCALE - 1
 
 
 def strong(pixels: np.ndarray) -> np.ndarray:
-    """The weak view, two random operations, and a hole of half the side."""
+    """Apply two random operations to the weak view, and cut out a square of half the side."""
     image = Image.fromarray(np.ascontiguousarray(weak(pixels)))
     for _ in range(2):
         if random.random() < 0.5:
@@ -93,7 +94,7 @@ def strong(pixels: np.ndarray) -> np.ndarray:
 
 
 def pictures(count: int, side: int) -> np.ndarray:
-    """Smooth noise, so that operations have something to change."""
+    """Return images of smooth noise, so that operations have something to change."""
     coarse = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     return np.stack(
         [np.asarray(Image.fromarray(each).resize((side, side), Image.BICUBIC)) for each in coarse]
@@ -101,7 +102,7 @@ def pictures(count: int, side: int) -> np.ndarray:
 
 
 def with_pillow(view: str, images: np.ndarray) -> Callable[[int], None]:
-    """A way to make a view of each image, for `measure.interleaved`."""
+    """Return a function for `measure.interleaved` that makes a view of one image after another."""
 
     def run(calls: int) -> None:
         for _ in range(calls):
@@ -112,7 +113,7 @@ def with_pillow(view: str, images: np.ndarray) -> Callable[[int], None]:
 
 
 def serve(connection, count: int, side: int) -> None:
-    """A process of several: does a view of its own images whenever told how often."""
+    """Make views of this process's own images, as often as the parent process asks."""
     images = pictures(count, side)
     ways = {view: with_pillow(view, images) for view in ("weak", "strong")}
     while order := connection.recv():
@@ -122,7 +123,7 @@ def serve(connection, count: int, side: int) -> None:
 
 
 def on_device(view: str, images: np.ndarray) -> Callable[[int], None]:
-    """A way to make a view of all images, compiled."""
+    """Return a function for `measure.interleaved` that makes all views in one compiled call."""
     import jax
 
     from crest_jax import augment
@@ -145,16 +146,16 @@ def on_device(view: str, images: np.ndarray) -> Callable[[int], None]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=448, help="per call; on accelerators, more")
-    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
+    parser.add_argument("--images", type=int, default=448, help="images per call")
+    parser.add_argument("--side", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     measure.add_samples(parser, 11)
     arguments = parser.parse_args()
     images = pictures(arguments.images, arguments.side)
     share = -(-arguments.images // arguments.processes)
-    # Not forked: JAX has threads of its own.
+    # Spawned instead of forked, because JAX has started threads.
     context = multiprocessing.get_context("spawn")
     pipes, workers = [], []
     for _ in range(arguments.processes):

@@ -1,17 +1,19 @@
-"""Layers and whole training steps on this CPU: ours against XLA's, TensorFlow's and PyTorch's.
+"""Compare layers and training steps on this CPU: ours, XLA's, TensorFlow's and PyTorch's.
 
 python benchmarks/cpu.py [--only layers|steps] [--samples 7] [--python PYTORCHS_PYTHON]
 
-Each has a process of its own with the same cores (`taskset` before the command chooses them), and
-does its samples while the others wait. Times are in ms, medians and in brackets the least. The last
-column is the median of the ratios of samples that were taken side by side, with whichever of
-TensorFlow and PyTorch is faster. `precision=high` is ours alone: the others compute float32.
+Each of the four has its own process with the same cores (`taskset` before the command chooses
+them), and takes its samples while the others wait. Times are in ms: the median, and the smallest
+sample in brackets. The last column compares ours with the faster of TensorFlow and PyTorch, as the
+median of the ratios of samples that were taken side by side. Only ours has `precision=high`; the
+others compute in float32 there.
 
-Layers are convolutions, forward and both gradients, of arrays that are there. Steps are FixMatch's
-without augmentation, as in peer_pytorch.py, which has PyTorch's. Ours are sent 8 together, and
-XLA's one by one, as runs do. bfloat16 is autocast in PyTorch, and in TensorFlow images and kernels
-that are cast; both have oneDNN. TensorFlow's strided convolutions pad another pixel than the
-others', which is the same work: its kernels for explicit padding are many times slower.
+Layers are convolutions of arrays that are already in memory: the forward pass and both gradients.
+Steps are FixMatch's without augmentation; PyTorch's is the one in peer_pytorch.py. As in runs, ours
+sends 8 steps together, and XLA's sends one at a time. For bfloat16, PyTorch uses autocast, and
+TensorFlow gets images and kernels that are cast. Both use oneDNN. TensorFlow's strided convolutions
+pad on a different side than the others'. The amount of work is the same, and its kernels for
+explicit padding are many times slower.
 """
 
 import argparse
@@ -32,7 +34,7 @@ import peer_pytorch
 
 
 class Layer(NamedTuple):
-    """A convolution whose windows lie around their middle."""
+    """The sizes of a convolution with centred windows; the images have `side` x `side` pixels."""
 
     images: int
     side: int
@@ -42,7 +44,7 @@ class Layer(NamedTuple):
     stride: int
 
     def arrays(self) -> list[np.ndarray]:
-        """Images, a kernel, and a gradient of what comes out."""
+        """Return random images, a kernel, and a gradient with respect to the output."""
         out = (self.side - 1) // self.stride + 1
         shapes = (
             (self.images, self.side, self.side, self.channels),
@@ -53,7 +55,7 @@ class Layer(NamedTuple):
         return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
     def __str__(self) -> str:
-        """For a table's cell."""
+        """Return the layer as a table's cell."""
         window = f"{self.size} x {self.size}" + (f" / {self.stride}" if self.stride > 1 else "")
         return (
             f"{self.images} x {self.side} x {self.side}, {self.channels} -> {self.features}, "
@@ -62,7 +64,7 @@ class Layer(NamedTuple):
 
 
 LAYERS = [
-    # What WRN-28-2 spends its time on.
+    # The layers in which WRN-28-2 spends its time.
     Layer(240, 32, 3, 16, 3, 1),
     Layer(240, 32, 32, 32, 3, 1),
     Layer(240, 32, 32, 64, 3, 2),
@@ -70,7 +72,7 @@ LAYERS = [
     Layer(240, 16, 64, 64, 3, 1),
     Layer(240, 16, 64, 128, 3, 2),
     Layer(240, 8, 128, 128, 3, 1),
-    # And WRN-10-1 on small images.
+    # Those of WRN-10-1 on small images.
     Layer(144, 14, 16, 16, 3, 1),
     Layer(144, 14, 16, 32, 3, 2),
     Layer(144, 7, 32, 32, 3, 1),
@@ -84,7 +86,7 @@ STEPS = [("28-2", 7, 32, 3), ("10-1", 7, 8, 1), ("10-1", 4, 14, 1)]
 BATCH, AT_ONCE = 16, 8
 WEAK_FORWARD = ("joint", "separate")
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, EMA_DECAY, THRESHOLD = 0.03, 0.9, 5e-4, 0.999, 0.95
-# What each needs of the environment.
+# The environment variables that each needs; CXX=false turns our kernels off.
 WAYS: Mapping[str, Mapping[str, str]] = {
     "ours": {},
     "XLA": {"CXX": "false"},
@@ -98,7 +100,7 @@ PEERS = ("TensorFlow", "PyTorch")
 
 
 def jax_layer(layer: Layer, direction: str, dtype: str, precision: str) -> measure.Way:
-    """A layer of this package's models."""
+    """Return a way to compute a layer with this package's convolution."""
     import jax
     import jax.numpy as jnp
 
@@ -121,7 +123,7 @@ def jax_layer(layer: Layer, direction: str, dtype: str, precision: str) -> measu
 
 
 def tensorflow_layer(layer: Layer, direction: str, dtype: str, _: str) -> measure.Way:
-    """The same of TensorFlow."""
+    """Return a way to compute a layer with TensorFlow; it has no precision to set."""
     import tensorflow as tf
 
     x, kernel, dy = (tf.cast(each, dtype) for each in layer.arrays())
@@ -139,7 +141,7 @@ def tensorflow_layer(layer: Layer, direction: str, dtype: str, _: str) -> measur
 
 
 def pytorch_layer(layer: Layer, direction: str, dtype: str, _: str) -> measure.Way:
-    """The same of PyTorch, channels last."""
+    """Return a way to compute a layer with PyTorch, in the channels-last format."""
     import torch
 
     torch.set_num_threads(cores())
@@ -164,7 +166,7 @@ def pytorch_layer(layer: Layer, direction: str, dtype: str, _: str) -> measure.W
 
 
 def repeated(function: Callable[[], object]) -> measure.Way:
-    """A way to call it over and over."""
+    """Return a way that calls a function repeatedly."""
 
     def run(calls: int) -> None:
         for _ in range(calls):
@@ -177,7 +179,7 @@ def repeated(function: Callable[[], object]) -> measure.Way:
 
 
 def tensorflow_step(setting: measure.Setting) -> measure.Way:
-    """TensorFlow's step, which is peer_pytorch.py's."""
+    """Return a way to take training steps in TensorFlow, the same as those of peer_pytorch.py."""
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
@@ -249,7 +251,7 @@ def tensorflow_step(setting: measure.Setting) -> measure.Way:
     unlabeled = setting.batch * setting.ratio
     views = [pictures(setting.batch), pictures(unlabeled), pictures(unlabeled)]
     labels = tf.constant(rng.integers(0, setting.classes, setting.batch).astype(np.int32))
-    logits_of(views[0][:1])  # makes the variables
+    logits_of(views[0][:1])  # creates the variables
     params = {name: value for name, value in variables.items() if "running" not in name}
     momenta = {name: tf.Variable(tf.zeros_like(value)) for name, value in params.items()}
     averages = {name: tf.Variable(value) for name, value in params.items()}
@@ -281,7 +283,7 @@ def tensorflow_step(setting: measure.Setting) -> measure.Way:
 
 
 def make(way: str, kind: str, asked: list) -> measure.Way:
-    """What a process is asked for."""
+    """Return the way that a process is asked for: `kind` is layer or step."""
     what, *rest = asked
     if kind == "layer":
         layers = {"TensorFlow": tensorflow_layer, "PyTorch": pytorch_layer}
@@ -296,7 +298,7 @@ def make(way: str, kind: str, asked: list) -> measure.Way:
 
 
 def print_layers(ways: Mapping[str, Callable[..., measure.Way]], samples: int) -> None:
-    """Prints the table of layers."""
+    """Print the table of layers."""
     heading("layer", "direction")
     for layer, direction, (dtype, precision) in itertools.product(LAYERS, DIRECTIONS, ARITHMETIC):
         made = {
@@ -307,10 +309,10 @@ def print_layers(ways: Mapping[str, Callable[..., measure.Way]], samples: int) -
 
 
 def print_steps(ways: Mapping[str, Callable[..., measure.Way]], samples: int) -> None:
-    """Prints the table of steps.
+    """Print the table of steps.
 
     Raises:
-      SystemExit: they are not of the same network.
+      SystemExit: the models do not have the same number of weights.
     """
     heading("model", "pixels", "labeled + weak + strong", after=["weak_forward"])
     for (size, ratio, side, channels), (dtype, precision), weak_forward in itertools.product(
@@ -332,12 +334,12 @@ def print_steps(ways: Mapping[str, Callable[..., measure.Way]], samples: int) ->
 
 
 def heading(*before: str, after: Sequence[str] = ()) -> None:
-    """Begins a table."""
+    """Print the heading of a table."""
     measure.print_heading(*before, "dtype", "precision", *after, *WAYS, "ours : best peer")
 
 
 def print_row(cells: Sequence[object], seconds: Mapping[str, Sequence[float]]) -> None:
-    """Prints a line of a table, with a dash for who is not there."""
+    """Print a line of a table, with a dash for a peer that was not measured."""
     times = [measure.spread(seconds[name]) if name in seconds else "-" for name in WAYS]
     peers = [seconds[name] for name in PEERS if name in seconds]
     ratio = measure.ratio(seconds["ours"], min(peers, key=statistics.median))
@@ -345,18 +347,18 @@ def print_row(cells: Sequence[object], seconds: Mapping[str, Sequence[float]]) -
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=("layers", "steps"))
     measure.add_samples(parser)
-    parser.add_argument("--python", default=sys.executable, help="that has PyTorch")
+    parser.add_argument("--python", default=sys.executable, help="a Python with PyTorch")
     parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:

@@ -1,10 +1,10 @@
-"""DARP's solver beside the published iteration: time, and how far columns are from their targets.
+"""Compare DARP's solver with the published iteration: time, and error of the column sums.
 
 python benchmarks/darp_solver.py [--examples N ...] [--classes C ...]
 
-Pseudo-labels are those of a model that is often sure and prefers the frequent classes; targets are
-a long tail with gamma = 100. The published iteration is 10 rounds of one Newton solve per class,
-here in float64 NumPy on all examples at once.
+The pseudo-labels imitate a model that is often confident and prefers the frequent classes. The
+targets are a long tail with gamma = 100. The published iteration consists of 10 rounds of one
+Newton solve per class, here in float64 NumPy on all examples at once.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROUNDS = 10
 def problem(
     examples: int, classes: int
 ) -> tuple[Float[np.ndarray, "examples classes"], Float[np.ndarray, " classes"]]:
-    """Random pseudo-labels, and the counts that their classes should have."""
+    """Return random pseudo-labels, and the target count of each class."""
     rng = np.random.default_rng(0)
     shares = GAMMA ** -np.linspace(0, 1, classes)
     shares /= shares.sum()
@@ -41,7 +41,7 @@ def problem(
 def coordinate_ascent(
     probs: Float[np.ndarray, "examples classes"], counts: Float[np.ndarray, " classes"]
 ) -> Float[np.ndarray, "examples classes"]:
-    """The published iteration: rows to their sum, then one class after the other to its count."""
+    """Refine by the published iteration: normalise rows, then fit the classes one by one."""
     slack = -(probs * np.log(probs)).sum(axis=1, keepdims=True)
     ratio = np.ones_like(probs)  # exp(nu_k / w_m)
     for _ in range(ROUNDS):
@@ -64,7 +64,7 @@ def coordinate_ascent(
 
 
 def timed(function: Callable, *arguments) -> tuple[float, np.ndarray]:
-    """Best of three, in seconds, after one call that may compile; and what came out."""
+    """Return the best of three times in seconds, after a call that may compile, and the result."""
     result = jax.block_until_ready(function(*arguments))
     seconds = []
     for _ in range(3):
@@ -75,12 +75,12 @@ def timed(function: Callable, *arguments) -> tuple[float, np.ndarray]:
 
 
 def column_error(refined: np.ndarray, counts: np.ndarray) -> float:
-    """The largest relative distance of a column's sum from its target, in per cent."""
+    """Return the largest relative error of a column's sum, in per cent."""
     return 100 * float(np.abs(refined.astype(np.float64).sum(axis=0) / counts - 1).max())
 
 
 def main() -> None:
-    """Prints a line per size."""
+    """Print a line for each size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100])

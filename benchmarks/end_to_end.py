@@ -1,14 +1,13 @@
-"""The training loop as a whole against its compiled step alone.
+"""Compare the whole training loop with its compiled step alone.
 
 python benchmarks/end_to_end.py [--size 10-1 16-2] [--batch 16] [--steps 16]
 python benchmarks/end_to_end.py --size 28-2 --batch 64 --dtype bfloat16 --steps 500   # the paper's
 
-The loop is `crest_jax.training.train` with everything that goes on between two evaluations: batches
-from the input pipeline, their way to the devices, metrics, the progress bar, and the check at the
-end that all is finite. The step alone has a batch that is already on the devices. Both do the same
-steps in turns. The loop's clock runs from the end of its first steps, those that are sent
-together, to the end of its last, before it evaluates and saves. Its images are noise, as many as
-CIFAR10-LT has.
+The loop is `crest_jax.training.train` with everything that happens between two evaluations: batches
+from the input pipeline, their transfer to the devices, metrics, the progress bar, and the final
+check that all values are finite. The step alone has a batch that is already on the devices. Both
+take the same steps in turns. The loop is timed from the end of its first group of steps to the end
+of its last one, before it evaluates and saves. The images are noise, as many as in CIFAR10-LT.
 """
 
 import argparse
@@ -30,20 +29,20 @@ from crest_jax.schedule import Schedule
 from crest_jax.train_step import DeviceBatch
 from crest_jax.training import train
 
-# Of CIFAR10-LT with gamma = 100 and beta = 10 %.
+# Numbers of images in CIFAR10-LT with gamma = 100 and beta = 10 %.
 LABELED = 1237
 ALL = 12_406
 
 
 class Loop(NamedTuple):
-    """How a training went."""
+    """The times of a training."""
 
-    seconds: float  # a step, on average
-    waits: list[float]  # seconds until the batches of the next steps were there
+    seconds: float  # per step, on average
+    waits: list[float]  # seconds until the batches of the next group of steps arrived
 
 
 def noise(setting: measure.Setting, count: int) -> Images:
-    """A set of images."""
+    """Return a set of random images with random labels."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, setting.side, setting.side, 3), dtype=np.uint8)
     labels = rng.integers(0, setting.classes, count).astype(np.int32)
@@ -53,7 +52,7 @@ def noise(setting: measure.Setting, count: int) -> Images:
 def pipeline_of(
     setting: measure.Setting, everything: Images, *, start: int, stop: int
 ) -> Iterator[pipeline.Batch]:
-    """The batches of some steps, on this host."""
+    """Return this host's batches of the steps from `start` to `stop`."""
     return pipeline.batches(
         Images(*(field[:LABELED] for field in everything)),
         everything,
@@ -69,7 +68,7 @@ def pipeline_of(
 def run_loop(
     compiled: measure.Steps, setting: measure.Setting, everything: Images, steps: int
 ) -> Loop:
-    """Trains a fresh model for some steps."""
+    """Train a fresh model for some steps, and return the times."""
     began = ended = 0.0
     waits: list[float] = []
 
@@ -79,7 +78,7 @@ def run_loop(
         while several := list(itertools.islice(source, setting.at_once)):
             stacked = DeviceBatch(*map(np.stack, zip(*several, strict=True)))
             yield split(stacked, compiled.mesh, axis=1)
-            began = began or time.perf_counter()  # the loop asks again when the first are done
+            began = began or time.perf_counter()  # reached when the first group is done
 
     def evaluate(state) -> dict:
         nonlocal ended
@@ -101,11 +100,11 @@ def run_loop(
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     measure.add_settings(parser, sizes=["10-1"])
     parser.add_argument(
-        "--steps", type=int, default=16, help="of a sample; two times --at-once or more"
+        "--steps", type=int, default=16, help="steps of a sample; at least twice --at-once"
     )
     arguments = parser.parse_args()
     measure.print_heading(
@@ -115,8 +114,8 @@ def main() -> None:
     for setting in measure.settings_of(arguments):
         everything = noise(setting, ALL)
         compiled = measure.compile_steps(setting)
-        run_loop(compiled, setting, everything, 2 * setting.at_once)  # compiles what is around
-        # Not through `interleaved`, whose clock would run while the loop starts and saves.
+        run_loop(compiled, setting, everything, 2 * setting.at_once)  # compiles the loop
+        # `interleaved` would also time the loop's start and its saving.
         alone, loop = [], []
         repeated = compiled.repeated()
         calls = arguments.steps // setting.at_once - 1

@@ -1,15 +1,15 @@
-"""Seconds of everything in a run that is not a step of training.
+"""Measure the seconds of everything in a run that is not a training step.
 
 python benchmarks/generation.py [--size 10-1] [--largest 500] [--eval_batch 256]
 python benchmarks/generation.py --size 28-2 --batch 64 --largest 5000 --eval_batch 1024   # paper
 
-Runs CReST+ for two generations of a few steps as `crest_jax.main` does, on a long-tailed set of
-noise of CIFAR's size, in a process of its own: once with an empty compilation cache, and once with
-what that has left there. The clock starts when the process does. Steps and evaluations are waited
-for; of a checkpoint there are the time that the loop is held up, and the time until it is on the
-disk. Times of what happens several times are medians without the first. At the end the model scores
-the unlabeled images over and over, in turns with the bare forward passes: compiled, and over the
-same batches, which are on the devices already.
+Runs CReST+ in a fresh process for two generations of a few steps, as `crest_jax.main` does, on a
+long-tailed set of noise images of CIFAR's size: first with an empty compilation cache, and then
+with the cache that the first run has filled. Times are counted from the start of the process. Steps
+and evaluations are timed until their results are there. A checkpoint has two times: how long the
+loop is held up, and how long until it is on disk. If something happens several times, its time is
+the median without the first. At the end, scoring of the unlabeled images is measured in turns with
+the bare forward passes, which are compiled and get the same batches, already on the devices.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from typing import Any
 import measure
 
 STEPS = 4
-AT_ONCE = STEPS // 2  # steps that are sent together
+AT_ONCE = STEPS // 2  # steps that are sent to the devices together
 TEST = 1000
 
 
 class Clock:
-    """Notes how long things take, when they end, and what had been compiled by then."""
+    """Records the duration and end of functions, and how many programs were compiled by then."""
 
     def __init__(self):
         import jax
@@ -50,7 +50,7 @@ class Clock:
         self.compiled -= event == "/jax/compilation_cache/cache_hits"
 
     def timed(self, name: str, function: Callable) -> Callable:
-        """The same function, timed until its result is there."""
+        """Return the function with a timer that runs until its result is there."""
         import jax
 
         def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -63,17 +63,17 @@ class Clock:
         return wrapped
 
     def watch(self, module: Any, **names: str) -> None:
-        """Times functions of a module wherever it calls them, each under a name."""
+        """Time functions of a module, each under a name, wherever the module calls them."""
         for function, name in names.items():
             setattr(module, function, self.timed(name, getattr(module, function)))
 
     def usual(self, name: str) -> float:
-        """The median, without the first time, which compiles."""
+        """Return the median without the first time, which includes compilation."""
         return statistics.median(self.seconds[name][1:])
 
 
 def noise(per_class: int) -> Any:
-    """A data set that looks like CIFAR10."""
+    """Return a data set of noise with the classes and image size of CIFAR10."""
     import numpy as np
     from PIL import Image
 
@@ -96,7 +96,7 @@ def noise(per_class: int) -> Any:
 
 
 def config_of(arguments: argparse.Namespace) -> Any:
-    """Two short generations of the paper's CReST+."""
+    """Return a config of two short generations of the paper's CReST+."""
     from crest_jax.config import default_config, parse_arguments
 
     config = default_config(parse_arguments("rebalance=crest_plus"))
@@ -120,7 +120,7 @@ def config_of(arguments: argparse.Namespace) -> Any:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, float | str]:
-    """Runs it in this process; returns the table's column."""
+    """Run CReST+ in this process, and return a column of the table."""
     config = config_of(arguments)
     from etils.epath import Path
 
@@ -170,7 +170,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
     with tempfile.TemporaryDirectory() as temporary:
         job.run(config, Path(temporary) / "run")
     ends, compiled = zip(*clock.ends["steps"], strict=True)
-    calls = STEPS // AT_ONCE  # of a generation
+    calls = STEPS // AT_ONCE  # groups of steps in a generation
     seconds = clock.seconds
     column = {
         "start to imported": imported - arguments.began,
@@ -209,7 +209,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
 
 
 def _scoring(run: Any, state: Any) -> Callable[[int], None]:
-    """A way to score the unlabeled images, which the last generation does without selecting."""
+    """Return a function that scores the unlabeled images without selecting any."""
     from crest_jax import self_training
 
     def score(calls: int) -> None:
@@ -220,7 +220,7 @@ def _scoring(run: Any, state: Any) -> Callable[[int], None]:
 
 
 def _bare(run: Any, state: Any) -> Callable[[int], None]:
-    """A way to pass over the same batches, the padding of the last one included."""
+    """Return a function that makes bare forward passes of the same batches, padding included."""
     import jax
     import numpy as np
 
@@ -250,7 +250,7 @@ def _bare(run: Any, state: Any) -> Callable[[int], None]:
 
 
 def in_a_process(arguments: argparse.Namespace, cache: str) -> dict[str, float | str]:
-    """Runs it in a fresh process, and returns the table's column."""
+    """Run CReST+ in a fresh process, and return a column of the table."""
     options = [f"--{name}={value}" for name, value in vars(arguments).items() if name != "began"]
     command = [sys.executable, __file__, *options, f"--began={time.time()}"]
     done = subprocess.run(
@@ -264,7 +264,7 @@ def in_a_process(arguments: argparse.Namespace, cache: str) -> dict[str, float |
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--network", default="wide_resnet", help="a name of crest_jax.models, or module:name"
@@ -272,8 +272,8 @@ def main() -> None:
     parser.add_argument("--size", default="10-1", help="depth-width")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch", type=int, default=16, help="labeled images")
-    parser.add_argument("--eval_batch", type=int, default=256, help="images")
-    parser.add_argument("--largest", type=int, default=500, help="class, in images")
+    parser.add_argument("--eval_batch", type=int, default=256, help="images per evaluation batch")
+    parser.add_argument("--largest", type=int, default=500, help="images of the largest class")
     measure.add_samples(parser)
     parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

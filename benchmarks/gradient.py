@@ -1,15 +1,15 @@
-"""What `dtype` and `precision` do to a gradient, against one in float64, on this CPU.
+"""Measure how `dtype` and `precision` change a gradient, compared with float64, on this CPU.
 
 python benchmarks/gradient.py [--size 28-2] [--images 64] [--slope 0.1] [--ways float32 high]
 
-The gradient is of a Wide ResNet's cross-entropy for images of noise, in training mode, with fresh
-weights. Each way has a process of its own. float64 is XLA's, by a description of the network that
-shares no line with `crest_jax.models`.
+The gradient is that of a Wide ResNet's cross-entropy for images of noise, in training mode and with
+fresh weights. Each setting is computed in its own process. XLA computes the float64 gradient, from
+a description of the network that shares no code with `crest_jax.models`.
 
-The error of the whole is |g - g64| / |g64|, over all weights at once; that of a leaf, which is a
-layer's kernel, scale or bias, is the same over it alone. Most of it is of
-activations so close to 0 that rounding changes their sign, and so their derivative: --slope 1 makes
-them linear, and shows what is left.
+The error of the whole is |g - g64| / |g64| over all weights. The error of a leaf, which is a
+layer's kernel, scale or bias, is the same over this leaf alone. Most of the error comes from
+activations so close to 0 that rounding changes their sign, and with it their derivative. With
+--slope 1, activations are linear, and the error of rounding alone remains.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CLASSES = 10
 
 
 class Way(NamedTuple):
-    """Who computes, and how."""
+    """The type and precision of a gradient, and whether XLA computes its convolutions and norms."""
 
     dtype: str = "float32"
     precision: str = "default"
@@ -46,7 +46,7 @@ REFERENCE = "float64"
 
 
 def reference_logits(params: Mapping, images, blocks: int, slope: float):
-    """Logits of a Wide ResNet in training mode, in the type of its arguments."""
+    """Return the logits of a Wide ResNet in training mode, in the type of the arguments."""
     import jax.numpy as jnp
     from jax import lax
 
@@ -76,7 +76,7 @@ def reference_logits(params: Mapping, images, blocks: int, slope: float):
 
 
 def model_of(size: str, way: Way):
-    """The network of this package."""
+    """Return this package's network."""
     import jax
     import jax.numpy as jnp
 
@@ -90,7 +90,7 @@ def model_of(size: str, way: Way):
 
 
 def begin(folder: Path, size: str, images: int, side: int) -> None:
-    """Writes what all start from."""
+    """Write the weights and the batch that all gradients are computed from."""
     import jax
     import jax.numpy as jnp
     from flax.traverse_util import flatten_dict
@@ -104,7 +104,7 @@ def begin(folder: Path, size: str, images: int, side: int) -> None:
 
 
 def compute(folder: Path, size: str, slope: float, name: str) -> None:
-    """Writes the gradient that a way has, in a process that was started for it."""
+    """Write the gradient of one setting; this runs in a process that was started for it."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -123,7 +123,7 @@ def compute(folder: Path, size: str, slope: float, name: str) -> None:
         dtype, model = jnp.float32, model_of(size, WAYS[name])
 
         def logits_of(params, images):
-            # Statistics begin anew; in training mode none are looked at.
+            # Running statistics are not needed: training mode does not read them.
             return model.apply({"params": params}, images, train=True, mutable=["batch_stats"])[0]
 
     with np.load(folder / "params.npz") as given:
@@ -141,7 +141,7 @@ def compute(folder: Path, size: str, slope: float, name: str) -> None:
 
 
 def started(folder: Path, options: Sequence[str], name: str) -> dict[str, np.ndarray]:
-    """The gradient that a process has computed, in float64."""
+    """Compute the gradient of one setting in a new process, and return it in float64."""
     by_xla = name == REFERENCE or WAYS[name].by_xla
     settings = {"CXX": "false"} if by_xla else {}
     settings["JAX_ENABLE_X64"] = str(name == REFERENCE)
@@ -152,7 +152,7 @@ def started(folder: Path, options: Sequence[str], name: str) -> dict[str, np.nda
 
 
 def errors(found: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray]) -> tuple[float, float]:
-    """That of the whole, and the median of the leaves'."""
+    """Return the error of the whole, and the median of the leaves' errors."""
     away = {name: np.linalg.norm(found[name] - exact[name]) for name in exact}
     sizes = {name: np.linalg.norm(exact[name]) for name in exact}
     whole = np.linalg.norm([*away.values()]) / np.linalg.norm([*sizes.values()])
@@ -160,14 +160,14 @@ def errors(found: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray]) -> 
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", default="28-2", help="depth-width")
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
-    parser.add_argument("--slope", type=float, default=0.1, help="of the leaky ReLU below 0")
+    parser.add_argument("--side", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--slope", type=float, default=0.1, help="slope of the leaky ReLU below 0")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
     parser.add_argument("--serve", choices=[REFERENCE, *WAYS], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

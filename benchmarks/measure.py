@@ -1,6 +1,6 @@
-"""What the benchmarks of training share: their settings, a step to time, and how it is timed.
+"""Define the settings, steps and timers that the benchmarks of training share.
 
-JAX is imported where it is used, so that a process which has PyTorch alone can use the rest.
+JAX is imported inside functions, so that the rest can be used in a Python that only has PyTorch.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-# A sample shorter than this, in seconds, says more of the clock than of what it times.
+# The shortest sample in seconds; shorter ones would depend on the clock's resolution.
 SHORTEST = 0.1
 
 
 class Setting(NamedTuple):
-    """What is trained, by its options."""
+    """The model, batch and precision of a step, as the options give them."""
 
     network: str
     size: str  # depth-width
@@ -32,28 +32,28 @@ class Setting(NamedTuple):
     weak_forward: str
     side: int
     classes: int
-    at_once: int  # steps that the devices are sent together
+    at_once: int  # steps that are sent to the devices together
     channels: int = 3
 
     @property
     def depth_and_width(self) -> tuple[int, int]:
-        """The size's numbers."""
+        """Return the two numbers of `size`."""
         depth, width = self.size.split("-")
         return int(depth), int(width)
 
     @property
     def images(self) -> int:
-        """Which the network sees in a step: labeled ones, and two views of the unlabeled ones."""
+        """Count the images in a step: labeled ones, and two views of each unlabeled one."""
         return self.batch * (1 + 2 * self.ratio)
 
     @property
     def forward_passes(self) -> int:
-        """What a step costs, in forward passes of an image; a backward pass is two of them."""
+        """Return the cost of a step in forward passes of an image; a backward pass costs two."""
         forward_only = self.batch * self.ratio if self.weak_forward == "separate" else 0
         return 3 * self.images - 2 * forward_only
 
     def __str__(self) -> str:
-        """For a table's first cells: model, dtype and batch."""
+        """Return the first cells of a table's row: model, pixels, dtype and batch."""
         unlabeled = self.batch * self.ratio
         batch = f"{self.batch} + {unlabeled} + {unlabeled}"
         separate = " (separate)" if self.weak_forward == "separate" else ""
@@ -62,39 +62,39 @@ class Setting(NamedTuple):
         return f"{model} | {self.side} | {self.dtype}{precision} | {batch}{separate}"
 
 
-# The table's columns that a setting fills.
+# The columns of a table that a setting fills.
 SETTING = ("model", "pixels", "dtype", "labeled + weak + strong")
 
 
 def add_settings(parser: argparse.ArgumentParser, *, sizes: Sequence[str]) -> None:
-    """Adds the options that say what to train; those that take several are all combined.
+    """Add the options of what to train; all combinations of their values are measured.
 
     Args:
-      parser: to add to.
-      sizes: by default.
+      parser: the parser to add them to.
+      sizes: the default of --size.
     """
     parser.add_argument(
         "--network", default="wide_resnet", help="a name of crest_jax.models, or module:name"
     )
     parser.add_argument("--size", nargs="+", default=sizes, help="depth-width")
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16")
-    parser.add_argument("--precision", nargs="+", default=["default"], help="and high, highest")
+    parser.add_argument("--precision", nargs="+", default=["default"], help="or high, highest")
     parser.add_argument("--batch", type=int, nargs="+", default=[16], help="labeled images")
     parser.add_argument("--ratio", type=int, nargs="+", default=[7], help="unlabeled per labeled")
     parser.add_argument("--weak-forward", nargs="+", default=["joint"], help="joint, separate")
-    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
+    parser.add_argument("--side", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--at-once", type=int, default=8, help="steps sent to the devices together")
     add_samples(parser)
 
 
 def add_samples(parser: argparse.ArgumentParser, default: int = 7) -> None:
-    """Adds the option of how often to measure."""
-    parser.add_argument("--samples", type=int, default=default, help="of each time, interleaved")
+    """Add the option of how many samples to take."""
+    parser.add_argument("--samples", type=int, default=default, help="number of samples")
 
 
 def settings_of(arguments: argparse.Namespace) -> list[Setting]:
-    """All combinations that the options ask for."""
+    """Return all combinations of the options' values."""
     return [
         Setting(arguments.network, *several, arguments.side, arguments.classes, arguments.at_once)
         for several in itertools.product(
@@ -109,15 +109,15 @@ def settings_of(arguments: argparse.Namespace) -> list[Setting]:
 
 
 def interleaved(ways: Mapping[str, Callable[[int], None]], samples: int) -> dict[str, list[float]]:
-    """Seconds that each way takes, measured in turns, so that other load falls on all alike.
+    """Time several ways in turns, so that other load on the machine affects all of them alike.
 
-    Each turn begins with work that does not count, as a loop that goes on and on would have done:
-    while the others had their turns, caches were filled anew, and the host of a virtual machine
-    took back what memory was free.
+    Each turn begins with one call that is not timed, so that a sample is like the middle of a long
+    loop: during the turns of the others, the caches were overwritten, and the host of a virtual
+    machine may have taken back free memory.
 
     Args:
-      ways: each does its work so many times over, and returns when all of it is done.
-      samples: how many to take of each.
+      ways: functions that do their work as often as asked, and return when all of it is done.
+      samples: the number of samples of each way.
 
     Returns:
       The samples of each way, in seconds for doing its work once.
@@ -139,17 +139,17 @@ def interleaved(ways: Mapping[str, Callable[[int], None]], samples: int) -> dict
 
 
 class Way(NamedTuple):
-    """What can be done over and over."""
+    """Work that can be repeated and timed."""
 
-    run: Callable[[int], Any]  # so many times
-    about: Any = None  # in JSON's terms
+    run: Callable[[int], Any]  # does the work as often as asked
+    about: Any = None  # a description that JSON can hold
 
 
 def serve(make: Callable[..., Way]) -> None:
-    """Does as a process is asked that `process` has started.
+    """Answer the requests of `process`, in a process that it has started.
 
     Args:
-      make: makes ways of what is asked for.
+      make: makes a way from the arguments of a request.
     """
     way = None
     for line in sys.stdin:
@@ -158,7 +158,7 @@ def serve(make: Callable[..., Way]) -> None:
             way.run(asked)
             answer = None
         else:
-            way = None  # two may not fit into memory
+            way = None  # two ways may not fit into memory
             way = make(*asked)
             answer = way.about
         print(json.dumps(answer), flush=True)
@@ -168,15 +168,15 @@ def serve(make: Callable[..., Way]) -> None:
 def process(
     python: str, options: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator[Callable[..., Way]]:
-    """Starts a process that serves, and ends it. It does nothing but what it is asked.
+    """Start a process that calls `serve`, and end it after use; it is idle between requests.
 
     Args:
-      python: with which.
+      python: the Python to run.
       options: the script's path, and its options.
-      environment: what it needs beside this one's.
+      environment: variables to add to this process's environment.
 
     Returns:
-      What makes a way there of what it is asked for, instead of the one before.
+      A function that makes a way in the other process, in place of the previous one.
     """
     started = subprocess.Popen(
         [python, *options],
@@ -199,53 +199,53 @@ def process(
 
 
 def per_step(seconds: Sequence[float], setting: Setting) -> list[float]:
-    """Seconds of a step, from those of the steps that are sent together."""
+    """Convert the seconds of groups of steps to seconds per step."""
     return [each / setting.at_once for each in seconds]
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
-    """Median of the ratios of samples that were taken side by side."""
+    """Return the median of the ratios of samples that were taken side by side."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
 def spread(seconds: Sequence[float]) -> str:
-    """Milliseconds: the median, and the smallest, which other load has touched least."""
+    """Format the median and the smallest sample, which other load affects least, in ms."""
     median, least = 1000 * statistics.median(seconds), 1000 * min(seconds)
     digits = 1 if median >= 10 else 2
     return f"{median:.{digits}f} ({least:.{digits}f})"
 
 
 def print_heading(*columns: str) -> None:
-    """Prints the first two lines of a table; `spread` fills columns in "ms (least)"."""
+    """Print the first two lines of a table; `spread` formats the columns "ms (least)"."""
     print_row(*columns)
     print("|" + "---|" * len(columns), flush=True)
 
 
 def print_row(*cells: Any) -> None:
-    """Prints a line of a table."""
+    """Print a line of a table."""
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def on_what() -> str:
-    """The devices, for a table's heading."""
+    """Name the devices, for a table's heading."""
     import jax
 
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 class Steps(NamedTuple):
-    """Compiled FixMatch steps in a row, with all they take."""
+    """A compiled group of FixMatch steps, with all of its inputs."""
 
     compiled: Any
     model: Any
     mesh: Any
-    # Makes a state that a call may use up.
+    # Makes a state; a call donates its state, so each needs a new one.
     new_state: Callable[[], Any]
     batches: Any
     constants: Any
 
     def repeated(self) -> Callable[[int], None]:
-        """A way to do them over and over on batches that are already there, for `interleaved`."""
+        """Return a function for `interleaved` that repeats the steps on batches that are there."""
         import jax
 
         state = self.new_state()
@@ -260,11 +260,11 @@ class Steps(NamedTuple):
 
 
 def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bool = True) -> Steps:
-    """Compiles crest_jax's FixMatch steps, as `program.build` does but without TensorFlow.
+    """Compile crest_jax's FixMatch steps, as `program.build` does but without TensorFlow.
 
     Args:
-      setting: what to train.
-      devices: how many to train on; all by default.
+      setting: the model, batch and precision.
+      devices: the number of devices to train on; all by default.
       augmented: whether images are augmented, or only rescaled.
     """
     from functools import partial
@@ -357,9 +357,9 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
 
 
 def model_flops(model: Any, side: int) -> float:
-    """FLOPs of an image's forward pass: two for each weight in each place where it is used.
+    """Count the FLOPs of an image's forward pass: two for each use of a weight.
 
-    Those of convolutions and matrix products alone, padding included, as is the custom.
+    As is usual, only convolutions and matrix products count, and padding is included.
     """
     import flax.linen as nn
     import jax
@@ -368,7 +368,7 @@ def model_flops(model: Any, side: int) -> float:
 
     from crest_jax.models.convolution import Conv
 
-    # Batch norm as in evaluation: it knows of no mesh axis here.
+    # Batch norm runs as in evaluation, because there is no mesh axis here.
     seen = jax.eval_shape(
         lambda images: model.clone(axis_name=None).init_with_output(
             jax.random.key(0), images, train=False, mutable=True,
@@ -384,7 +384,7 @@ def model_flops(model: Any, side: int) -> float:
 
 
 def timed(iterator: Iterator, seconds: list[float]) -> Iterator:
-    """The same, noting how long each item takes to come."""
+    """Yield the same items, and append the seconds that each took to arrive to `seconds`."""
     while True:
         began = time.perf_counter()
         try:

@@ -1,15 +1,16 @@
-"""FixMatch's step in crest_jax against one in PyTorch: the same work on the same device.
+"""Compare FixMatch's step in crest_jax with one in PyTorch: the same work on the same device.
 
 python benchmarks/peer_pytorch.py [--python PYTORCHS_PYTHON] [--size 10-1 16-2] [--batch 16]
 python benchmarks/peer_pytorch.py --size 28-2 --batch 64 --dtype float32 bfloat16 --compile default
 
-Both take uint8 images that are on the device already and rescale them, without augmentation, which
-PyTorch usually leaves to other processes. Then come one forward pass of all views, FixMatch's loss,
-its gradient, Nesterov SGD with weight decay on all but batch norm, the cosine schedule, and the
-moving averages of batch norm's statistics and of the weights. PyTorch's model is the same Wide
-ResNet, channels last, but for which side of an image its strided convolutions pad; its bfloat16 is
-autocast, its SGD fused. Each has a process of its own with all cores, and does its samples while
-the other waits. Times are the median of the samples, and in brackets the least.
+Both take uint8 images that are already on the device, and rescale them. There is no augmentation,
+which PyTorch usually leaves to other processes. A step consists of a forward pass of all views,
+FixMatch's loss and its gradient, Nesterov SGD with weight decay on all weights but those of batch
+norm, the cosine schedule, and the moving averages of batch norm's statistics and of the weights.
+PyTorch's model is the same Wide ResNet in the channels-last format; only the side of an image that
+its strided convolutions pad differs. It uses autocast for bfloat16, and fused SGD. Each of the two
+has its own process with all cores, and takes its samples while the other waits. Times are the
+median of the samples, and the smallest in brackets.
 """
 
 import argparse
@@ -21,14 +22,14 @@ from contextlib import ExitStack
 
 import measure
 
-# Two processes may have to share a device's memory.
+# The two processes may share one device's memory.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 def crest_jax_way(setting: measure.Setting) -> measure.Way:
-    """crest_jax's steps, as many as the setting sends together, on one device.
+    """Return a way to take crest_jax's steps on one device, in groups as the setting says.
 
-    The weights of the model are counted, and who computes is named.
+    Its description is the number of weights, and the versions and device that compute.
     """
     import jax
 
@@ -39,7 +40,7 @@ def crest_jax_way(setting: measure.Setting) -> measure.Way:
 
 
 def pytorch_way(setting: measure.Setting, compiler: str) -> measure.Way:
-    """The same of PyTorch."""
+    """Return a way to take as many steps in PyTorch, with the same description."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -57,7 +58,7 @@ def pytorch_way(setting: measure.Setting, compiler: str) -> measure.Way:
         def __init__(self, before: int, after: int, stride: int, begins_group: bool):
             super().__init__()
             self.begins_group = begins_group
-            # Not in place: a shortcut may need the input once more.
+            # Not in place, because the shortcut may need the input again.
             self.activated = nn.Sequential(norm(before), nn.LeakyReLU(0.1))
             first = conv(before, after, 3, stride)
             self.residual = nn.Sequential(first, norm(after), activation(), conv(after, after))
@@ -81,7 +82,7 @@ def pytorch_way(setting: measure.Setting, compiler: str) -> measure.Way:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True
-    # As JAX multiplies float32 on GPUs.
+    # JAX multiplies float32 on GPUs in TF32, too, unless the precision is highest.
     fast = setting.precision != "highest"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -151,16 +152,16 @@ def pytorch_way(setting: measure.Setting, compiler: str) -> measure.Way:
 
 
 def make(name: str, setting: list, compiler: str) -> measure.Way:
-    """One of the two, by its name."""
+    """Return the way of one of the two, by name."""
     setting = measure.Setting(*setting)
     return crest_jax_way(setting) if name == "crest_jax" else pytorch_way(setting, compiler)
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     measure.add_settings(parser, sizes=["10-1"])
-    parser.add_argument("--python", default=sys.executable, help="that has PyTorch")
+    parser.add_argument("--python", default=sys.executable, help="a Python with PyTorch")
     parser.add_argument(
         "--compile", nargs="+", default=["none"], help="modes of torch.compile, or none"
     )

@@ -1,12 +1,13 @@
-"""The input pipeline: how fast it is alone, and how long training waits for it.
+"""Measure how fast the input pipeline is alone, and how long training waits for it.
 
 python benchmarks/pipeline.py [--size 10-1] [--batch 16] [--steps 16]
 python benchmarks/pipeline.py --size 28-2 --batch 64 --dtype bfloat16 --steps 500     # the paper's
 
-Alone, `data.pipeline` gives one batch after the other to nobody. In the loop, which is
-`crest_jax.training.train` without evaluation, it waits for the batches of the next steps
-from the moment it asks until they are on their way to the devices; the first ones, which start the
-pipeline, are left out. Medians of the samples; of waiting, the median of their means.
+Alone, the batches of `data.pipeline` are taken one after another and not used. The loop is
+`crest_jax.training.train` without evaluation. It waits from the moment it asks for the batches of
+the next steps until they are on their way to the devices. The first batches, which start the
+pipeline, are left out. Rates and times are medians of the samples; a sample's wait is the mean over
+its batches.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from crest_jax.data.records import Images
 
 
 def alone(setting: measure.Setting, everything: Images) -> Callable[[int], None]:
-    """A way to take batches, and do nothing with them."""
+    """Return a function that takes batches and does nothing with them."""
     batches = end_to_end.pipeline_of(setting, everything, start=0, stop=2**30)
 
     def run(calls: int) -> None:
@@ -31,11 +32,11 @@ def alone(setting: measure.Setting, everything: Images) -> Callable[[int], None]
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     measure.add_settings(parser, sizes=["10-1"])
     parser.add_argument(
-        "--steps", type=int, default=16, help="of a sample; two times --at-once or more"
+        "--steps", type=int, default=16, help="steps of a sample; at least twice --at-once"
     )
     arguments = parser.parse_args()
     measure.print_heading(
@@ -50,7 +51,7 @@ def main() -> None:
         loops = [
             end_to_end.run_loop(compiled, setting, everything, arguments.steps)
             for _ in range(1 + arguments.samples)
-        ][1:]  # the first compiles what is around the step
+        ][1:]  # the first compiles the rest of the loop
         of_loop = statistics.median(loop.seconds for loop in loops)
         waiting = statistics.median(statistics.mean(loop.waits) for loop in loops) / setting.at_once
         measure.print_row(

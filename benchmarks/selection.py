@@ -1,10 +1,10 @@
-"""Selecting pseudo-labels among very many: time, memory, and what hosts exchange.
+"""Measure the selection among very many pseudo-labels: time, memory, and what hosts exchange.
 
 python benchmarks/selection.py [--examples 1e6 1e7 1e8] [--classes 127] [--part 1e6]
 
-Scores only: each part of the examples is drawn anew from a seed whenever it is looked at, as a host
-would read it from its files. Each size runs in a process of its own, beside one that sorts all
-examples at once; both must select the same.
+There are only scores, no images. Each part of them is drawn from a seed whenever it is needed, as a
+host would read it from its files. Each size is measured in a fresh process, and another process
+sorts all examples at once. Both must select the same examples.
 """
 
 import argparse
@@ -37,13 +37,13 @@ class Drawn:
             rng = np.random.default_rng(number)
             labels = self.cumulative.searchsorted(rng.random(size, np.float32))
             labels = np.minimum(labels, self.classes - 1).astype(np.int32)
-            # A softmax of float32 logits: sure of most, and often equally.
+            # Like a softmax of float32 logits: mostly confident, with many equal values.
             confidence = 1 / (1 + np.exp(-rng.normal(6, 4, size).astype(np.float32)))
             yield Scores(labels, confidence)
 
 
 def sorted_at_once(scored: Drawn, rates: np.ndarray) -> Iterator[np.ndarray]:
-    """The direct way: every score in memory, sorted by class and confidence."""
+    """Select in the direct way: sort all scores in memory by class and confidence."""
     parts = list(scored)
     labels = np.concatenate([part.labels for part in parts])
     confidence = np.concatenate([part.confidence for part in parts])
@@ -56,7 +56,7 @@ def sorted_at_once(scored: Drawn, rates: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def measure(way: str, examples: int, classes: int, part: int) -> None:
-    """Prints seconds, peak MiB above the start, bytes exchanged, and what was selected."""
+    """Print seconds, peak MiB above the start, MiB exchanged, and the count and digest selected."""
     scored = Drawn(examples, classes, part)
     sizes = np.geomspace(277601, 969, classes).astype(int)
     rates = crest.sampling_rates(sizes, 0.7)
@@ -83,11 +83,11 @@ def measure(way: str, examples: int, classes: int, part: int) -> None:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=float, nargs="+", default=[1e6, 1e7, 1e8])
     parser.add_argument("--classes", type=int, default=127)
-    parser.add_argument("--part", type=float, default=1e6, help="examples looked at in one go")
+    parser.add_argument("--part", type=float, default=1e6, help="examples processed at a time")
     parser.add_argument("--measure", choices=["parts", "sort"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:

@@ -1,15 +1,14 @@
-"""The compiled training step: its time, and what the device could do in that time.
+"""Measure the compiled training step, and compare it with the device's peak rate.
 
 python benchmarks/step.py [--size 10-1 16-2] [--dtype float32 bfloat16] [--batch 16] [--ratio 7]
 python benchmarks/step.py --size 28-2 --batch 64 --dtype float32 bfloat16     # the paper's
 
-FixMatch on noise that is already on the device, with augmentation and without; the two take turns
-with a large product of matrices of the same dtype. Model FLOPs are those of convolutions and matrix
-products alone, a backward pass counted as two forward ones; MFU is their rate as a share of that
-product's.
-FLOPs and bytes are what XLA says of its program for one device, where it says anything: all
-operations count, and on some devices those of libraries do not. Times are the median of the
-samples, and in brackets the least.
+The step is FixMatch's on noise that is already on the device, with and without augmentation. Both
+are measured in turns with a large matrix product of the same dtype. Model FLOPs are those of
+convolutions and matrix products alone, with a backward pass counted as two forward passes. MFU is
+their rate divided by that of the matrix product. The columns "XLA" have XLA's own count of FLOPs
+and bytes for one device, if it gives one: it counts all operations, but on some devices not those
+of libraries. Times are the median of the samples, and the smallest in brackets.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from crest_jax.mesh import REPLICATED, over_devices, replicate
 
 
 def product(mesh: jax.sharding.Mesh, side: int, dtype: str) -> Callable[[int], None]:
-    """A way to multiply two square matrices, on every device of the mesh."""
+    """Return a function that multiplies two square matrices on every device of the mesh."""
     matrix = jnp.ones((side, side), dtype)
     matrix = replicate(matrix / side, mesh)
     multiply = over_devices(
@@ -44,7 +43,7 @@ def product(mesh: jax.sharding.Mesh, side: int, dtype: str) -> Callable[[int], N
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     measure.add_settings(parser, sizes=["10-1"])
     parser.add_argument("--devices", type=int, nargs="+", default=[jax.device_count()])
@@ -63,7 +62,7 @@ def main() -> None:
 
 
 def measure_step(setting: measure.Setting, devices: int, side: int, samples: int) -> None:
-    """Prints a line."""
+    """Measure a setting, and print its line of the table."""
     steps = measure.compile_steps(setting, devices=devices)
     plain = measure.compile_steps(setting, devices=devices, augmented=False)
     seconds = measure.interleaved(
@@ -77,7 +76,7 @@ def measure_step(setting: measure.Setting, devices: int, side: int, samples: int
     for name in ("step", "plain"):
         seconds[name] = measure.per_step(seconds[name], setting)
     flops = setting.forward_passes * measure.model_flops(steps.model, setting.side)
-    peak = devices * 2 * side**3  # in the time of the product
+    peak = devices * 2 * side**3  # FLOPs of one product
     share = flops / peak * measure.ratio(seconds["product"], seconds["step"])
     cost = steps.compiled.cost_analysis() or {}
     measure.print_row(

@@ -1,10 +1,10 @@
-"""Streaming JPEGs that do not fit in memory: images per second, and peak memory by size of the set.
+"""Measure streaming of JPEGs from disk: images per second, and peak memory by size of the set.
 
 python benchmarks/streaming.py [--examples 2000 20000] [--side 224] [--steps 40]
 
-Makes sets of noisy JPEGs of ImageNet's usual size (500 x 375) in a temporary folder, and reads
-batches of random resized crops from them. Each set has a process of its own. The same images are
-used over and over under other names, which a reader does not notice.
+Writes sets of noisy JPEGs of ImageNet's usual size (500 x 375) to a temporary folder, and reads
+batches of random resized crops from them. Each set is measured in a fresh process. A set repeats
+64 images under different names, which makes no difference to the reader.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CLASSES = 127
 
 
 def jpegs(count: int) -> list[bytes]:
-    """Noisy images of about 70 kB; ImageNet's have 110 kB on average."""
+    """Return noisy images of about 70 kB; ImageNet's have 110 kB on average."""
     rng = np.random.default_rng(0)
     made = []
     for _ in range(count):
@@ -42,7 +42,7 @@ def jpegs(count: int) -> list[bytes]:
 
 
 def measure(examples: int, side: int, steps: int, lanes: int, window: int) -> None:
-    """Prints MB on disk, images per second, and peak MiB above the start."""
+    """Print MB on disk, images per second, and peak MiB above the start."""
     images = jpegs(64)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "records"
@@ -68,11 +68,11 @@ def measure(examples: int, side: int, steps: int, lanes: int, window: int) -> No
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, nargs="+", default=[2000, 20000])
-    parser.add_argument("--side", type=int, default=224, help="of the crops, in pixels")
-    parser.add_argument("--steps", type=int, default=40, help="of 128 images")
+    parser.add_argument("--side", type=int, default=224, help="side of the crops in pixels")
+    parser.add_argument("--steps", type=int, default=40, help="steps of 128 images")
     parser.add_argument("--lanes", type=int, default=4)
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)

@@ -1,14 +1,14 @@
-"""Derives classes.tsv, the grouping of ILSVRC-2012's 1000 classes into the 127 of ImageNet127.
+"""Derive classes.tsv, the grouping of ILSVRC-2012's 1000 classes into the 127 of ImageNet127.
 
 python third_party/imagenet127/derive.py [--wordnet=/usr/share/wordnet/data.noun] [--output=FILE]
 
 ImageNet127 is from Huh, Agrawal and Efros, "What makes ImageNet good for transfer learning?"
-(arXiv:1608.08614); CReST uses it in section 4.2. A class belongs to the nearest superclass on its
-way up the hypernyms of WordNet 3.0, except nine that the published grouping has elsewhere.
+(arXiv:1608.08614); CReST uses it in section 4.2. A class belongs to the nearest superclass among
+its hypernyms in WordNet 3.0, except for nine classes that the published grouping has elsewhere.
 
-The input is WordNet's file of nouns, whose format is wndb(5WN), and the wnids that TFDS has as
-labels of imagenet2012, for which it downloads nothing. A wnid is "n" and a synset's byte offset in
-data.noun of WordNet 3.0, so no other version of WordNet will do.
+The input is WordNet's file of nouns, in the format wndb(5WN), and the wnids that TFDS has as labels
+of imagenet2012, for which it downloads nothing. A wnid is "n" and a synset's byte offset in
+data.noun of WordNet 3.0, so other versions of WordNet cannot be used.
 """
 
 import argparse
@@ -22,8 +22,8 @@ WORDNET = Path("/usr/share/wordnet/data.noun")
 OUTPUT = Path(__file__).with_name("classes.tsv")
 COLUMNS = ("wnid", "name", "superclass", "superclass_name")
 
-# The superclasses, with the names by which a data.noun of another version is found out. Some lie
-# below others: a garment is a covering.
+# The superclasses, with their names, which show whether data.noun is of another version. Some are
+# hyponyms of others: a garment is a covering.
 SUPERCLASSES = {
     "n01428580": "soft-finned fish",
     "n01482330": "shark",
@@ -173,27 +173,30 @@ class DeriveError(Exception):
 
 
 class Synset(NamedTuple):
-    """A noun's meaning: the words for it, and the wnids of its hypernyms in WordNet's order."""
+    """The meaning of a noun: its words, and the wnids of its hypernyms in WordNet's order."""
 
     words: tuple[str, ...]
     hypernyms: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """Its first word."""
+        """Return the first word."""
         return self.words[0]
 
 
 def parse_synset(line: str) -> tuple[str, Synset]:
-    """Reads a line of data.noun, and returns the wnid and the synset.
+    """Parse a line of data.noun, and return the wnid and the synset.
 
-    By wndb(5WN) a line is
+    According to wndb(5WN), a line is
 
         offset lex_filenum ss_type w_cnt word lex_id ... p_cnt symbol offset pos source/target ... |
 
-    and then the gloss; w_cnt is hexadecimal, p_cnt decimal. Of the pointers only "@", hypernym, is
-    followed. "@i" leads from an individual (Paris) to its kind (city), and ImageNet has kinds: no
-    synset at or above one of the 1000 classes has such a pointer.
+    followed by the gloss; w_cnt is hexadecimal and p_cnt decimal. Only the pointer "@" (hypernym)
+    is used. "@i" points from an individual (Paris) to its kind (city). No synset at or above one of
+    the 1000 classes has such a pointer, because ImageNet's classes are kinds.
+
+    Raises:
+      ValueError, IndexError: the line does not have this format.
     """
     fields = line.partition(" | ")[0].split()
     words_end = 4 + 2 * int(fields[3], 16)
@@ -208,7 +211,7 @@ def parse_synset(line: str) -> tuple[str, Synset]:
 
 
 def read_synsets(path: Path) -> dict[str, Synset]:
-    """Reads data.noun, and returns its synsets by wnid."""
+    """Read data.noun, and return its synsets by wnid."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -230,7 +233,7 @@ def read_synsets(path: Path) -> dict[str, Synset]:
 
 
 def check_version(synsets: Mapping[str, Synset], superclasses: Mapping[str, str]) -> None:
-    """Raises an error unless wnids mean what they do in WordNet 3.0."""
+    """Raise an error unless the superclasses' wnids mean the same as in WordNet 3.0."""
     for wnid, name in superclasses.items():
         found = synsets[wnid].name if wnid in synsets else "nothing"
         if found != name:
@@ -241,10 +244,10 @@ def check_version(synsets: Mapping[str, Synset], superclasses: Mapping[str, str]
 
 
 def nearest(wnid: str, synsets: Mapping[str, Synset], wanted: Collection[str]) -> str | None:
-    """The first of the wanted synsets on the way up from wnid, breadth first.
+    """Return the nearest of the wanted synsets by a breadth-first search of the hypernyms.
 
-    Of two at the same distance it is the one that WordNet's order of hypernyms comes to first,
-    which decides for iPod, joystick, warplane and meat loaf.
+    If two are at the same distance, the first in WordNet's order of hypernyms is returned. This
+    decides the superclass of iPod, joystick, warplane and meat loaf.
     """
     queue, seen = deque([wnid]), {wnid}
     while queue:
@@ -263,7 +266,7 @@ def group(
     superclasses: Collection[str],
     exceptions: Mapping[str, str],
 ) -> dict[str, str]:
-    """The superclass of every class, both by wnid."""
+    """Return the superclass of every class, both as wnids."""
     groups = {}
     for wnid in wnids:
         if wnid not in synsets:
@@ -279,7 +282,7 @@ def group(
 
 
 def table(groups: Mapping[str, str], synsets: Mapping[str, Synset]) -> str:
-    """The text of classes.tsv, sorted by wnid."""
+    """Return the text of classes.tsv, sorted by wnid."""
     rows = (
         (wnid, synsets[wnid].name, superclass, synsets[superclass].name)
         for wnid, superclass in sorted(groups.items())
@@ -288,7 +291,7 @@ def table(groups: Mapping[str, str], synsets: Mapping[str, Synset]) -> str:
 
 
 def ilsvrc2012_wnids() -> list[str]:
-    """The 1000 classes, in the order of TFDS' labels."""
+    """Return the wnids of the 1000 classes, in the order of TFDS' labels."""
     try:
         import tensorflow_datasets as tfds
     except ImportError:
@@ -299,14 +302,14 @@ def ilsvrc2012_wnids() -> list[str]:
 
 
 def derive(wordnet: Path) -> str:
-    """The text of classes.tsv from a data.noun."""
+    """Return the text of classes.tsv, derived from a data.noun."""
     synsets = read_synsets(wordnet)
     check_version(synsets, SUPERCLASSES)
     return table(group(ilsvrc2012_wnids(), synsets, SUPERCLASSES, EXCEPTIONS), synsets)
 
 
 def main() -> None:
-    """Derives the table and writes it."""
+    """Derive the table and write it."""
     parser = argparse.ArgumentParser(description="Derives the class table of ImageNet127.")
     parser.add_argument("--wordnet", type=Path, default=WORDNET, help="data.noun of WordNet 3.0")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the table goes")
