@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs one command of crest_jax on a Cloud TPU slice of its own, on every host of it.
+# Runs one command of crest_jax on every host of a new Cloud TPU slice.
 #
 #   cloud_tpu/submit.sh --name=table-4-cell-3 [--spot] [--keep] \
 #     --project=PROJECT --zone=ZONE --accelerator=v5litepod-16 --runtime=v2-alpha-tpuv5-lite \
@@ -7,14 +7,15 @@
 #     [--service-account=ADDRESS] \
 #     -- crest_jax.paper --table=4 --run --cell=3 --runs=gs://BUCKET/runs
 #
-# PROJECT, ZONE, ACCELERATOR, RUNTIME, IMAGE, BUCKET and SERVICE_ACCOUNT in the environment stand
-# for the flags of these names. --spot takes a slice that may be preempted; --keep does not delete
-# it when the command has ended. Logs and compiled steps are kept in the bucket.
+# The environment variables PROJECT, ZONE, ACCELERATOR, RUNTIME, IMAGE, BUCKET and SERVICE_ACCOUNT
+# are the defaults of the flags with these names. --spot requests a slice that may be preempted;
+# --keep keeps the slice after the command has ended. Logs and compiled steps go to the bucket.
 #
-# The same command again submits the job again if it was preempted, and else leaves it alone.
+# Running the same command again submits the job again if it was preempted, and otherwise does
+# nothing.
 #
-# Exit status: 0 the job is submitted, or was before; 64 something is wrong with the flags; 75 an
-# earlier one is still being deleted: try again in a few minutes; else that of gcloud.
+# Exit status: 0 if the job is or was already submitted; 64 if a flag is wrong; 75 if an earlier job
+# of this name is still being deleted, so try again in a few minutes; otherwise that of gcloud.
 set -euo pipefail
 
 refuse() {
@@ -22,7 +23,7 @@ refuse() {
   exit 64
 }
 
-# check FLAG PATTERN EXPECTED: that the variable of the flag's name has a value that can be used.
+# check FLAG PATTERN EXPECTED: refuses unless the variable named FLAG has a value that matches.
 check() {
   local value=${!1}
   [[ -n $value ]] || refuse "--$1 is missing; give $3"
@@ -61,8 +62,8 @@ check image '[-a-z0-9]+-docker\.pkg\.dev(/[-a-zA-Z0-9._]+){3,}[:@][-a-zA-Z0-9._:
   'an image in Artifact Registry with its tag, as us-docker.pkg.dev/PROJECT/REPOSITORY/crest_jax:1'
 check bucket 'gs://[a-z0-9][-a-z0-9._]+(/[^ ]+)?' 'a bucket, or a folder in one, as gs://my-bucket'
 
-# What runs on several hosts, told to find them; in the time that some need longer than others to
-# pull the image, or to start again.
+# The command gets the flags to find the other hosts, with time for those that take longer to pull
+# the image or to restart.
 has() { printf '%s\n' "${@:2}" | grep -e "$1" >/dev/null; }
 hosts=(--find_hosts --join_timeout=900)
 (($#)) && shift
@@ -111,8 +112,8 @@ case $state in
     ;;
 esac
 
-# Every host starts with this script: the settings of this job, then run_on_host.sh. As a file,
-# because commas and equal signs mean something to gcloud's --metadata.
+# The startup script of every host: the settings of this job, then run_on_host.sh. It is passed as a
+# file, because gcloud's --metadata interprets commas and equal signs.
 script=$(mktemp)
 trap 'rm -f "$script"' EXIT
 {

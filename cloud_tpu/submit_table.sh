@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Submits a job for each run of a table or figure that is not finished, one slice for each.
+# Submits a job, with its own slice, for each unfinished run of a table or figure.
 #
 #   cloud_tpu/submit_table.sh FLAGS OF submit.sh -- --table=4 --runs=gs://BUCKET/runs [...]
 #
-# After -- go flags of crest_jax.paper. The jobs are named table-4-cell-1 and so on, with numbers as
-# in its --list, or NAME-cell-1 with --name=NAME. The same command again submits again what was
-# preempted, and leaves alone what is waiting, running or finished.
+# The flags after -- are those of crest_jax.paper. The jobs are named table-4-cell-1 and so on, with
+# the numbers of its --list, or NAME-cell-1 with --name=NAME. Running the same command again submits
+# preempted jobs again, and leaves jobs alone that are waiting, running or finished.
 #
-# Exit status: 0 all are submitted; 1 some are not; 64 something is wrong with the flags.
+# Exit status: 0 if all jobs are submitted; 1 if some are not; 64 if a flag is wrong.
 set -euo pipefail
 
 options=() name=''

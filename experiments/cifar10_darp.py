@@ -4,9 +4,9 @@ DARP's protocol (Kim et al., 2020): the largest class has N_1 = 1500 images in t
 M_1 = 3000 in the unlabeled set, as in DARP's own code; the caption of the paper's Table 3 says
 beta = 10 % instead. gamma is 50, 100 or 150 there, for both sets.
 
-DARP labels the first images of each class in CIFAR-10's original order, in all of its runs, so that
-a fold is another training on the same split. TFDS shuffles the images, and keeps their order in
-their ids. With split=random the fold draws the labeled images.
+DARP's runs all label the first images of each class in CIFAR-10's original order, so folds repeat
+the training on the same split. TFDS shuffles the images, but their ids tell the original order.
+With split=random, the fold decides which images are labeled.
 
 Arguments: method, rebalance, fold and t as for cifar10_lt; gamma of the labeled set; gamma_u of the
 unlabeled set (gamma by default; 1 is uniform); order_u=reversed, which reverses the order of the
