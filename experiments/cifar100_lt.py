@@ -1,6 +1,6 @@
 """CIFAR100-LT with WRN-28-2 (section 4.1).
 
-Arguments as for cifar10_lt; the paper has gamma = 50 and 100, beta = 10 % and 30 %.
+The arguments are those of cifar10_lt. The paper has gamma = 50 and 100, beta = 10 % and 30 %.
 """
 
 from crest_jax.config import default_config, parse_arguments

@@ -1,7 +1,7 @@
 """Long-tailed handwritten digits: the whole method in minutes on a CPU, with nothing to download.
 
-scikit-learn's 8 x 8 digits with WRN-10-1. Arguments as for cifar10_lt. This is not an experiment of
-the paper: it serves to demonstrate and test all parts together.
+The data are scikit-learn's 8 x 8 digits, the model is WRN-10-1, and the arguments are those of
+cifar10_lt. This is not an experiment of the paper: it demonstrates and tests all parts together.
 
 With gamma_u or order_u=reversed, as for cifar10_darp, the unlabeled set has its own long tail. Its
 largest class then has 80 images, and that of the labeled set 40; beta is not used. target is the

