@@ -71,9 +71,7 @@ def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]
         unlabeled = hosts.on_all(records.load_encoded, unlabeled_folders, view)
     else:
         labeled = hosts.on_all(loading.load_images, labeled_folder, view)
-        unlabeled, *more = (getattr(splits, name).images for name in names)
-        for each in more:
-            unlabeled = unlabeled + each
+        unlabeled = records.joined([getattr(splits, name).images for name in names])
     probabilities = None
     for each in all_of(config.rebalance):
         if each.sampling_probabilities:

@@ -168,10 +168,14 @@ def nearest(path: Path) -> Path:
     return next(found for found in (path, *absolute(path).parents) if found.exists())
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions of reading and writing; TensorFlow raises its own for buckets."""
+def failures(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return the exceptions of reading and writing, and the given ones, for an `except` clause.
+
+    TensorFlow raises its own exceptions for buckets.
+    """
     tensorflow = sys.modules.get("tensorflow")
-    return (OSError,) if tensorflow is None else (OSError, tensorflow.errors.OpError)
+    of_buckets = () if tensorflow is None else (tensorflow.errors.OpError,)
+    return (*others, OSError, *of_buckets)
 
 
 def reason(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -153,7 +153,10 @@ def _png(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
 
 
 def _digest(
-    pixels: dict, labels: dict, names: Sequence[str], held_out_fraction: float | None
+    pixels: Mapping[str, UInt8[np.ndarray, "..."]],
+    labels: Mapping[str, Int[np.ndarray, "..."]],
+    names: Sequence[str],
+    held_out_fraction: float | None,
 ) -> str:
     digest = hashlib.sha256("\n".join([*names, repr(held_out_fraction)]).encode())
     for split, images in pixels.items():

@@ -26,7 +26,7 @@ def load(
       test_split: The TFDS split to test on; empty to test on a part of `train`.
       test_fraction: The fraction of each class in that part, in (0, 1).
       class_table: A file for `grouped`; empty leaves the classes as they are.
-      folders: The locations of the images of `image_folder`.
+      folders: The locations of the images of `image_folder`; no other data set needs them.
 
     Raises:
       DataError: The data set is unknown, missing, or lacks `image`, `label` or a split; or the
@@ -51,6 +51,7 @@ def load(
             "again, as data=crest_jax.arrays(...)"
         )
     elif name == "image_folder":
+        assert folders is not None
         source = image_folder.image_folder(folders)
     else:
         source = tfds.source(name, data_dir=data_dir, download=download, test_split=test_split)

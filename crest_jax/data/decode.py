@@ -17,11 +17,7 @@ def _checked(image: tf.Tensor | bytes) -> tf.Tensor:
     return _no_larger_than(image, tf.constant(MOST_PIXELS, tf.int64))
 
 
-# The input signature makes TensorFlow trace this once, and not for every data set.
-@tf.function(
-    input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64)], autograph=False
-)
-def _no_larger_than(image: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
+def _sides_checked(image: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
     def sides_of_jpeg() -> tf.Tensor:
         return tf.io.extract_jpeg_shape(image, tf.int64)[:2]
 
@@ -36,6 +32,14 @@ def _no_larger_than(image: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
     message = ["it must have no more than", pixels, "pixels, not", sides]
     with tf.control_dependencies([tf.debugging.Assert(fits, message)]):
         return tf.identity(image)
+
+
+# The input signature makes TensorFlow trace this once, and not for every data set.
+_no_larger_than = tf.function(
+    _sides_checked,
+    input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64)],
+    autograph=False,
+)
 
 
 def evaluated(image: tf.Tensor | bytes, view: View) -> UInt8[tf.Tensor, "height width channels"]:

@@ -61,7 +61,7 @@ def _numbers(
     """
     package, inside = file.split("/", 1)
     found = importlib.util.find_spec(package)
-    if found is None:
+    if found is None or not found.submodule_search_locations:
         raise DataError(
             f"data.name={name!r}: {project} is not installed, which has these digits",
             f"install it: pip install 'crest_jax[demo]', or pip install --no-deps {project}",

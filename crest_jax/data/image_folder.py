@@ -166,7 +166,7 @@ def changes(folders: Folders, then: Mapping[str, File]) -> list[str]:
     def digest(file: File) -> str:
         try:
             return hashlib.sha256(pictures.content_of(listed[file.id].path)).hexdigest()
-        except (ValueError, *files.failures()):
+        except files.failures(ValueError):
             return ""
 
     return provenance.changes(then, (_file(each, "") for each in listed.values()), digest)
@@ -395,11 +395,11 @@ def _check_classes(where: str, labeled: Sequence[_Listed], class_names: Sequence
                 f"data.labeled={where!r}: the class {name!r} must have a name that is "
                 f"{schema.TEXT.words}: rename it"
             )
-    parts = [name for name in class_names if _part(name) is not None]
-    parts.sort(key=_part)
+    part_of = {name: part for name in class_names if (part := _part(name))}
+    parts = sorted(part_of, key=lambda name: _PARTS.index(part_of[name]))
     if len(parts) > 1 and any(inner[name] and not _has_pictures(labeled, name) for name in parts):
         one, other = parts[:2]
-        field = "unlabeled" if _PARTS[_part(other)].startswith("un") else "test"
+        field = "unlabeled" if part_of[other].startswith("un") else "test"
         raise DataError(
             f"data.labeled={where!r} has the folders {some(parts)}, which are parts of a data set "
             f"and no classes: give labeled={_inside(where, one)},{field}={_inside(where, other)}, "
@@ -426,13 +426,13 @@ def _check_classes(where: str, labeled: Sequence[_Listed], class_names: Sequence
         )
 
 
-def _part(name: str) -> int | None:
-    """Return the index in `_PARTS` of a folder's name; None if the folder may be a class."""
+def _part(name: str) -> str | None:
+    """Return which of `_PARTS` a folder's name means; None if the folder may be a class."""
     words = re.findall(r"[^\W\d_]+", name.casefold())
-    places = [_PARTS.index(word) for word in words if word in _PARTS]
-    if len(places) != 1 or set(words) - {_PARTS[places[0]], *_OF_PARTS}:
+    parts = [word for word in words if word in _PARTS]
+    if len(parts) != 1 or set(words) - {*parts, *_OF_PARTS}:
         return None
-    return places[0]
+    return parts[0]
 
 
 def _check_tested(where: str, test: Sequence[_Listed], class_names: Sequence[str]) -> None:
@@ -543,7 +543,7 @@ def _readable(
             plain = image is content
             if plain:
                 decode.check(content)
-        except (ValueError, *files.failures()) as error:
+        except files.failures(ValueError) as error:
             kind = pictures.kind_by_looks(each.path)
             is_damaged = each.by_list or kind in pictures.FORMATS
             reason = files.reason(error)
@@ -669,15 +669,13 @@ def _warn_of_copies(found: Mapping[str, Sequence[_Found]], class_names: Sequence
             some(torn, "; "),
         )
     for name, of_set in found.items():
-        copies = [
+        pairs = [
             f"{each.id} = {first.id}"
             for first, *others in _grouped(of_set, lambda each: (each.sha256, each.label)).values()
             for each in others
         ]
-        if copies:
-            logging.warning(
-                "%d %s images are copies of others: %s", len(copies), name, some(copies)
-            )
+        if pairs:
+            logging.warning("%d %s images are copies of others: %s", len(pairs), name, some(pairs))
 
 
 def _warn_of_overlap(splits: Mapping[str, Sequence[_Found]]) -> None:

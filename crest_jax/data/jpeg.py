@@ -7,14 +7,14 @@ therefore taken from among the repeated ones, and interpolated and converted her
 
 import numpy as np
 from jaxtyping import Int16, Integer, UInt8
-from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 _DRAFT = (1, 1)  # for Pillow's decoder: full size, and a draft
 # The factors in height and width by which libjpeg interpolates; it repeats samples otherwise.
 _INTERPOLATED = ((1, 2), (2, 1), (2, 2))
 
 
-def decoded(picture: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+def decoded(picture: JpegImageFile) -> UInt8[np.ndarray, "height width channels"]:
     """Decode a JPEG to grey or RGB.
 
     Args:
@@ -39,7 +39,7 @@ def decoded(picture: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
     return _rgb(*planes) if picture.mode == "YCbCr" else np.stack(planes, axis=-1).astype(np.uint8)
 
 
-def _is_stored_as_rgb(picture: Image.Image) -> bool:
+def _is_stored_as_rgb(picture: JpegImageFile) -> bool:
     """Return whether the components are red, green and blue, by libjpeg's rules."""
     if "jfif" in picture.info:
         return False
@@ -48,7 +48,7 @@ def _is_stored_as_rgb(picture: Image.Image) -> bool:
     return bytes(layer[0] for layer in picture.layer) == b"RGB"
 
 
-def _factors(picture: Image.Image) -> list[tuple[int, int]]:
+def _factors(picture: JpegImageFile) -> list[tuple[int, int]]:
     """Return by how much each component is smaller than the picture, in height and in width."""
     highest, widest = (max(layer[axis] for layer in picture.layer) for axis in (2, 1))
     return [(highest // down, widest // across) for _, across, down, _ in picture.layer]
@@ -110,7 +110,7 @@ def _fixed(number: float) -> int:
     return int(number * (1 << 16) + 0.5)
 
 
-def _from_cmyk(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+def _from_cmyk(picture: JpegImageFile) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a JPEG of inks to RGB.
 
     Where their chroma is stored smaller, which is rare, pixels may differ from TensorFlow's by a

@@ -19,7 +19,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from etils.epath import Path
 from jaxtyping import UInt8, UInt16
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import TiffImageFile
 
 from crest_jax import files
 from crest_jax.data import pixels
@@ -121,7 +122,7 @@ def kind_by_looks(path: Path) -> str | None:
     try:
         with _opened(path) as file:
             return kind_of(file.read(_HEAD)) or by_name
-    except (ValueError, *files.failures()):
+    except files.failures(ValueError):
         return by_name
 
 
@@ -218,7 +219,7 @@ def read(content: bytes, *, max_pixels: int, grey: bool = False) -> tuple[bytes,
                 f"its {image.width} x {image.height} pixels are more than data.max_pixels="
                 f"{max_pixels}"
             )
-        if kind == "TIFF" and _begins_with_a_preview(image, content):
+        if isinstance(image, TiffImageFile) and _begins_with_a_preview(image, content):
             raise ValueError("it is a camera's raw file: convert it to JPEG or PNG")
         several = kind != "JPEG" and _is_one_of_several(image)
         modes = ("L",) if grey else ("L", "RGB")
@@ -278,7 +279,7 @@ def _is_one_of_several(image: Image.Image) -> bool:
         return False
 
 
-def _begins_with_a_preview(image: Image.Image, content: bytes) -> bool:
+def _begins_with_a_preview(image: TiffImageFile, content: bytes) -> bool:
     """Return whether a TIFF is a camera's raw file, whose first picture is a small preview."""
     tags = image.tag_v2
     return bool(tags.get(_SUBFILE_TYPE, 0) & 1) or _DNG_VERSION in tags or content[8:10] == b"CR"
@@ -311,7 +312,7 @@ class _Deep(NamedTuple):
         return self.samples[..., :-1] if self.mode in ("LA", "RGBA") else self.samples
 
 
-def _of_8_bits(image: Image.Image, content: bytes) -> tuple[Image.Image, int | None]:
+def _of_8_bits(image: ImageFile.ImageFile, content: bytes) -> tuple[Image.Image, int | None]:
     """Return the image with 8 bits a channel, and the number of significant bits if guessed.
 
     Raises:
@@ -355,7 +356,7 @@ def _narrow(
     np.right_shift(samples, bits - 8, out=pixels, casting="unsafe")
 
 
-def _deep(image: Image.Image, content: bytes) -> _Deep | None:
+def _deep(image: ImageFile.ImageFile, content: bytes) -> _Deep | None:
     """Return the samples of a picture with 16 bits a channel; None for any other picture.
 
     Raises:
@@ -371,18 +372,18 @@ def _deep(image: Image.Image, content: bytes) -> _Deep | None:
     # Pillow holds the 16-bit samples of some files in 32-bit pixels.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         samples = np.asarray(image).astype(np.uint16)[..., None]
-        if image.format == "TIFF":
+        if isinstance(image, TiffImageFile):
             negative = image.tag_v2.get(_PHOTOMETRIC, 0) == 0
             return _Deep(samples, "L", _largest_bits(image), negative)
         return _Deep(samples, "L", 16)  # Pillow has scaled the values to 16 bits
-    if image.format == "TIFF" and max(image.tag_v2.get(_BITS, (0,))) == 16:
+    if isinstance(image, TiffImageFile) and max(image.tag_v2.get(_BITS, (0,))) == 16:
         if image.tag_v2.get(_PLANES) == 2:
             raise ValueError("its 16-bit colours are in planes of their own: convert it to PNG")
         return _Deep(*_colours_of_a_tiff(image, content), _largest_bits(image))
     return None
 
 
-def _of_a_png(image: Image.Image, content: bytes) -> _Deep:
+def _of_a_png(image: ImageFile.ImageFile, content: bytes) -> _Deep:
     """Return the samples of a PNG with 16 bits a channel, with alpha if it has transparency.
 
     Pillow keeps all bits only of grey without alpha.
@@ -422,7 +423,7 @@ def _significant_bits(png: bytes) -> int | None:
     return None
 
 
-def _largest_bits(tiff: Image.Image) -> int | None:
+def _largest_bits(tiff: TiffImageFile) -> int | None:
     """Return the number of significant bits that a TIFF states; None if it states none.
 
     It states fewer than 16 bits a sample, or the largest value.
@@ -439,7 +440,7 @@ def _largest_bits(tiff: Image.Image) -> int | None:
 
 
 def _colours_of_a_tiff(
-    image: Image.Image, content: bytes
+    image: TiffImageFile, content: bytes
 ) -> tuple[UInt16[np.ndarray, "height width channels"], str]:
     """Return the samples of a TIFF with 16-bit colours, and their mode."""
     # Keep Pillow from dividing by alpha: that is possible only once both bytes are put together.
@@ -450,7 +451,7 @@ def _colours_of_a_tiff(
 
 
 def _both_bytes(
-    image: Image.Image, content: bytes, raw_mode: str
+    image: ImageFile.ImageFile, content: bytes, raw_mode: str
 ) -> UInt16[np.ndarray, "height width channels"]:
     """Return the samples of a picture with 16-bit colours.
 
@@ -463,23 +464,27 @@ def _both_bytes(
     """
     samples = _decoded(image, raw_mode).astype(np.uint16)
     samples <<= 8
-    with Image.open(io.BytesIO(content), formats=(image.format,)) as again:
+    with Image.open(io.BytesIO(content), formats=("PNG", "TIFF")) as again:
         samples |= _decoded(again, raw_mode[:-1] + _OTHER_ORDER[raw_mode[-1]])
     return samples
 
 
-def _decoded(image: Image.Image, raw_mode: str) -> UInt8[np.ndarray, "height width channels"]:
+def _decoded(
+    image: ImageFile.ImageFile, raw_mode: str
+) -> UInt8[np.ndarray, "height width channels"]:
     # The arguments of Pillow's decoder are the raw mode, or a tuple that begins with it.
     image.tile = [
-        tile._replace(args=raw_mode if isinstance(tile.args, str) else (raw_mode, *tile.args[1:]))
+        tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)
         for tile in image.tile
     ]
     return np.asarray(image)
 
 
-def _raw_mode(tiff: Image.Image) -> str:
+def _raw_mode(tiff: TiffImageFile) -> str:
     """Return Pillow's raw mode for a TIFF."""
-    return tiff.tile[0].args[0]
+    arguments = tiff.tile[0].args
+    assert isinstance(arguments, tuple)
+    return arguments[0]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 
 from crest_jax.data import decode
 from crest_jax.data.records import Encoded, Images
-from crest_jax.data.tensorflow import tf
+from crest_jax.data.tensorflow import tf, without_autograph
 
 
 class Batch(NamedTuple):
@@ -28,8 +28,7 @@ class Batch(NamedTuple):
     unlabeled_rows: Int[np.ndarray, " unlabeled"]
 
 
-# Nothing here needs AutoGraph, which would write files to convert Python into TensorFlow code.
-@tf.autograph.experimental.do_not_convert
+@without_autograph
 def batches(
     labeled: Images | Encoded,
     unlabeled: Images | Encoded,

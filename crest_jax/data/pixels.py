@@ -5,6 +5,7 @@ import io
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from crest_jax.data import jpeg, resize
 from crest_jax.data.views import View
@@ -63,7 +64,7 @@ def decoded(image: bytes, channels: int = 0) -> UInt8[np.ndarray, "height width 
     """
     with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as picture:
         check_pixels(picture.height, picture.width)
-        pixels = _of_png(picture) if picture.format == "PNG" else jpeg.decoded(picture)
+        pixels = jpeg.decoded(picture) if isinstance(picture, JpegImageFile) else _of_png(picture)
     return _converted(pixels, channels) if channels else pixels
 
 

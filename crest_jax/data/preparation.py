@@ -223,16 +223,19 @@ def _divided(
             "crest_jax.train as data=, which then labels all others"
         )
     labels = source.labels("train")
-    if config.long_tail.split == "first" and source.order is None:
-        raise DataError(
-            f"long_tail.split=first takes the first images of {source.name} in its original order, "
-            "which its records do not say: set --config.long_tail.split=random"
-        )
+    fold, order = config.fold, None
+    if config.long_tail.split == "first":
+        if source.order is None:
+            raise DataError(
+                f"long_tail.split=first takes the first images of {source.name} in its original "
+                "order, which its records do not say: set --config.long_tail.split=random"
+            )
+        fold, order = None, source.order()
     split = long_tail.split(
         labels,
         *_sizes(config.long_tail, np.bincount(labels, minlength=len(source.class_names))),
-        fold=None if config.long_tail.split == "first" else config.fold,
-        order=source.order() if config.long_tail.split == "first" else None,
+        fold=fold,
+        order=order,
         validation_fraction=config.data.validation_fraction,
         class_names=source.class_names,
     )

@@ -7,8 +7,8 @@ manifest, which is written last.
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from etils.epath import Path
@@ -18,7 +18,7 @@ from crest_jax import files, schema
 from crest_jax.errors import CrestError, DataError
 
 FORMAT = 1
-_MANIFEST = {
+_MANIFEST: Mapping[str, schema.Schema] = {
     "format": schema.Kind(str(FORMAT), lambda value: type(value) is int and value == FORMAT),
     "shards": schema.Each(
         {
@@ -48,6 +48,15 @@ class PseudoLabels(NamedTuple):
     truth: Int[np.ndarray, " unlabeled"]
 
 
+class ShardEntry(TypedDict):
+    """A shard as the manifest describes it, with the fields of `_MANIFEST`."""
+
+    file: str
+    examples: int
+    selected: int
+    sha256: str
+
+
 class Selected(NamedTuple):
     """Examples that the next generation trains on."""
 
@@ -62,7 +71,7 @@ def write(folder: Path, pseudo_labels: PseudoLabels) -> None:
     finish(folder, [write_shard(folder, pseudo_labels, host=0, hosts=1)])
 
 
-def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: int) -> dict:
+def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: int) -> ShardEntry:
     """Write the pseudo-labels of one host as a shard, and return its manifest entry.
 
     One host must have created the folder with `files.begin_folder`.
@@ -83,7 +92,7 @@ def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: 
     }
 
 
-def finish(folder: Path, written: Sequence[dict]) -> None:
+def finish(folder: Path, written: Sequence[ShardEntry]) -> None:
     """Write the manifest, which completes the folder.
 
     Call this on one host, once all hosts have written their shards.
@@ -171,7 +180,7 @@ def selected(folder: Path, numbers: range) -> Selected:
     return Selected(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def _entries(folder: Path) -> list[dict]:
+def _entries(folder: Path) -> list[ShardEntry]:
     """Return the manifest's entries for the shards."""
     path = folder / files.MANIFEST
     try:
@@ -188,7 +197,7 @@ def _entries(folder: Path) -> list[dict]:
     return manifest["shards"]
 
 
-def _read_shard(folder: Path, entry: dict) -> PseudoLabels:
+def _read_shard(folder: Path, entry: ShardEntry) -> PseudoLabels:
     path = folder / entry["file"]
     try:
         content = files.read_bytes(path)

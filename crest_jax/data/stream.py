@@ -12,7 +12,7 @@ of hosts.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from etils.epath import Path
@@ -24,6 +24,8 @@ from crest_jax.data.records import Images
 from crest_jax.data.tensorflow import tf
 from crest_jax.data.views import View
 from crest_jax.errors import DataError
+
+_Item = TypeVar("_Item")
 
 # The number of shards of a lane that are read at once.
 INTERLEAVED = 16
@@ -290,7 +292,7 @@ def _folded(seed: tf.Tensor | tuple[int, int], number: tf.Tensor | int) -> tf.Te
     return tf.random.fold_in(tf.cast(seed, tf.int64), tf.cast(number, tf.int64))
 
 
-def _reporting(iterator: Iterator, folders: Sequence[Path]) -> Iterator:
+def _reporting(iterator: Iterator[_Item], folders: Sequence[Path]) -> Iterator[_Item]:
     """Re-raise TensorFlow's errors about damaged files and images as DataError."""
     where = " or ".join(map(str, folders))
     try:

@@ -1,7 +1,8 @@
 """The data sets of TensorFlow Datasets (TFDS)."""
 
-import re
+import string
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -66,7 +67,9 @@ def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Sour
     mend = {"train": "prepare it without them", "test": "choose another --config.data.test_split"}
     class_names = tuple(builder.info.features["label"].names)
 
-    def read(split: str, features: set, decoders: dict | None = None) -> tf.data.Dataset:
+    def read(
+        split: str, features: set[str], decoders: dict[str, Any] | None = None
+    ) -> tf.data.Dataset:
         return builder.as_dataset(
             split=stored_as[split],
             shuffle_files=False,
@@ -94,20 +97,18 @@ def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Sour
     def order() -> Int[np.ndarray, " examples"]:
         """Return the rows, sorted by the number at the end of their ids, such as train_00042."""
         ids = [row["id"].decode() for row in read("train", {"id"}).as_numpy_iterator()]
-        numbered = [re.fullmatch(r"(.*?)(\d+)", each) for each in ids]
+        prefixes = [each.rstrip(string.digits) for each in ids]
+        numbers = [each[len(prefix) :] for each, prefix in zip(ids, prefixes, strict=True)]
         # All images of a class must have the same prefix; several classes may share one.
-        prefixes = {
-            (label, each and each[1])
-            for label, each in zip(labels("train").tolist(), numbered, strict=True)
-        }
+        of_classes = set(zip(labels("train").tolist(), prefixes, strict=True))
         repeated = len(set(ids)) < len(ids)
-        if None in numbered or repeated or len(prefixes) > len(class_names):
+        if not all(numbers) or repeated or len(of_classes) > len(class_names):
             raise DataError(
                 f"the ids of data set {name!r}, such as {ids[0]!r}, do not number the images of a "
                 "class, so that their original order is not known: set "
                 "--config.long_tail.split=random"
             )
-        return np.argsort([int(each[2]) for each in numbered], kind="stable")
+        return np.argsort([int(number) for number in numbers], kind="stable")
 
     return Source(
         name,

@@ -148,7 +148,7 @@ def test_images_of_different_shapes_can_be_read_but_not_loaded_as_one_array(tmp_
     assert "shape" in message
 
 
-def test_two_splits_are_added_in_order():
+def test_parts_are_joined_in_order():
     def part(prefix, count):
         return Images(
             [f"{prefix}{row}" for row in range(count)],
@@ -156,12 +156,14 @@ def test_two_splits_are_added_in_order():
             np.arange(count, dtype=np.int32),
         )
 
-    both = part("a", 2) + part("b", 3)
+    nothing = Images([], np.zeros((0, 0, 0, 0), np.uint8), np.zeros(0, np.int32))
+    both = records.joined([nothing, part("a", 2), nothing, part("b", 3)])
     assert both.ids == ["a0", "a1", "b0", "b1", "b2"]
     assert both.labels.tolist() == [0, 1, 0, 1, 2]
     assert both.images[:, 0, 0, 0].tolist() == [97, 97, 98, 98, 98]
-    nothing = Images([], np.zeros((0, 0, 0, 0), np.uint8), np.zeros(0, np.int32))
-    assert (part("a", 2) + nothing).ids == ["a0", "a1"]
+    only = part("a", 2)
+    assert records.joined([only, nothing]) is only, "it is not copied"
+    assert records.joined([nothing]) is nothing
 
 
 # Damage
