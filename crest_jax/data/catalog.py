@@ -1,5 +1,7 @@
 """Opening a data set by its name."""
 
+from importlib.util import find_spec
+
 from crest_jax import bundled, files, plugins
 from crest_jax.data import digits, image_folder, tfds
 from crest_jax.data.sources import ARRAYS, Folders, Source, grouped, held_out
@@ -34,6 +36,13 @@ def load(
     """
     if name in digits.BUNDLED:
         source = digits.BUNDLED[name]()
+    elif _is_of_the_community(name):
+        raise DataError(
+            f"data.name={name!r} is a community data set of TFDS, which cannot be opened by a name "
+            "with a namespace: if it is prepared in a folder, give its name without "
+            f"{name.partition(':')[0]!r} and the folder as data.data_dir; or save its images as "
+            "files for --config.data.name=image_folder"
+        )
     elif plugins.is_plugin(name):
         source = _made(name)
         if source.test_is_held_out == bool(test_split):
@@ -60,6 +69,15 @@ def load(
     if test_split or source.test_is_held_out:
         return source
     return held_out(source, test_fraction)
+
+
+def _is_of_the_community(name: str) -> bool:
+    """Return whether a name is that of a community data set of TFDS, such as `kubric:movi_a`.
+
+    It looks like that of a user's own function, which takes precedence if there is such a module.
+    """
+    namespace, colon, _ = name.partition(":")
+    return bool(colon) and namespace in tfds.NAMESPACES and find_spec(namespace) is None
 
 
 def _made(name: str) -> Source:

@@ -12,6 +12,9 @@ from crest_jax.data.sources import Example, Source
 from crest_jax.data.tensorflow import tf
 from crest_jax.errors import DataError
 
+# The namespaces of the data sets that the community maintains, as TFDS 4.9 registers them.
+NAMESPACES = ("huggingface", "kubric", "robotics")
+
 
 def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Source:
     """Return a data set of TensorFlow Datasets (TFDS).
