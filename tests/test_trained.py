@@ -288,7 +288,10 @@ def test_images_of_any_kind_become_as_those_trained_on(tmp_path):
     ("change", "message"),
     [
         ({"--images": "nowhere"}, "--images=nowhere is not a folder"),
-        ({"--output": "nowhere/out.csv"}, "--output=nowhere/out.csv is in no folder that exists"),
+        (
+            {"--output": "nowhere/out.csv"},
+            "--output=nowhere/out.csv is in a folder that does not exist",
+        ),
         ({"--output": "."}, "--output=. is a folder: name a file"),
         ({"--generation": "9"}, "generation 9 is not one of those that are finished: 1, 2"),
         ({"--tau": "-1"}, "--tau=-1.0 must be at least 0"),

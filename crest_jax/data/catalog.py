@@ -18,7 +18,7 @@ def load(
     class_table: str = "",
     folders: Folders | None = None,
 ) -> Source:
-    """Open bundled digits, user-provided images, or an image-classification data set of TFDS.
+    """Open a data set by its name: bundled digits, a user's own images, or one of TFDS.
 
     Args:
       name: One of `digits.BUNDLED`, `image_folder`, `module:name` of a function that returns a
@@ -90,5 +90,8 @@ def _made(name: str) -> Source:
     except Exception as error:  # whatever a user's function raises
         raise DataError(f"data.name={name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(source, Source):
-        raise DataError(f"data.name={name} must return a crest_jax.data.sources.Source")
+        raise DataError(
+            f"data.name={name} returned a {type(source).__name__}: it must return a "
+            "crest_jax.data.sources.Source, as crest_jax.arrays does"
+        )
     return source

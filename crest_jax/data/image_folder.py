@@ -1,9 +1,9 @@
 """User-provided images, from folders or CSV files.
 
-Labeled images are given as a folder for each class, or as a CSV file with the columns `path` and
-`label`; unlabeled images as any folder, or as a CSV file with the column `path`. The content of a
-file determines its format. Files that cannot be read are listed and left out. The others are copied
-if TensorFlow can decode them as they are, and converted to PNG otherwise.
+Labeled images are given as a folder with one folder per class, or as a CSV file with the columns
+`path` and `label`; unlabeled images as any folder, or as a CSV file with the column `path`. The
+content of a file determines its format. Files that cannot be read are listed and left out. The
+others are copied if TensorFlow can decode them as they are, and converted to PNG otherwise.
 """
 
 import csv
@@ -34,39 +34,30 @@ from crest_jax.errors import DataError
 # Decoders release the GIL, so threads run in parallel. Each may hold a picture of `max_pixels`, so
 # their number is limited.
 _THREADS = min(8, os.cpu_count() or 1)
-_AT_ONCE = 64  # number of files that are given to the threads together
-# Names that people give to the parts of a data set, but hardly ever to classes. The parts to train
-# on come first.
+_AT_ONCE = 64  # the number of files that the threads are given together
+# Names that people give to the parts of a data set, but hardly ever to classes. The parts that are
+# trained on come first.
 _PARTS = (
     "train", "training", "labeled", "labelled", "test", "testing", "eval", "holdout", "val",
     "valid", "validation", "dev", "unlabeled", "unlabelled",
 )  # fmt: skip
 
-# Words that are combined with these names, as in training_set or seg_train.
+# Words that people combine with these names, as in training_set or seg_train.
 _OF_PARTS = (
-    "set",
-    "split",
-    "data",
-    "dataset",
-    "images",
-    "image",
-    "img",
-    "pictures",
-    "photos",
-    "seg",
-)
+    "set", "split", "data", "dataset", "images", "image", "img", "pictures", "photos", "seg",
+)  # fmt: skip
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
 class _Listed(NamedTuple):
-    """A file whose name is known, and whose content has not been read."""
+    """A file whose content has not been read yet."""
 
     id: str
     path: Path
     class_name: str | None
-    by_list: bool = False  # whether a CSV file names it, and thus says that it is a picture
+    by_list: bool = False  # whether a CSV file names it, so that it should be a picture
 
 
 class _Found(NamedTuple):
@@ -85,7 +76,7 @@ class _Unreadable(NamedTuple):
 
     path: Path
     reason: str
-    kind: str | None  # the format that it seems to have; None if it does not seem a picture
+    kind: str | None  # the format that it seems to have; None if it does not look like a picture
     is_damaged: bool  # whether it should have been readable
 
 
@@ -155,8 +146,8 @@ def changes(folders: Folders, then: Mapping[str, File]) -> list[str]:
     """Describe what has changed since a run read the files; return an empty list if nothing has.
 
     Args:
-      folders: where the files are now.
-      then: the files as the run read them, by id, from `provenance.read`.
+      folders: The locations of the files now.
+      then: The files as the run read them, by id, from `provenance.read`.
 
     Raises:
       DataError: A folder or list does not exist, or is no longer a folder or list of images.
@@ -176,7 +167,7 @@ def changes(folders: Folders, then: Mapping[str, File]) -> list[str]:
 
 
 def _listed(folders: Folders) -> dict[str, list[_Listed]]:
-    """Return the files of each set for which the config names a place."""
+    """Return the files of each set whose location the config gives."""
     listed = {"labeled": _with_classes("labeled", folders.labeled)}
     if folders.test:
         listed["test"] = _with_classes("test", folders.test)
@@ -200,7 +191,7 @@ def _with_classes(field: str, where: str) -> list[_Listed]:
     """
     place = _place(field, where)
     if _is_csv(place):
-        return _of_csv(field, place, ("path", "label"))
+        return _from_csv(field, place, ("path", "label"))
     listed: list[_Listed] = []
     beside: list[_Listed] = []
     hidden: list[str] = []
@@ -226,13 +217,13 @@ def _with_classes(field: str, where: str) -> list[_Listed]:
         )
     if empty or not listed:
         raise DataError(
-            f"data.{field}={where!r} wants a folder for each class, with images "
+            f"data.{field}={where!r} must have a folder for each class, with images "
             f"({', '.join(pictures.FORMATS)}) in it; there "
             + (f"is none in {some(empty)}: remove the folder, or fill it" if empty else "is none")
         )
     if hidden:
         logging.warning(
-            "data.%s=%r: hidden folders are no classes, and are not looked into: %s",
+            "data.%s=%r: hidden folders are not taken for classes: %s",
             field,
             where,
             some(hidden),
@@ -249,7 +240,7 @@ def _without_classes(field: str, where: str) -> list[_Listed]:
     """Return the files in a folder, or those that a CSV file names, sorted."""
     place = _place(field, where)
     if _is_csv(place):
-        return _of_csv(field, place, ("path",))
+        return _from_csv(field, place, ("path",))
     listed = _below(field, place, place, None)
     if not listed:
         raise DataError(f"data.{field}={where!r} holds no file")
@@ -257,7 +248,7 @@ def _without_classes(field: str, where: str) -> list[_Listed]:
 
 
 def _below(field: str, place: Path, folder: Path, class_name: str | None) -> list[_Listed]:
-    """Return the files at any depth below a folder, which is the place of a set or inside it."""
+    """Return the files at any depth below a folder, which is that of a set or inside it."""
     return [
         _Listed(f"{field}/{pictures.utf8(path.relative_to(place))}", path, class_name)
         for path in files.below(folder)
@@ -270,8 +261,8 @@ def _place(field: str, where: str) -> Path:
         files.check_bucket(path)
     if not path.is_dir() and not (_is_csv(path) and path.exists()):
         raise DataError(
-            f"data.{field}={where!r} is neither a folder nor a CSV file that is there: name one, "
-            "from the folder that you run in"
+            f"data.{field}={where!r} is neither a folder nor a CSV file that exists: give the path "
+            "of one, from the folder that you run in"
         )
     return path
 
@@ -280,13 +271,13 @@ def _is_csv(place: Path) -> bool:
     return place.suffix.lower() == ".csv" and not place.is_dir()
 
 
-def _of_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
+def _from_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
     """Return the files that a CSV file names, sorted; their paths are relative to its folder.
 
     Args:
-      field: the field of the config's `data` that names the CSV file, which is also the set's name.
-      table: the CSV file.
-      columns: the columns that it must have. If `label` is not among them, it may be present and is
+      field: The field of the config's `data` that names the CSV file; also the name of the set.
+      table: The CSV file.
+      columns: The columns that it must have. If `label` is not among them, it may be present and is
         ignored.
 
     Raises:
@@ -321,7 +312,7 @@ def _of_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
             elif place in line_of:
                 wrong.append(f"line {line} names {name} again, as line {line_of[place]}")
             elif "\0" in name or not path.exists() or path.is_dir():
-                wrong.append(f"line {line} names {name}, which is not there")
+                wrong.append(f"line {line} names {name}, which does not exist")
             else:
                 line_of[place] = line
                 class_name = normal_name(label) if "label" in columns else None
@@ -340,7 +331,7 @@ def _of_csv(field: str, table: Path, columns: Sequence[str]) -> list[_Listed]:
 
 
 def _named(folder: Path, name: str) -> Path:
-    """Return the file of this name, whose accents may be encoded differently than in the list."""
+    """Return the path of a name, whose accents may be encoded differently on the disk."""
     forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
     whole = name.startswith(("gs://", "~/"))
     paths = [files.given(each) if whole else folder / each for each in forms]
@@ -357,10 +348,10 @@ def _class_names(listed: Iterable[_Listed]) -> tuple[str, ...]:
 
 
 def _appearance(name: str) -> str:
-    """Return a key that is the same for names that people may take for the same.
+    """Return a key that is the same for names that look alike.
 
-    Case, white space, leading zeros of a whole number, invisible characters, and the Unicode forms
-    of a letter make no difference.
+    It does not depend on case, white space, leading zeros of a whole number, invisible characters,
+    and the Unicode form of a letter.
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     text = re.sub(r"(?<![\d.,])0+(?=\d)", "", text)
@@ -375,9 +366,9 @@ def _check_classes(where: str, labeled: Sequence[_Listed], class_names: Sequence
     """Check the classes of the labeled images, and warn of those that may be a mistake.
 
     Args:
-      where: the place of the labeled images, as the config gives it.
-      labeled: the files of the labeled images.
-      class_names: the names of their classes.
+      where: The location of the labeled images, as the config gives it.
+      labeled: The files of the labeled images.
+      class_names: The names of their classes.
 
     Raises:
       DataError: There is only one class, the classes are parts of a data set, or a name is not
@@ -386,8 +377,8 @@ def _check_classes(where: str, labeled: Sequence[_Listed], class_names: Sequence
     inner = _inner_folders(labeled)
     if len(class_names) < 2:
         raise DataError(
-            f"data.labeled={where!r} has the class {class_names[0]} alone: give two or more, each "
-            f"a folder, or a label of the CSV file{_one_too_high('labeled', where, inner)}"
+            f"data.labeled={where!r} has only the class {class_names[0]}: give two or more, each "
+            f"as a folder, or as a label of the CSV file{_one_too_high('labeled', where, inner)}"
         )
     for name in class_names:
         if not schema.TEXT.fits(name):
@@ -402,13 +393,13 @@ def _check_classes(where: str, labeled: Sequence[_Listed], class_names: Sequence
         field = "unlabeled" if part_of[other].startswith("un") else "test"
         raise DataError(
             f"data.labeled={where!r} has the folders {some(parts)}, which are parts of a data set "
-            f"and no classes: give labeled={_inside(where, one)},{field}={_inside(where, other)}, "
+            f"and not classes: give labeled={_inside(where, one)},{field}={_inside(where, other)}, "
             "or rename them if they are classes"
         )
     if len(parts) > 1:
         logging.warning(
-            "data.labeled=%r has the classes %s, which are called as parts of a data set are; if "
-            "they are, give one of them as labeled, and another as test",
+            "data.labeled=%r has the classes %s, which have names of parts of a data set; if they "
+            "are such parts, give one of them as labeled, and another as test",
             where,
             some(parts),
         )
@@ -420,7 +411,8 @@ def _check_classes(where: str, labeled: Sequence[_Listed], class_names: Sequence
     ]
     if alike:
         logging.warning(
-            "data.labeled=%r has classes whose names look alike: %s; rename them if they are one",
+            "data.labeled=%r has classes whose names look alike: %s; give them the same name if "
+            "they are one class",
             where,
             some(alike, "; "),
         )
@@ -451,8 +443,8 @@ def _check_tested(where: str, test: Sequence[_Listed], class_names: Sequence[str
         named.append(f"{name!r} (is it {alike!r}?)" if alike else name)
     inner = {name: found & set(class_names) for name, found in _inner_folders(test).items()}
     raise DataError(
-        f"data.test={where!r} has classes that the labeled images have not: {some(named)}; there "
-        f"are {', '.join(class_names)}{_one_too_high('test', where, inner)}"
+        f"data.test={where!r} has classes that the labeled images do not have: {some(named)}; "
+        f"these have {', '.join(class_names)}{_one_too_high('test', where, inner)}"
     )
 
 
@@ -497,9 +489,8 @@ def _warn_of_shared_folders(where: str, inner: Mapping[str, set[str]]) -> None:
     if shared:
         names = sorted({name for folder in shared for name in above[folder]})
         logging.warning(
-            "data.labeled=%r: the classes %s all have folders called %s; a class is an outer "
-            "folder with all that is below it. If the inner ones are the classes, give "
-            "labeled=%s",
+            "data.labeled=%r: the classes %s all have folders called %s; each class is an outer "
+            "folder with everything below it. If the inner ones are the classes, give labeled=%s",
             where,
             some(names),
             some(shared),
@@ -563,12 +554,12 @@ def _readable(
     unreadable: list[_Unreadable] = []
     seen: list[File] = []
     progress = tqdm(looked, "images", len(everything), leave=False, disable=None)
-    for each, (file, what) in zip(everything, progress, strict=True):
+    for each, (file, outcome) in zip(everything, progress, strict=True):
         seen.append(file)
-        if isinstance(what, _Unreadable):
-            unreadable.append(what)
+        if isinstance(outcome, _Unreadable):
+            unreadable.append(outcome)
         else:
-            found[each.id.partition("/")[0]].append(what)
+            found[each.id.partition("/")[0]].append(outcome)
     _list(unreadable, folders.listing)
     lost = [each for each in unreadable if each.is_damaged]
     others = [each for each in unreadable if not each.is_damaged]
@@ -577,7 +568,7 @@ def _readable(
         of_pictures = sum(each.kind is not None for each in others)
         logging.warning(
             "%d files are left out, %d of which seem to be pictures of kinds that are not read: "
-            "%s; %s has all",
+            "%s; %s lists all",
             len(others),
             of_pictures,
             some([f"{pictures.utf8(each.path)} ({each.reason})" for each in others]),
@@ -586,16 +577,16 @@ def _readable(
     if lost:
         images = len(everything) - len(others)
         named = some([f"{pictures.utf8(each.path)} ({each.reason})" for each in lost])
-        said = (
-            f"{len(lost)} of {images} pictures cannot be read: {named}; {folders.listing} has all"
+        message = (
+            f"{len(lost)} of {images} pictures cannot be read: {named}; {folders.listing} lists all"
         )
         share = folders.unreadable
         if len(lost) > (share if share >= 1 else share * images):
             raise DataError(
-                f"{said}. Mend or remove them, or allow for them: data.unreadable={share:g} is "
-                + ("their most" if share >= 1 else "their largest part of all")
+                f"{message}. Mend or remove them, or raise data.unreadable={share:g}, which is "
+                f"{'the number' if share >= 1 else 'the fraction'} that may be unreadable"
             )
-        logging.warning("%s; they are left out", said)
+        logging.warning("%s; they are left out", message)
     return found, seen
 
 
@@ -622,10 +613,10 @@ def _content(each: _Found, max_pixels: int) -> bytes:
         content = each.path.read_bytes()
     except files.failures() as error:
         raise DataError(
-            f"{pictures.utf8(each.path)} cannot be read any more ({files.reason(error)}): run again"
+            f"{pictures.utf8(each.path)} can no longer be read ({files.reason(error)}): run again"
         ) from error
     if hashlib.sha256(content).digest() != each.sha256:
-        raise DataError(f"{pictures.utf8(each.path)} has changed while it was read: run again")
+        raise DataError(f"{pictures.utf8(each.path)} has changed since it was read: run again")
     return content if each.plain else pictures.normalised(content, max_pixels=max_pixels)
 
 
@@ -647,8 +638,8 @@ def _warn(
 ) -> None:
     """Warn of anything unusual about the readable images."""
     everything = list(chain.from_iterable(found.values()))
-    for said in pictures.remarks({each.id: each.note for each in everything}):
-        logging.warning("%s", said)
+    for remark in pictures.remarks({each.id: each.note for each in everything}):
+        logging.warning("%s", remark)
     _warn_of_copies(found, class_names)
     _warn_of_overlap(splits)
 
@@ -656,17 +647,17 @@ def _warn(
 def _warn_of_copies(found: Mapping[str, Sequence[_Found]], class_names: Sequence[str]) -> None:
     """Warn of images that occur several times in a set, or belong to several classes."""
     labeled = (each for each in chain.from_iterable(found.values()) if each.label != UNKNOWN)
-    torn = []
+    ambiguous = []
     for copies in _grouped(labeled, lambda each: each.sha256).values():
         of_label = {each.label: each.id for each in reversed(copies)}  # the first copy
         if len(of_label) > 1:
             names = [f"{name} ({class_names[label]})" for label, name in of_label.items()]
-            torn.append(" = ".join(reversed(names)))
-    if torn:
+            ambiguous.append(" = ".join(reversed(names)))
+    if ambiguous:
         logging.warning(
-            "%d images belong to two or more classes, of which one at most is right: %s",
-            len(torn),
-            some(torn, "; "),
+            "%d images belong to two or more classes, of which at most one is right: %s",
+            len(ambiguous),
+            some(ambiguous, "; "),
         )
     for name, of_set in found.items():
         pairs = [
@@ -684,9 +675,9 @@ def _warn_of_overlap(splits: Mapping[str, Sequence[_Found]]) -> None:
         "train", "unlabeled", "test"
     )}  # fmt: skip
     twice = {
-        ("test", "train"): "labeled too, so that the accuracy is too good",
-        ("test", "unlabeled"): "unlabeled ones too",
-        ("unlabeled", "train"): "labeled too",
+        ("test", "train"): "also labeled, so that the accuracy is too good",
+        ("test", "unlabeled"): "also unlabeled",
+        ("unlabeled", "train"): "also labeled",
     }
     for (one, other), what in twice.items():
         shared = [each.id for each in splits.get(one, ()) if each.sha256 in of_split[other]]

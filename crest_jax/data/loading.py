@@ -1,4 +1,4 @@
-"""Reading the splits of an experiment back: into memory, or a part at a time."""
+"""Reading the splits of an experiment from disk, into memory or a part at a time."""
 
 from functools import partial
 
@@ -68,7 +68,7 @@ def load_split(data: ConfigDict, folder: Path) -> Split:
 
 
 def load_images(folder: Path, view: View = AS_STORED) -> Images:
-    """Read and decode a whole folder.
+    """Read and decode all images of a folder.
 
     Args:
       folder: The folder of records.
@@ -103,8 +103,8 @@ def load_images(folder: Path, view: View = AS_STORED) -> Images:
             ) from error
         if image.shape != shape:
             raise DataError(
-                f"{manifest.name_of(folder)}: image {example.id} has shape {image.shape}, its "
-                f"manifest says {shape}",
+                f"{manifest.name_of(folder)}: image {example.id} has shape {image.shape}, but "
+                f"by the manifest it is {shape}",
                 manifest.way_out(folder),
             )
         if row == 0:  # allocate memory only once an image has been found to have this shape

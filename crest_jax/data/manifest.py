@@ -1,4 +1,4 @@
-"""The manifest of a folder of records: what is in its shards, by which they are checked.
+"""The manifest of a folder of records, which describes its shards so that they can be checked.
 
 The manifest is written last, so a folder that has one is complete. It lists the size, digest and
 number of examples of every shard, because a TFRecord reader does not notice a file that was cut
@@ -84,8 +84,8 @@ def read(folder: Path) -> Manifest:
         raise DataError(f"{path} is not a readable manifest", way_out(folder)) from error
     if found != FORMAT:
         raise DataError(
-            f"{path} has format {schema.shown(found)}, this version reads {FORMAT}: "
-            "continue with the version that wrote it"
+            f"{path} has format {schema.shown(found)}, and this version reads {FORMAT}: continue "
+            "with the version that wrote it"
         )
     for wrong in schema.mismatches(manifest, FIELDS):
         raise DataError(f"manifest {path} is not usable ({wrong})", way_out(folder))
@@ -158,12 +158,12 @@ def check_labels(labels: Int[np.ndarray, " examples"], valid: range, where: str)
     if len(wrong):
         raise DataError(
             f"{where}: an example has label {wrong[0]}, which is not in {valid[0]}..{valid[-1]}",
-            "delete it and run again to make it anew",
+            "delete it and run again to recreate it",
         )
 
 
 def channels_of(folder: Path) -> int:
-    """Return the number of channels that images of one of a run's splits have once resized.
+    """Return the number of channels that the images of one of a run's splits have when resized.
 
     Raises:
       DataError: The folder has no usable manifest.
@@ -244,10 +244,10 @@ def verify(path: Path, entry: ShardEntry) -> None:
     _check_size(path, entry)
     digest, fits = _digest_of_records(path)
     if digest != entry["sha256"]:
-        raise DataError(f"{name_of(path)} has changed since written", way_out(path.parent))
+        raise DataError(f"{name_of(path)} has changed since it was written", way_out(path.parent))
     if not fits:
         raise DataError(
-            f"{name_of(path)} has a record that is said to be longer than the file",
+            f"{name_of(path)} has a record whose header gives a length beyond the end of the file",
             way_out(path.parent),
         )
 
@@ -293,4 +293,4 @@ def name_of(path: Path) -> str:
 
 def way_out(folder: Path) -> str:
     """Return what to do about a damaged folder of records, for error messages."""
-    return f"delete {folder} and run again to make it anew"
+    return f"delete {folder} and run again to recreate it"

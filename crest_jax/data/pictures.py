@@ -101,7 +101,10 @@ class Seen(NamedTuple):
 
 
 def kind_of(head: bytes) -> str | None:
-    """Return the format of a file with this head, supported or not; None if it is no picture."""
+    """Return the format of a file by its first bytes; None if it is not known to be a picture.
+
+    The format need not be one of `FORMATS`.
+    """
     kinds = (kind for kind, regex in _BEGINNINGS.items() if regex.match(head))
     return next(kinds, None)
 
@@ -115,7 +118,7 @@ def _kind_of_ending(ending: str) -> str | None:
 
 
 def kind_by_looks(path: Path) -> str | None:
-    """Return the format that a file's name or head suggests; None if it does not seem a picture."""
+    """Return the format that a file's name or first bytes suggest; None if they suggest none."""
     by_name = _kind_of_ending(path.suffix.lower())
     if by_name in FORMATS:
         return by_name
@@ -143,7 +146,7 @@ def content_of(path: Path) -> bytes:
 def _opened(path: Path) -> BinaryIO:
     # Opening a named pipe would block forever, and `Path.is_file` takes it for a file.
     if not files.is_remote(path) and not os.path.isfile(path):  # noqa: PTH113
-        raise ValueError("it is a link that leads nowhere, or no file")
+        raise ValueError("it is a broken link, or not a file")
     return path.open("rb")
 
 
@@ -164,22 +167,23 @@ def remarks(notes: Mapping[str, Note]) -> Iterator[str]:
     """Yield what users should know about how pictures were read.
 
     Args:
-      notes: the notes on the pictures, by file name.
+      notes: The notes on the pictures, by file name.
     """
     guessed = {name: note.guessed_bits for name, note in notes.items() if note.guessed_bits}
     counts = Counter(guessed.values())
     if set(counts) - {16}:
         shares = ", ".join(f"{count} have {bits}" for bits, count in sorted(counts.items()))
         yield (
-            f"{len(guessed)} pictures have 16 bits a channel and do not say how many of these "
-            f"count: each is taken to have the fewest of {', '.join(map(str, _DEPTHS))} that hold "
-            f"its largest value ({shares}): {some(list(guessed))}"
+            f"{len(guessed)} pictures have 16 bits a channel and do not state how many of these "
+            f"are significant: each is assumed to have the fewest of "
+            f"{', '.join(map(str, _DEPTHS))} that hold its largest value ({shares}): "
+            f"{some(list(guessed))}"
         )
     several = [name for name, note in notes.items() if note.first_of_several]
     if several:
         yield (
-            f"{len(several)} files have more than one picture in them, of which only the first is "
-            f"looked at: {some(several)}"
+            f"{len(several)} files contain more than one picture, and only the first is read: "
+            f"{some(several)}"
         )
 
 
@@ -198,9 +202,9 @@ def read(content: bytes, *, max_pixels: int, grey: bool = False) -> tuple[bytes,
     largest value.
 
     Args:
-      content: the content of the file.
-      max_pixels: the largest number of pixels; a picture with more is not decoded.
-      grey: whether to convert the picture to grey.
+      content: The content of the file.
+      max_pixels: The largest number of pixels; a picture with more is not decoded.
+      grey: Whether to convert the picture to grey.
 
     Returns:
       The content of the JPEG or PNG, and a note on how the picture was read.
@@ -241,11 +245,11 @@ def seen(content: bytes, shape: tuple[int, int, int], view: View, *, max_pixels:
     """Return a picture as evaluations see the images of a data set.
 
     Args:
-      content: the content of the file.
-      shape: height, width and channels of the data set's images. Where the view is of images as
+      content: The content of the file.
+      shape: The height, width and channels of the data set's images. If the view keeps images as
         they are stored, a picture of another shape is squeezed into this one.
-      view: the view of the data set's images.
-      max_pixels: the largest number of pixels; a picture with more is not decoded.
+      view: The view of the data set's images.
+      max_pixels: The largest number of pixels; a picture with more is not decoded.
 
     Raises:
       ValueError: The picture cannot be read; the message is the reason.
@@ -308,7 +312,7 @@ class _Deep(NamedTuple):
 
     @property
     def colours(self) -> UInt16[np.ndarray, "height width colours"]:
-        """The samples without alpha, unless it has the scale of the colours (mode RGBa)."""
+        """The samples without alpha; with it if the colours are multiplied by it (mode RGBa)."""
         return self.samples[..., :-1] if self.mode in ("LA", "RGBA") else self.samples
 
 
@@ -458,8 +462,8 @@ def _both_bytes(
     Pillow decodes only the upper bytes; told the opposite byte order, it decodes the lower ones.
 
     Args:
-      image: the picture, of which nothing is decoded yet.
-      content: the content of its file.
+      image: The picture, which is not decoded yet.
+      content: The content of its file.
       raw_mode: Pillow's raw mode for it, such as RGB;16L; the last letter is the byte order.
     """
     samples = _decoded(image, raw_mode).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""A generation's predictions on the unlabeled split, on disk.
+"""The predictions of a generation on the unlabeled split, on disk.
 
 A folder holds one compressed NumPy archive from each host, which is read without pickle, and a
 manifest, which is written last.
@@ -108,7 +108,10 @@ def finish(folder: Path, written: Sequence[ShardEntry]) -> None:
     written = sorted(written, key=lambda entry: entry["file"])
     names = [entry["file"] for entry in written]
     if names != [_shard(host, len(names)) for host in range(len(names))]:
-        raise DataError(f"{folder}: the hosts have written {', '.join(names)}, not a shard each")
+        raise DataError(
+            f"{folder}: the hosts have written {', '.join(names)}, and not one shard each: do all "
+            "hosts run the same command?"
+        )
     files.write_json(folder / files.MANIFEST, {"format": FORMAT, "shards": written})
 
 
@@ -202,7 +205,7 @@ def _read_shard(folder: Path, entry: ShardEntry) -> PseudoLabels:
     try:
         content = files.read_bytes(path)
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise DataError(f"{path} has changed since written", _way_out(folder))
+            raise DataError(f"{path} has changed since it was written", _way_out(folder))
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             shard = PseudoLabels(
                 *(
@@ -217,7 +220,9 @@ def _read_shard(folder: Path, entry: ShardEntry) -> PseudoLabels:
             f"{path} cannot be read ({files.reason(error)})", _way_out(folder)
         ) from error
     if shard.selected.sum() != entry["selected"]:
-        raise DataError(f"{path} holds others than its manifest says", _way_out(folder))
+        raise DataError(
+            f"{path} holds other pseudo-labels than its manifest says", _way_out(folder)
+        )
     return shard
 
 
@@ -239,7 +244,7 @@ def _array(archive: zipfile.ZipFile, name: str, kind: str, examples: int) -> np.
     """
     member = archive.getinfo(f"{name}.npy")
     if member.compress_type != zipfile.ZIP_DEFLATED:
-        raise ValueError(f"{name} is not compressed by this program")
+        raise ValueError(f"{name} is not compressed with DEFLATE")
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
@@ -248,13 +253,16 @@ def _array(archive: zipfile.ZipFile, name: str, kind: str, examples: int) -> np.
     if shape != (examples,) or dtype.kind != kind:
         raise ValueError(f"{name} is {dtype} of shape {shape}, not {examples} of kind {kind!r}")
     if examples * dtype.itemsize > member.compress_size * _EXPANSION:
-        raise ValueError(f"{name} is said to have {examples * dtype.itemsize} bytes")
+        raise ValueError(
+            f"{name} cannot have {examples * dtype.itemsize} bytes, compressed to "
+            f"{member.compress_size}"
+        )
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _way_out(folder: Path) -> str:
-    return f"delete {folder} and run again to score anew"
+    return f"delete {folder} and run again to score the images again"
 
 
 def _shard(host: int, hosts: int) -> str:

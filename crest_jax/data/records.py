@@ -27,7 +27,7 @@ class Images(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Splits in memory whose images are decoded each time a training step uses them."""
+    """Splits in memory, whose images are decoded each time a training step uses them."""
 
     ids: list[str]
     images: list[bytes]
@@ -172,7 +172,8 @@ def _read_shard(folder: Path, entry: manifest.ShardEntry, labels: range) -> Iter
             example = _deserialize(record)
         except (ValueError, IndexError, KeyError) as error:
             raise DataError(
-                f"{manifest.name_of(path)}: record {count} is no example", manifest.way_out(folder)
+                f"{manifest.name_of(path)}: record {count} is not an example",
+                manifest.way_out(folder),
             ) from error
         if example.label not in labels:
             raise DataError(
@@ -184,7 +185,7 @@ def _read_shard(folder: Path, entry: manifest.ShardEntry, labels: range) -> Iter
         yield example
     if count != entry["examples"]:
         raise DataError(
-            f"{manifest.name_of(path)} holds {count} examples, its manifest says "
+            f"{manifest.name_of(path)} holds {count} examples, but by its manifest "
             f"{entry['examples']}",
             manifest.way_out(folder),
         )
@@ -209,7 +210,7 @@ def _deserialize(record: bytes) -> Example:
     """Parse a `tf.train.Example`.
 
     Raises:
-      ValueError, IndexError, KeyError: It is no example, or lacks a feature.
+      ValueError, IndexError, KeyError: The record is not an example, or lacks a feature.
     """
     features = {}
     for entry in _members(_only(record, 1), 1):

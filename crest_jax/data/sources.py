@@ -1,8 +1,8 @@
-"""What a source of images is, and how one is made of another.
+"""Sources of labeled images, and sources that are derived from others.
 
 A source returns all labels of a split at once, from which the long tail is cut, and then yields its
-examples one by one. Images are passed as encoded bytes: they are copied from the data set without
-re-encoding, except user-provided files in formats that records must not hold.
+examples one by one. Images are encoded: they are copied from the data set as they are, except
+user-provided files in formats that records must not hold.
 """
 
 import csv
@@ -81,10 +81,10 @@ def data_of(config: ConfigDict) -> str:
     """Return the name of the data set, with the paths of user-provided images to tell them apart.
 
     Args:
-      config: the config that the run began with. Data may have been moved since, and was then not
-        read from its new place.
+      config: The config that the run began with. If the data has been moved since, the run has not
+        read it from its new place.
     """
-    if config.data.name.startswith(ARRAYS):  # a digest, which tells them apart
+    if config.data.name.startswith(ARRAYS):  # it ends in a digest, which tells arrays apart
         return config.data.name
     folders = [config.data[name] for name in ("labeled", "unlabeled", "test")]
     return " ".join([config.data.name, *filter(None, folders)])
@@ -98,14 +98,14 @@ def held_out(source: Source, fraction: float) -> Source:
       fraction: The fraction of each class to hold out, in (0, 1).
 
     Raises:
-      DataError: Each class has a single image, so that none can be held out.
+      DataError: Each class has a single image, so none can be held out.
     """
     labels = source.labels("train")
     is_test = long_tail.hold_out(labels, fraction)
     if not is_test.any():
         raise DataError(
             f"data set {source.name!r} has no class of more than one image, so that none can be "
-            "held out to test on: name a split of it as data.test_split"
+            "held out to test on: name one of its splits as data.test_split"
         )
     chosen = {"train": ~is_test, "test": is_test}
 
@@ -145,7 +145,7 @@ def normal_name(name: str) -> str:
 
 
 def grouped(source: Source, table: Path) -> Source:
-    """Return the source with coarser classes, as ImageNet127 is made of ImageNet (section 4.2).
+    """Return the source with coarser classes, such as ImageNet127 (paper section 4.2).
 
     Args:
       source: The source whose classes to group.

@@ -22,7 +22,7 @@ class Streamed(Protocol):
         """Yield the parts."""
 
     def share(self, host: int, hosts: int) -> "Streamed":
-        """Return the parts that a host must process."""
+        """Return the parts of a host's share."""
 
 
 class Split(NamedTuple):

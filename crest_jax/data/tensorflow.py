@@ -1,6 +1,6 @@
 """TensorFlow, imported quickly and kept off the accelerators: `tf`.
 
-All other modules take TensorFlow from here, so that none imports it otherwise.
+All other modules import TensorFlow from here.
 """
 
 import os

@@ -64,7 +64,9 @@ def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Sour
             f"{', '.join(builder.info.features)}: choose one of images with a class each"
         )
     if not all(isinstance(builder.info.features[key], kind) for key, kind in kinds.items()):
-        raise DataError(f"data set {name!r} is not of images that belong to one class each")
+        raise DataError(
+            f"data set {name!r} does not have images that belong to one class each: choose another"
+        )
     _check_splits(name, test_split, list(builder.info.splits))
     stored_as = {"train": "train", "test": test_split}
     mend = {"train": "prepare it without them", "test": "choose another --config.data.test_split"}
@@ -87,8 +89,8 @@ def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Sour
         if len(strange):
             raise DataError(
                 f"data set {name!r}: {len(strange)} of the {len(found)} images of its split "
-                f"{stored_as[split]!r} have a label that is no class, such as {strange[0]}, with "
-                f"which TFDS marks those whose class is not known: {mend[split]}"
+                f"{stored_as[split]!r} have a label that is not a class, such as {strange[0]}, "
+                f"with which TFDS marks images of unknown class: {mend[split]}"
             )
         return found
 

@@ -76,7 +76,7 @@ class Writer:
         return self
 
     def begin(self) -> None:
-        """Create an empty folder, removing whatever an earlier attempt left.
+        """Create an empty folder, after removing anything that an earlier attempt left.
 
         Raises:
           WorkdirError: The folder cannot be written.
@@ -95,7 +95,10 @@ class Writer:
             raise DataError(f"{self._folder}: two examples have the same id, {example.id}")
         labels = manifest.labels_of(len(self._class_names), self._classes_known)
         if example.label not in labels:
-            raise DataError(f"{self._folder}: a label is not in {labels[0]}..{labels[-1]}")
+            raise DataError(
+                f"{self._folder}: {example.id} has label {example.label}, which is not in "
+                f"{labels[0]}..{labels[-1]}"
+            )
         if self._added == len(self.rows):
             raise DataError(f"{self._folder}: there are more examples than {len(self.rows)}")
         shape = stored_shape(example)

