@@ -283,7 +283,7 @@ def test_a_run_of_another_format_is_neither_continued_nor_read(tmp_path, config)
         for use in (lambda: claim(tmp_path, config), lambda: workdir.read_config(tmp_path)):
             with pytest.raises(
                 WorkdirError,
-                match=r"was begun by a version .* \(format [13], and this one's is 2\)",
+                match=r"was begun by a version .* \(its format is [13], and this version's is 2\)",
             ):
                 use()
 
