@@ -11,7 +11,7 @@ from crest_jax.data import decode, manifest, records
 from crest_jax.data.records import Images
 from crest_jax.data.splits import NAMES, Split, Splits, counts_of
 from crest_jax.data.stream import Parts
-from crest_jax.data.tensorflow import tf
+from crest_jax.data.tensorflow import tf, without_autograph
 from crest_jax.data.views import AS_STORED, View, view_of
 from crest_jax.errors import DataError
 
@@ -67,6 +67,7 @@ def load_split(data: ConfigDict, folder: Path) -> Split:
     return Split(described["examples"], counts_of(described["examples_per_class"]), parts)
 
 
+@without_autograph
 def load_images(folder: Path, view: View = AS_STORED) -> Images:
     """Read and decode all images of a folder.
 

@@ -21,7 +21,7 @@ from crest_jax.data import decode, manifest
 from crest_jax.data.manifest import Shard
 from crest_jax.data.pipeline import Batch
 from crest_jax.data.records import Images
-from crest_jax.data.tensorflow import tf
+from crest_jax.data.tensorflow import tf, without_autograph
 from crest_jax.data.views import View
 from crest_jax.errors import DataError
 
@@ -79,6 +79,7 @@ def batches(
     share = streaming.lanes // processes
     lanes = range(process * share, (process + 1) * share)
 
+    @without_autograph
     def stream(shards: Sequence[Sequence[Shard]], order: int, size: int) -> tf.data.Dataset:
         """Return a data set of this host's part of each global batch."""
         lane_streams = [
@@ -248,23 +249,11 @@ class Parts:
           DataError: A shard is missing, damaged, or shorter than its manifest says; an image cannot
             be decoded; or a label or id is not valid.
         """
-
-        def parsed(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            name, image, label = parse(record)
-            return name, decode.evaluated(image, self._view), label
-
         shards = manifest.shards(self._folder)
         begin, end = (
             len(shards) * number // self._hosts for number in (self._host, self._host + 1)
         )
-        files = [str(shard.path) for shard in shards[begin:end]]
-        count = sum(shard.examples for shard in shards[begin:end])
-        dataset = (
-            _records(tf.constant(files, tf.string), tf.constant(count, tf.int64))
-            .map(parsed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .batch(self._size)
-            .prefetch(tf.data.AUTOTUNE)
-        )
+        dataset = self._decoded(shards[begin:end])
         for names, images, labels in _reporting(dataset.as_numpy_iterator(), [self._folder]):
             manifest.check_labels(labels, shards[0].labels, str(self._folder))
             try:
@@ -274,6 +263,23 @@ class Parts:
                     f"{self._folder}: an id is not UTF-8: delete it and run again to recreate it"
                 ) from error
             yield Images(ids, images, labels.astype(np.int32))
+
+    @without_autograph
+    def _decoded(self, shards: Sequence[Shard]) -> tf.data.Dataset:
+        """Return a data set of the ids, images and labels of some shards, a part at a time."""
+
+        def parsed(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            name, image, label = parse(record)
+            return name, decode.evaluated(image, self._view), label
+
+        files = tf.constant([str(shard.path) for shard in shards], tf.string)
+        count = tf.constant(sum(shard.examples for shard in shards), tf.int64)
+        return (
+            _records(files, count)
+            .map(parsed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .batch(self._size)
+            .prefetch(tf.data.AUTOTUNE)
+        )
 
 
 def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorflow.python.autograph.impl import api
 
 from crest_jax import files
-from crest_jax.data import manifest, stream, writer
+from crest_jax.data import loading, manifest, stream, writer
 from crest_jax.data.sources import Example
 from crest_jax.data.stream import Parts, Streaming
 from crest_jax.data.views import AS_STORED, View
@@ -129,6 +130,23 @@ def test_seeds_and_generations_have_orders_of_their_own(folders, long, change):
         ours = [numbers_of(getattr(batch, field)).tolist() for batch in long[:10]]
         theirs = [numbers_of(getattr(batch, field)).tolist() for batch in others]
         assert ours != theirs
+
+
+def test_autograph_has_nothing_to_convert(folders, monkeypatch):
+    """It would write files, and warn where it finds no source code."""
+    converted = []
+    convert = api._convert_actual
+
+    def spy(function, context):
+        converted.append(function)
+        return convert(function, context)
+
+    monkeypatch.setattr(api, "_convert_actual", spy)
+    batches(folders, stop=1)
+    batches(folders, STREAMING._replace(view=View(4, "random")), stop=1)
+    list(Parts(folders[0], view=View(4, "central"), size=50))
+    loading.load_images(folders[0], View(4, "none"))
+    assert not converted
 
 
 def test_there_may_be_nothing_unlabeled(folders, long):
