@@ -8,7 +8,7 @@ import difflib
 import math
 import reprlib
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -176,6 +176,7 @@ def or_null(schema: Schema, words: str) -> Kind:
     )
 
 
+_NAMED = 3  # the number of names that a message lists before it counts the rest
 _shortened = reprlib.Repr()
 _shortened.maxlist = _shortened.maxtuple = 50
 _shortened.maxstring = _shortened.maxother = 200
@@ -195,6 +196,13 @@ def printable(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def some(names: Sequence[str], between: str = ", ") -> str:
+    """Return the first few names, escaped for a terminal, and the number of the others."""
+    more = len(names) - _NAMED
+    first = between.join(map(printable, names[:_NAMED]))
+    return f"{first} and {more} more" if more > 0 else first
 
 
 def meant(given: str, names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import struct
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import BinaryIO, NamedTuple
@@ -25,7 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from crest_jax import files
 from crest_jax.data import pixels
 from crest_jax.data.views import View
-from crest_jax.schema import printable
+from crest_jax.schema import printable, some
 
 # The first bytes of picture files, by format. Pillow's own tests would take any text that begins
 # with "BM" for a BMP.
@@ -83,7 +83,6 @@ _DNG_VERSION = 50706
 _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 # Bit depths of sensors whose values are stored in 16-bit samples.
 _DEPTHS = (8, 10, 12, 14, 16)
-_NAMED = 3  # how many names a message lists before it counts the rest
 
 
 class Note(NamedTuple):
@@ -154,13 +153,6 @@ def utf8(path: Path) -> str:
     """Return a path as valid text that fits on one line, whatever its bytes are."""
     text = path.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
     return re.sub(r"[\x00-\x1f\x7f]", lambda found: printable(found[0]), text)
-
-
-def some(names: Sequence[str], between: str = ", ") -> str:
-    """Return the first few names, escaped for a terminal, and the number of the others."""
-    more = len(names) - _NAMED
-    shown = between.join(map(printable, names[:_NAMED]))
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def remarks(notes: Mapping[str, Note]) -> Iterator[str]:

@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 from crest_jax import files
 from crest_jax.data import catalog, image_folder, long_tail, provenance, writer
-from crest_jax.data.pictures import some
 from crest_jax.data.sources import Folders, Source
 from crest_jax.data.splits import NAMES, Sizes
 from crest_jax.errors import ConfigError, DataError, UnavailableError
 from crest_jax.layout import RunFolder
+from crest_jax.schema import some
 
 # The file that identifies the data set and the images of which the splits were made.
 SOURCE = "source.json"

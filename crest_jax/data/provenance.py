@@ -13,8 +13,8 @@ from typing import NamedTuple
 from etils.epath import Path
 
 from crest_jax import files
-from crest_jax.data.pictures import some
 from crest_jax.errors import DataError
+from crest_jax.schema import some
 
 TABLE = "files.csv"
 

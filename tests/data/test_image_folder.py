@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from fake_gcs import FakeGcs
 from PIL import Image
 
-from crest_jax.data import catalog, image_folder, pictures, sources
+from crest_jax.data import catalog, class_names, pictures, sources
 from crest_jax.data.sources import UNKNOWN, Folders
 from crest_jax.errors import DataError
 
@@ -249,7 +249,7 @@ def test_classes_that_look_alike_are_named(tmp_path, one, other, caplog):
     "names", [("1", "10", "100", "0"), ("1.05", "1.5"), ("-1", "1"), ("e", "é"), ("a b", "a-b")]
 )
 def test_classes_that_are_told_apart_are_not_named(names):
-    assert len({image_folder._appearance(name) for name in names}) == len(names)
+    assert len({class_names._appearance(name) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize(
