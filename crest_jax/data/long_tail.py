@@ -154,7 +154,7 @@ def split(
         rows = np.flatnonzero(labels == label)
         if len(rows) < labeled + unlabeled:
             raise DataError(
-                f"class {name!r} has {len(rows)} training examples, but the long tail wants "
+                f"class {name!r} has {len(rows)} training examples, but the long tail needs "
                 f"{labeled + unlabeled}, {labeled} of them labeled: lower "
                 "--config.long_tail.n_max, or unlabeled_n_max where there is one"
             )

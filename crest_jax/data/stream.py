@@ -74,7 +74,7 @@ def batches(
       DataError: A shard is missing, damaged, or shorter than its manifest says; an image cannot be
         decoded; a label is not valid; or a lane has no examples.
     """
-    labeled_shards = _shards_lane_streams(labeled, streaming.lanes)
+    labeled_shards = _shards_of_lanes(labeled, streaming.lanes)
     valid = labeled_shards[0][0].labels
     share = streaming.lanes // processes
     lanes = range(process * share, (process + 1) * share)
@@ -98,7 +98,7 @@ def batches(
 
     labeled_stream = stream(labeled_shards, 0, batch_size)
     if unlabeled_ratio:
-        unlabeled_shards = _shards_lane_streams(unlabeled, streaming.lanes)
+        unlabeled_shards = _shards_of_lanes(unlabeled, streaming.lanes)
         unlabeled_stream = stream(unlabeled_shards, 1, batch_size * unlabeled_ratio)
     else:
         shape = (0, *labeled_stream.element_spec[0].shape[1:])
@@ -112,7 +112,7 @@ def batches(
         yield Batch(images, labels.astype(np.int32), unlabeled_images, rows)
 
 
-def _shards_lane_streams(folders: Sequence[Path], lanes: int) -> list[list[Shard]]:
+def _shards_of_lanes(folders: Sequence[Path], lanes: int) -> list[list[Shard]]:
     """Return the non-empty shards of each lane.
 
     All lanes are checked, so that a lane without examples is an error on every host.
