@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from crest_jax.data import decode, loading, pictures, pixels, resize, writer
+from crest_jax.data import decode, loading, pixels, resize, sixteen_bits, writer
 from crest_jax.data.records import Parts, joined
 from crest_jax.data.sources import Example
 from crest_jax.data.views import AS_STORED, View
@@ -124,12 +124,12 @@ def test_grey_of_a_colour_picture_is_pillows():
     np.testing.assert_array_equal(found[..., 0], np.asarray(Image.fromarray(image).convert("L")))
 
 
-# 16-bit pictures of one's own
+# 16-bit pictures
 
 
 def deep_samples(png):
     with Image.open(io.BytesIO(png)) as image:
-        return pictures._deep(image, png).samples
+        return sixteen_bits._deep(image, png).samples
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
