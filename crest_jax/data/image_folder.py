@@ -166,7 +166,12 @@ def _grouped(items: Iterable[_Item], key: Callable[[_Item], _Result]) -> dict[_R
 def _readable(
     listed: dict[str, list[Listed]], label_of: dict[str | None, int], folders: Folders
 ) -> tuple[dict[str, list[_Found]], list[File]]:
-    """Read all files, and list those that cannot be read as pictures.
+    """Read all files, and report those that cannot be read as pictures.
+
+    Args:
+      listed: The files of each set.
+      label_of: The label of each class; that of None is for images without a class.
+      folders: The settings for reading them.
 
     Returns:
       The readable images of each set, and all files, readable or not.
@@ -210,37 +215,52 @@ def _readable(
             unreadable.append(outcome)
         else:
             found[each.id.partition("/")[0]].append(outcome)
-    _list(unreadable, folders.listing)
-    lost = [each for each in unreadable if each.is_damaged]
+    _report(unreadable, len(everything), folders)
+    return found, seen
+
+
+def _report(unreadable: Sequence[_Unreadable], total: int, folders: Folders) -> None:
+    """List the files that cannot be read, and warn of them.
+
+    Args:
+      unreadable: The files that cannot be read.
+      total: The number of all files, readable or not.
+      folders: The settings, which say where to list the files, and how many are allowed.
+
+    Raises:
+      DataError: More files than allowed should have been readable.
+    """
+    _write_listing(unreadable, folders.listing)
+    damaged = [each for each in unreadable if each.is_damaged]
     others = [each for each in unreadable if not each.is_damaged]
     if others:
         others.sort(key=lambda each: each.kind is None)
-        of_pictures = sum(each.kind is not None for each in others)
+        seeming_pictures = sum(each.kind is not None for each in others)
         logging.warning(
             "%d files are left out, %d of which seem to be pictures of kinds that are not read: "
             "%s; %s lists all",
             len(others),
-            of_pictures,
+            seeming_pictures,
             some([f"{pictures.utf8(each.path)} ({each.reason})" for each in others]),
             folders.listing,
         )
-    if lost:
-        images = len(everything) - len(others)
-        named = some([f"{pictures.utf8(each.path)} ({each.reason})" for each in lost])
+    if damaged:
+        images = total - len(others)
+        named = some([f"{pictures.utf8(each.path)} ({each.reason})" for each in damaged])
         message = (
-            f"{len(lost)} of {images} pictures cannot be read: {named}; {folders.listing} lists all"
+            f"{len(damaged)} of {images} pictures cannot be read: {named}; "
+            f"{folders.listing} lists all"
         )
-        share = folders.unreadable
-        if len(lost) > (share if share >= 1 else share * images):
+        allowed = folders.unreadable
+        if len(damaged) > (allowed if allowed >= 1 else allowed * images):
             raise DataError(
-                f"{message}. Mend or remove them, or raise data.unreadable={share:g}, which is "
-                f"{'the number' if share >= 1 else 'the fraction'} that may be unreadable"
+                f"{message}. Mend or remove them, or raise data.unreadable={allowed:g}, which is "
+                f"{'the number' if allowed >= 1 else 'the fraction'} that may be unreadable"
             )
         logging.warning("%s; they are left out", message)
-    return found, seen
 
 
-def _list(unreadable: Sequence[_Unreadable], listing: Path) -> None:
+def _write_listing(unreadable: Sequence[_Unreadable], listing: Path) -> None:
     """Write the CSV file of unreadable files; without any, remove that of an earlier attempt."""
     if not unreadable:
         with files.writing(listing):
@@ -274,8 +294,8 @@ def _in_parallel(function: Callable[[_Item], _Result], items: Sequence[_Item]) -
     """Map a function over items with several threads, and yield the results in order."""
     waiting = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
-        while some := list(islice(waiting, _AT_ONCE)):
-            yield from pool.map(function, some)
+        while together := list(islice(waiting, _AT_ONCE)):
+            yield from pool.map(function, together)
 
 
 # Warnings

@@ -220,7 +220,7 @@ def _divided(
     )
     if source.divided and not config.data.unlabeled:
         raise DataError(
-            f"data.name={config.data.name} has unlabeled images of its own: give its Source to "
+            f"data.name={config.data.name} has unlabeled images of its own: give it to "
             "crest_jax.train as data=, which then labels all other images"
         )
     labels = source.labels("train")
