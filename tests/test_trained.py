@@ -354,7 +354,7 @@ def test_files_that_cannot_be_read_are_left_out_and_listed(
     assert heic.startswith(f"left out: {folder}/photo.HEIC cannot be read as an image (it is HEIC")
     assert notes.startswith(f"left out: {folder}/notes.txt cannot")
     assert count == "3 of 9 files are left out"
-    assert guessed.startswith("1 pictures have 16 bits a channel and do not say")
+    assert guessed.startswith("1 pictures have 16 bits a channel and do not state")
     assert guessed.endswith("(1 have 12): 3.png")
     assert "\nno ending," in output.read_text()
     assert output.read_text().splitlines()[1].startswith("1.png,")
