@@ -13,19 +13,19 @@ def confusion_matrix(
 
 
 def per_class_recall(confusion: Int[np.ndarray, "classes classes"]) -> list[float | None]:
-    """Return the per cent of each class' examples predicted as that class; None if it has none."""
+    """Return the percentage of each class's examples that are predicted right; None without any."""
     return _per_cent(confusion.diagonal(), confusion.sum(axis=1))
 
 
 def per_class_precision(confusion: Int[np.ndarray, "classes classes"]) -> list[float | None]:
-    """Return the per cent of each class' predictions that are right; None if it has none."""
+    """Return the percentage of each class's predictions that are right; None without any."""
     return _per_cent(confusion.diagonal(), confusion.sum(axis=0))
 
 
 def class_balanced_accuracy(confusion: Int[np.ndarray, "classes classes"]) -> float:
     """Return the mean of the per-class recalls in per cent; on a balanced test set, the accuracy.
 
-    Classes without an example are left out.
+    Classes without an example are left out. The result is 0 if no class has an example.
     """
     recalls = [recall for recall in per_class_recall(confusion) if recall is not None]
     return float(np.mean(recalls)) if recalls else 0.0
@@ -34,4 +34,7 @@ def class_balanced_accuracy(confusion: Int[np.ndarray, "classes classes"]) -> fl
 def _per_cent(
     right: Int[np.ndarray, " classes"], total: Int[np.ndarray, " classes"]
 ) -> list[float | None]:
-    return [100.0 * float(r) / float(n) if n else None for r, n in zip(right, total, strict=True)]
+    return [
+        100.0 * float(part) / float(whole) if whole else None
+        for part, whole in zip(right, total, strict=True)
+    ]

@@ -67,9 +67,7 @@ def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]
         unlabeled = hosts.on_all(records.load_encoded, unlabeled_folders, streams.view)
     else:
         labeled = hosts.on_all(loading.load_images, labeled_folder, streams.view)
-        unlabeled, *more = (getattr(splits, name).images for name in streams.unlabeled)
-        for each in more:
-            unlabeled = unlabeled + each
+        unlabeled = records.joined([getattr(splits, name).images for name in streams.unlabeled])
     return partial(
         pipeline.batches,
         labeled,

@@ -1,4 +1,4 @@
-"""Read and write files that are complete or absent, on a disk or in a bucket (`gs://`).
+"""Reading and writing files that are complete or absent, on a disk or in a bucket (`gs://`).
 
 On a disk a file is written under a temporary name, then renamed; a bucket shows an object only when
 all of it is there. A bucket cannot rename a folder in one operation, so a folder of several files
@@ -25,10 +25,10 @@ from crest_jax.errors import ConfigError, UnavailableError, WorkdirError
 MANIFEST = "manifest.json"
 # The member of a JSON object that holds the SHA-256 of its other members.
 _DIGEST = "digest"
-# Characters that libraries take for a pattern in a path, or (the backslash) for a slash.
+# Characters that make libraries take a path for a pattern; they read a backslash as a slash.
 _PATTERN = re.compile(r"[*?\[\]\\]")
-# Also what they take for the name of a file system, and bytes that are not text, which cannot be
-# passed to them.
+# Libraries also take the part before a colon for the name of a file system, and cannot be passed
+# bytes that are not text.
 _UNUSUAL = re.compile(_PATTERN.pattern + "|:(/|$)|[\udc80-\udcff]")
 
 
@@ -45,9 +45,11 @@ def given(text: str, name: str = "") -> Path:
     Raises:
       ConfigError: The path is neither on a disk nor in a bucket, or there is no such home.
     """
-    what = f"{name}={text}" if name else text
+    shown = f"{name}={text}" if name else text
     if not is_supported(text):
-        raise ConfigError(f"{what} is neither on a disk nor in a bucket (gs://)")
+        raise ConfigError(
+            f"{shown} is neither on a disk nor in a bucket: give a path, or one that begins with gs://"
+        )
     if not text.startswith("~"):
         path = Path(text)
         # `Path` has turned `./~` into `~`, which libraries would expand.
@@ -56,8 +58,10 @@ def given(text: str, name: str = "") -> Path:
     user = first[1:]
     folder = home(user)
     if folder is None:
-        whose = f"there is no user {user}" if user else "this user has no home (HOME is not set)"
-        raise ConfigError(f"{what}: {whose}; give the whole path, or ./{text} for one called so")
+        why = f"there is no user {user}" if user else "this user has no home (HOME is not set)"
+        raise ConfigError(
+            f"{shown}: {why}; give the whole path, or ./{text} if the file has this name"
+        )
     return folder / rest
 
 
@@ -100,7 +104,7 @@ def user_cache() -> Path | None:
 
 
 def is_ours(path: os.PathLike[str]) -> bool:
-    """Return whether a path is owned by this user, and writable by nobody but their group."""
+    """Return whether a path is owned by this user, and not writable by all users."""
     status = os.stat(path)  # noqa: PTH116
     return status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
 
@@ -135,8 +139,8 @@ def plainly_named(folder: Path) -> Iterator[Path]:
         found = _PATTERN.search(str(folder))
         if found:
             raise WorkdirError(
-                f"{folder} has {found[0]} in its name, which makes it a pattern in a bucket: "
-                "choose a name without it"
+                f"{folder} contains {found[0]}, which makes it a pattern in a bucket: choose a "
+                "path without it"
             )
         yield path
         return
@@ -151,15 +155,15 @@ def plainly_named(folder: Path) -> Iterator[Path]:
         except OSError as error:
             raise _unusual(folder, f"cannot be made ({reason(error)})") from error
         if _UNUSUAL.search(str(link)):
-            raise _unusual(folder, f"would be {link}, which is no better")
+            raise _unusual(folder, f"would be {link}, which has such a part too")
         yield link
 
 
 def _unusual(folder: Path, link: str) -> WorkdirError:
     return WorkdirError(
-        f"{folder} can only be used through a link, since libraries take a part of its path for a "
-        f"pattern; and a link in the temporary folder {link}: set TMPDIR to another folder, or "
-        "choose another path"
+        f"{folder} can only be used through a link, since libraries would take a part of its path "
+        f"for a pattern; but a link in the temporary folder {link}: set TMPDIR to another folder, "
+        "or choose another path"
     )
 
 
@@ -168,10 +172,14 @@ def nearest(path: Path) -> Path:
     return next(found for found in (path, *absolute(path).parents) if found.exists())
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions of reading and writing; TensorFlow raises its own for buckets."""
+def failures(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return the exceptions of reading and writing, and the given ones, for an `except` clause.
+
+    TensorFlow raises its own exceptions for buckets.
+    """
     tensorflow = sys.modules.get("tensorflow")
-    return (OSError,) if tensorflow is None else (OSError, tensorflow.errors.OpError)
+    of_buckets = () if tensorflow is None else (tensorflow.errors.OpError,)
+    return (*others, OSError, *of_buckets)
 
 
 def reason(error: Exception) -> str:
@@ -208,12 +216,12 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except failures() as error:
         raise UnavailableError(
-            f"{path} cannot be read ({reason(error)})", "run again when it can"
+            f"{path} cannot be read ({reason(error)})", "run again when it can be read"
         ) from error
 
 
 def check_name(path: Path, flag: str) -> None:
-    """Check that a path is valid UTF-8, since TensorFlow and Orbax cannot write to others.
+    """Check that a path is valid UTF-8, since TensorFlow and Orbax cannot write to any other.
 
     Raises:
       ConfigError: The path, or a folder that it is in, has a name that is not UTF-8.
@@ -222,8 +230,8 @@ def check_name(path: Path, flag: str) -> None:
         str(absolute(path)).encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"{flag}={path} has a name, or is in a folder with one, that is not UTF-8, or not "
-            "where the locale is not (LC_ALL=C.UTF-8 is): choose another"
+            f"{flag}={path} contains a name that is not UTF-8: choose another, or set "
+            "LC_ALL=C.UTF-8 if the locale is not UTF-8"
         ) from error
 
 
@@ -243,12 +251,12 @@ def check_bucket(path: Path) -> None:
         found = bucket.exists()
     except failures() as error:
         raise WorkdirError(
-            f"bucket {bucket} cannot be looked at ({reason(error)}): does this account have a role "
-            "with storage.buckets.get, such as roles/storage.legacyBucketReader?"
+            f"bucket {bucket} cannot be accessed ({reason(error)}): give this account a role with "
+            "storage.buckets.get, such as roles/storage.legacyBucketReader"
         ) from error
     if not found:
         raise WorkdirError(
-            f"there is no bucket {bucket}, or none that this account may see: make it first"
+            f"there is no bucket {bucket}, or this account may not see it: create it first"
         )
 
 
@@ -262,14 +270,16 @@ def check_writable(output: Path) -> None:
     if output.is_dir():
         raise WorkdirError(f"--output={output} is a folder: name a file")
     if not is_remote(output) and output.exists() and not os.path.isfile(output):  # noqa: PTH113
-        raise WorkdirError(f"--output={output} is a device or pipe, and no file: name a file")
-    if is_remote(output):  # has no folders, and only writing shows whether it is writable
+        raise WorkdirError(f"--output={output} is a device or a pipe: name a file")
+    if is_remote(output):  # a bucket has no folders, and only writing shows whether it is writable
         check_bucket(output)
         return
     if not output.parent.is_dir():
-        raise WorkdirError(f"--output={output} is in no folder that exists: make it first")
+        raise WorkdirError(f"--output={output} is in a folder that does not exist: create it first")
     if not os.access(output.parent, os.W_OK):
-        raise WorkdirError(f"--output={output} is in a folder that cannot be written")
+        raise WorkdirError(
+            f"--output={output} is in a folder that cannot be written: name a file in another"
+        )
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -331,11 +341,11 @@ def parse_json(text: str | bytes) -> Any:
 
 def _refused(constant: str) -> None:
     """Reject NaN and infinities, which Python would accept in JSON."""
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _digest(value: Mapping[str, Any]) -> str:
-    plain = json.loads(json.dumps(value))  # as it is read back: keys, for example, become text
+    plain = json.loads(json.dumps(value))  # as it is read back, where keys for example are text
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -375,7 +385,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(read_bytes(path))
     except FileNotFoundError as error:
-        raise WorkdirError(f"{path} is missing: run again to make it anew") from error
+        raise WorkdirError(f"{path} is missing: run again to recreate it") from error
     except ValueError as error:
         raise WorkdirError(
             f"{path} is damaged ({reason(error)}): delete it and run again"

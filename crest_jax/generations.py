@@ -216,8 +216,9 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
 
 def labeled_per_class(here: GenerationFolder) -> list[int]:
     """Return how many examples of each class a generation trains on."""
-    described = hosts.from_first(manifest.read, here.labeled)
-    return described["examples_per_class"]
+    per_class = hosts.from_first(manifest.read, here.labeled)["examples_per_class"]
+    assert per_class is not None  # the classes of what is trained on are known
+    return per_class
 
 
 def sizes_of(config: ConfigDict, splits: Splits) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The files of a run, where they are, and their format."""
+"""The paths of the files of a run, and the version of their format."""
 
 from typing import Any, NamedTuple
 
@@ -7,9 +7,9 @@ from etils.epath import Path
 from crest_jax import schema
 from crest_jax.errors import WorkdirError
 
-# The version of what a run depends on besides its config: networks, class distributions, random
-# numbers. A run of another format belongs to another version of this program, whose weights and
-# figures would be mistaken for those of this one.
+# The version of everything besides the config that a run depends on: networks, class distributions
+# and random numbers. The weights and figures of a run of another format come from another version
+# of this program, and must not be mistaken for those of this one.
 FORMAT = 2
 
 
@@ -25,12 +25,12 @@ class GenerationFolder(NamedTuple):
 
     @property
     def checkpoints(self) -> Path:
-        """Training states, as Orbax saves them."""
+        """The training states, as Orbax saves them."""
         return self.path / "checkpoints"
 
     @property
     def metrics(self) -> Path:
-        """The evaluations, one a line."""
+        """The evaluations, one per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -71,12 +71,12 @@ class RunFolder(NamedTuple):
 
     @property
     def initial_weights(self) -> Path:
-        """The weights that generations start from, where they are given."""
+        """The weights that every generation starts from, if the config gives any."""
         return self.path / "initial_weights.safetensors"
 
     @property
     def unreadable(self) -> Path:
-        """The list of files that cannot be read as images."""
+        """The table of files that cannot be read as images."""
         return self.path / "unreadable.csv"
 
     @property
@@ -86,7 +86,7 @@ class RunFolder(NamedTuple):
 
     @property
     def page(self) -> Path:
-        """The report."""
+        """The report as a web page."""
         return self.path / "report.html"
 
     def generation(self, number: int) -> GenerationFolder:
@@ -97,7 +97,7 @@ class RunFolder(NamedTuple):
 def of_another_format(folder: Path, found: Any) -> WorkdirError:
     """Return the error for a run that another version has begun."""
     return WorkdirError(
-        f"{folder} was begun by a version of this program whose networks and random numbers are "
-        f"others (format {schema.shown(found)}, and this one's is {FORMAT})",
-        "use it with that version, or choose another --workdir",
+        f"{folder} was begun by a version of this program that has other networks and random "
+        f"numbers (its format is {schema.shown(found)}, and this version's is {FORMAT})",
+        "use that version, or choose another --workdir",
     )

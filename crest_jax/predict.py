@@ -65,7 +65,7 @@ def read_image(
     try:
         content = pictures.content_of(path)
         return pictures.seen(content, shape, view, max_pixels=max_pixels)
-    except (ValueError, *files.failures()) as error:
+    except files.failures(ValueError) as error:
         raise DataError(f"{path} cannot be read as an image ({files.reason(error)})") from error
 
 

@@ -8,7 +8,7 @@ import difflib
 import math
 import reprlib
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,25 +17,25 @@ import numpy as np
 class Kind(NamedTuple):
     """The schema of a single value."""
 
-    words: str  # what the value must be, following "must be" in messages
+    words: str  # a description of such values, which follows "must be" in messages
     fits: Callable[[Any], bool]
 
 
 class Each(NamedTuple):
-    """A list or tuple of `length` values of a schema; of any number if that is None."""
+    """The schema of a list or tuple of `length` values of one schema; None allows any length."""
 
     schema: "Schema"
     length: int | None = None
 
 
 class Maybe(NamedTuple):
-    """An optional member of an object."""
+    """The schema of an optional member of an object."""
 
     schema: "Schema"
 
 
 class Members(NamedTuple):
-    """An object whose members have any names and are all of one schema."""
+    """The schema of an object whose members have any names and are all of one schema."""
 
     schema: "Schema"
 
@@ -123,7 +123,9 @@ CONFUSION_MATRIX = Kind("a square table of whole numbers of at least 0", _is_con
 def mismatches(
     value: Any, schema: Schema, name: str = "", *, closed: bool = False
 ) -> Iterator[str]:
-    """Yield how a value does not fit a schema, such as `shards[2].bytes=-1 must be a ...`.
+    """Yield a message for every part of a value that does not fit a schema.
+
+    An example is `shards[2].bytes=-1 must be a whole number of at least 0`.
 
     Args:
       value: Any value.
@@ -163,16 +165,18 @@ def mismatches(
             if closed:
                 for key in value:
                     if key not in schema:
-                        yield f"{prefix}{printable(str(key))} is no field: {', '.join(schema)} are"
+                        stranger = f"{prefix}{printable(str(key))}"
+                        yield f"{stranger} is not a field: {', '.join(schema)} are"
 
 
 def or_null(schema: Schema, words: str) -> Kind:
-    """Return the kind of a value of a schema, or null; `words` describe the value in messages."""
+    """Return the kind of null and of values of a schema, which `words` describe in messages."""
     return Kind(
         f"{words}, or null", lambda value: value is None or not any(mismatches(value, schema))
     )
 
 
+_NAMED = 3  # the number of names that a message lists before it counts the rest
 _shortened = reprlib.Repr()
 _shortened.maxlist = _shortened.maxtuple = 50
 _shortened.maxstring = _shortened.maxother = 200
@@ -194,7 +198,14 @@ def printable(text: str) -> str:
     )
 
 
+def some(names: Sequence[str], between: str = ", ") -> str:
+    """Return the first few names, escaped for a terminal, and the number of the others."""
+    more = len(names) - _NAMED
+    first = between.join(map(printable, names[:_NAMED]))
+    return f"{first} and {more} more" if more > 0 else first
+
+
 def meant(given: str, names: Iterable[str]) -> str:
-    """Return the end of a message that suggests the most similar name; empty if none is similar."""
+    """Return the end of a message that suggests a similar name; empty if there is none."""
     found = difflib.get_close_matches(given, names, n=1)
     return f"; did you mean {found[0]}?" if found else ""

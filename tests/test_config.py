@@ -913,7 +913,7 @@ def test_missing_and_unknown_fields_are_named():
     lines = problems_of(config)
     assert lines[0] == "model.depth is missing"
     assert lines[1].startswith(
-        "model.dpeth is no field: name, depth, width, batch_norm_momentum, init_from are"
+        "model.dpeth is not a field: name, depth, width, batch_norm_momentum, init_from are"
     )
     config = default_config(parse_arguments(None))
     del config.long_tail.gamma
@@ -944,7 +944,7 @@ def test_a_config_of_an_earlier_version_is_completed_and_a_later_ones_is_refused
     earlier = {name: value for name, value in plain.items() if name not in new}
     assert to_plain(completed(earlier)) == plain
     for change, message in [
-        ({"foresight": 1}, "foresight is no field"),
+        ({"foresight": 1}, "foresight is not a field"),
         ({"method": []}, "method=\\[\\] must be text"),
         ({"method": "oracle"}, "method='oracle' must be one of supervised, .* module:name"),
         ({"rebalance": "oracle"}, "'oracle' is not one of"),

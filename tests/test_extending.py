@@ -131,7 +131,10 @@ def test_what_is_of_another_kind_is_refused():
         rebalancing.named("json:loads")
     with pytest.raises(ConfigError, match=r"model\.name=json:__name__ must be a flax"):
         models.named("json:__name__")
-    with pytest.raises(DataError, match=r"data\.name=builtins:dict must return a crest_jax\.data"):
+    with pytest.raises(
+        DataError,
+        match=r"data\.name=builtins:dict returned a dict: it must return a crest_jax\.data",
+    ):
         catalog.load("builtins:dict")
     assert algorithms.named("json:loads").hyper_parameters == {}  # a loss without any
 

@@ -175,7 +175,7 @@ def test_a_shard_that_is_shorter_than_its_manifest_says_does_not_stream_for_ever
         (folder / entry["file"]).write_bytes(b"")
     shards = [{**entry, "bytes": 0} for entry in manifest["shards"]]
     (folder / "manifest.json").write_text(json.dumps({**manifest, "shards": shards}))
-    with pytest.raises(DataError, match="has changed since written"):
+    with pytest.raises(DataError, match="has changed since it was written"):
         streamed(folder)
 
 

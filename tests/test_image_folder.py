@@ -137,7 +137,7 @@ def test_the_unlabeled_stream_is_all_training_images(config_of, unlabeled, run, 
     loaded = loading.load(config.data, run / "splits")
     found = list(batches.on_host(Run(config, RunFolder(run), loaded, None), 0)(start=0))
     seen = {image.tobytes() for batch in found for image in batch.unlabeled}
-    everything = loaded.labeled.images + loaded.unlabeled.images
+    everything = records.joined([loaded.labeled.images, loaded.unlabeled.images])
     # 12 steps of 16 images are more than an epoch.
     assert seen == {image.tobytes() for image in everything.images}
     assert {label for batch in found for label in batch.labels} == set(range(4))

@@ -288,7 +288,10 @@ def test_images_of_any_kind_become_as_those_trained_on(tmp_path):
     ("change", "message"),
     [
         ({"--images": "nowhere"}, "--images=nowhere is not a folder"),
-        ({"--output": "nowhere/out.csv"}, "--output=nowhere/out.csv is in no folder that exists"),
+        (
+            {"--output": "nowhere/out.csv"},
+            "--output=nowhere/out.csv is in a folder that does not exist",
+        ),
         ({"--output": "."}, "--output=. is a folder: name a file"),
         ({"--generation": "9"}, "generation 9 is not one of those that are finished: 1, 2"),
         ({"--tau": "-1"}, "--tau=-1.0 must be at least 0"),
@@ -351,7 +354,7 @@ def test_files_that_cannot_be_read_are_left_out_and_listed(
     assert heic.startswith(f"left out: {folder}/photo.HEIC cannot be read as an image (it is HEIC")
     assert notes.startswith(f"left out: {folder}/notes.txt cannot")
     assert count == "3 of 9 files are left out"
-    assert guessed.startswith("1 pictures have 16 bits a channel and do not say")
+    assert guessed.startswith("1 pictures have 16 bits a channel and do not state")
     assert guessed.endswith("(1 have 12): 3.png")
     assert "\nno ending," in output.read_text()
     assert output.read_text().splitlines()[1].startswith("1.png,")

@@ -169,7 +169,7 @@ def test_a_run_that_died_while_its_config_was_written_can_start(tmp_path, config
 def test_a_name_that_cannot_be_written_down_is_refused(tmp_path, config, below):
     folder = tmp_path / below / "run\udcff"
     for refused in (workdir.check, workdir.claim):
-        with pytest.raises(ConfigError, match=r"run\\udcff has a name, .* that is not UTF-8"):
+        with pytest.raises(ConfigError, match=r"run\\udcff contains a name that is not UTF-8"):
             refused(folder, config)
     assert not list(tmp_path.iterdir())
 
@@ -283,7 +283,7 @@ def test_a_run_of_another_format_is_neither_continued_nor_read(tmp_path, config)
         for use in (lambda: claim(tmp_path, config), lambda: workdir.read_config(tmp_path)):
             with pytest.raises(
                 WorkdirError,
-                match=r"was begun by a version .* \(format [13], and this one's is 2\)",
+                match=r"was begun by a version .* \(its format is [13], and this version's is 2\)",
             ):
                 use()
 

@@ -1,8 +1,8 @@
-"""Images in memory as a data set: `crest_jax.arrays`."""
+"""Images in memory as a data set (`crest_jax.arrays`)."""
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from crest_jax import files
 from crest_jax.data.sources import ARRAYS, UNKNOWN, Example, Source, held_out
 from crest_jax.errors import DataError
 from crest_jax.schema import TEXT
@@ -27,19 +28,21 @@ def arrays(
     """Return images in memory as data for `crest_jax.train`.
 
     Args:
-      images: not copied, so leave them as they are until training has begun. uint8, from 0 to 255,
-        of shape [images, height, width, channels] with 1 or 3 channels,
-        or [images, height, width] for grey ones.
-      labels: whole numbers of shape [images], from 0 to one less than the number of classes; every
-        class has an image.
-      unlabeled: further images, of unknown classes. All of `images` are labeled then. Without them,
-        the config's `long_tail` says which of `images` are used, and which of these are labeled.
-      test: images and labels to test on. By default a part of each class of `images` is held out.
-      test_fraction: that part, in (0, 1).
-      class_names: names in the order of the labels; by default the labels themselves.
+      images: The images as uint8, from 0 to 255, of shape [images, height, width, channels] with 1
+        or 3 channels, or [images, height, width] if they are grey. They are not copied, so they
+        must not change until training has begun.
+      labels: The classes as whole numbers of shape [images], from 0 to one less than the number of
+        classes. Every class must have an image.
+      unlabeled: Further images, whose classes are not known; all of `images` are then labeled.
+        Without them, the config's `long_tail` determines which of `images` are used, and which of
+        these are labeled.
+      test: The images and labels to test on; by default a part of each class of `images`.
+      test_fraction: The fraction of each class to hold out for testing if `test` is not given, in
+        (0, 1).
+      class_names: The names of the classes in the order of the labels; by default the labels.
 
     Raises:
-      DataError: Images, labels or names are of another type or shape, or a class has no image.
+      DataError: The images, labels or names have another type or shape, or a class has no image.
 
     Example:
       data = crest_jax.arrays(images, labels, unlabeled=more, test=(test_images, test_labels))
@@ -48,37 +51,39 @@ def arrays(
     if not 0 < test_fraction < 1:
         raise DataError(f"test_fraction={test_fraction} must be in (0, 1)")
     pixels = {"train": _checked(images, "images")}
-    of_train = _checked_labels(labels, pixels["train"], "labels")
-    classes = int(of_train.max(initial=-1)) + 1
-    if classes > len(of_train):
+    train_labels = _checked_labels(labels, pixels["train"], "labels")
+    classes = int(train_labels.max(initial=-1)) + 1
+    if classes > len(train_labels):
         raise DataError(
-            f"labels go up to {classes - 1}, but there are {len(of_train)} images: every class "
+            f"labels go up to {classes - 1}, but there are {len(train_labels)} images: every class "
             "from 0 on must have one"
         )
-    counts = np.bincount(of_train, minlength=classes)
+    counts = np.bincount(train_labels, minlength=classes)
     if not classes or not counts.all():
         which = f"; class {counts.argmin()} has none" if classes else ""
         raise DataError(f"labels must have an image of every class from 0 on{which}")
     if test is None and counts.max() < 2:
         raise DataError(
-            "no class has more than one image, so that none can be held out: give images to test on"
+            "no class has more than one image, so none can be held out: give images to test on"
         )
-    of_split = {"train": of_train}
+    labels_of = {"train": train_labels}
     if test is not None:
         pixels["test"] = _checked(test[0], "test images")
-        of_split["test"] = _checked_labels(test[1], pixels["test"], "test labels")
+        labels_of["test"] = _checked_labels(test[1], pixels["test"], "test labels")
         if not len(pixels["test"]):
-            raise DataError("there are no test images: leave `test` out to hold some out")
-        if of_split["test"].max(initial=0) >= classes:
             raise DataError(
-                f"test labels have class {of_split['test'].max()}, of which there is no labeled "
-                "image"
+                "test has no images: give some, or leave `test` out to hold out some of the others"
+            )
+        if labels_of["test"].max(initial=0) >= classes:
+            raise DataError(
+                f"test labels go up to {labels_of['test'].max()}, but the labels only to "
+                f"{classes - 1}: leave out test images of other classes"
             )
     if unlabeled is not None:
         pixels["unlabeled"] = _checked(unlabeled, "unlabeled images")
         if not len(pixels["unlabeled"]):
-            raise DataError("there are no unlabeled images: leave `unlabeled` out")
-        of_split["unlabeled"] = np.full(len(pixels["unlabeled"]), UNKNOWN)
+            raise DataError("unlabeled has no images: give some, or leave `unlabeled` out")
+        labels_of["unlabeled"] = np.full(len(pixels["unlabeled"]), UNKNOWN)
     channels = {each.shape[-1] for each in pixels.values()}
     if len(channels) > 1:
         raise DataError("labeled, unlabeled and test images must all be grey, or all RGB")
@@ -90,24 +95,24 @@ def arrays(
         )
 
     def examples(split: str) -> Iterator[Example]:
-        rows = zip(pixels[split], of_split[split].tolist(), strict=True)
+        rows = zip(pixels[split], labels_of[split].tolist(), strict=True)
         for row, (image, label) in enumerate(rows):
             yield Example(f"{split}-{row:08d}", _png(image), label)
 
     source = Source(
-        f"{ARRAYS}{_digest(pixels, of_split, names, None if test else test_fraction)}",
+        f"{ARRAYS}{_digest(pixels, labels_of, names, None if test else test_fraction)}",
         names,
-        lambda split: of_split[split],
+        lambda split: labels_of[split],
         examples,
         divided=unlabeled is not None,
-        order=lambda: np.arange(len(of_train)),
+        order=lambda: np.arange(len(train_labels)),
         channels=channels.pop(),
     )
     return source if test is not None else held_out(source, test_fraction)
 
 
 def with_arrays(config: ConfigDict, source: Source) -> ConfigDict:
-    """Return a copy of a config whose data set is that of some arrays."""
+    """Return a copy of a config that names a data set of arrays as its data."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.data.name = source.name
@@ -121,7 +126,7 @@ def with_arrays(config: ConfigDict, source: Source) -> ConfigDict:
 
 
 def _checked(images: ArrayLike, what: str) -> UInt8[np.ndarray, "images height width channels"]:
-    images = np.asarray(images)
+    images = _array(images, what)
     if images.ndim == 3:
         images = images[..., None]
     fits = images.ndim == 4 and images.shape[-1] in (1, 3) and min(images.shape[1:3]) > 0
@@ -133,10 +138,20 @@ def _checked(images: ArrayLike, what: str) -> UInt8[np.ndarray, "images height w
     return images
 
 
+def _array(values: ArrayLike, what: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(
+            f"{what} cannot be put into one array ({files.reason(error)}): they must all have the "
+            "same shape"
+        ) from error
+
+
 def _checked_labels(
     labels: ArrayLike, images: UInt8[np.ndarray, "images height width channels"], what: str
 ) -> Int[np.ndarray, " images"]:
-    labels = np.asarray(labels)
+    labels = _array(labels, what)
     fits = labels.shape == (len(images),) and np.issubdtype(labels.dtype, np.integer)
     if not fits or labels.min(initial=0) < 0:
         raise DataError(
@@ -153,7 +168,10 @@ def _png(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
 
 
 def _digest(
-    pixels: dict, labels: dict, names: Sequence[str], held_out_fraction: float | None
+    pixels: Mapping[str, UInt8[np.ndarray, "..."]],
+    labels: Mapping[str, Int[np.ndarray, "..."]],
+    names: Sequence[str],
+    held_out_fraction: float | None,
 ) -> str:
     digest = hashlib.sha256("\n".join([*names, repr(held_out_fraction)]).encode())
     for split, images in pixels.items():

@@ -1,5 +1,7 @@
 """Opening a data set by its name."""
 
+from importlib.util import find_spec
+
 from crest_jax import bundled, files, plugins
 from crest_jax.data import digits, image_folder, tfds
 from crest_jax.data.sources import ARRAYS, Folders, Source, grouped, held_out
@@ -16,7 +18,7 @@ def load(
     class_table: str = "",
     folders: Folders | None = None,
 ) -> Source:
-    """Open bundled digits, user-provided images, or an image-classification data set of TFDS.
+    """Open a data set by its name: bundled digits, a user's own images, or one of TFDS.
 
     Args:
       name: One of `digits.BUNDLED`, `image_folder`, `module:name` of a function that returns a
@@ -26,7 +28,7 @@ def load(
       test_split: The TFDS split to test on; empty to test on a part of `train`.
       test_fraction: The fraction of each class in that part, in (0, 1).
       class_table: A file for `grouped`; empty leaves the classes as they are.
-      folders: The locations of the images of `image_folder`.
+      folders: The locations of the images of `image_folder`; no other data set needs them.
 
     Raises:
       DataError: The data set is unknown, missing, or lacks `image`, `label` or a split; or the
@@ -34,6 +36,13 @@ def load(
     """
     if name in digits.BUNDLED:
         source = digits.BUNDLED[name]()
+    elif _is_of_the_community(name):
+        raise DataError(
+            f"data.name={name!r} is a community data set of TFDS, which cannot be opened by a name "
+            "with a namespace: if it is prepared in a folder, give its name without "
+            f"{name.partition(':')[0]!r} and the folder as data.data_dir; or save its images as "
+            "files for --config.data.name=image_folder"
+        )
     elif plugins.is_plugin(name):
         source = _made(name)
         if source.test_is_held_out == bool(test_split):
@@ -51,6 +60,7 @@ def load(
             "again, as data=crest_jax.arrays(...)"
         )
     elif name == "image_folder":
+        assert folders is not None
         source = image_folder.image_folder(folders)
     else:
         source = tfds.source(name, data_dir=data_dir, download=download, test_split=test_split)
@@ -59,6 +69,15 @@ def load(
     if test_split or source.test_is_held_out:
         return source
     return held_out(source, test_fraction)
+
+
+def _is_of_the_community(name: str) -> bool:
+    """Return whether a name is that of a community data set of TFDS, such as `kubric:movi_a`.
+
+    It looks like that of a user's own function, which takes precedence if there is such a module.
+    """
+    namespace, colon, _ = name.partition(":")
+    return bool(colon) and namespace in tfds.NAMESPACES and find_spec(namespace) is None
 
 
 def _made(name: str) -> Source:
@@ -71,5 +90,8 @@ def _made(name: str) -> Source:
     except Exception as error:  # whatever a user's function raises
         raise DataError(f"data.name={name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(source, Source):
-        raise DataError(f"data.name={name} must return a crest_jax.data.sources.Source")
+        raise DataError(
+            f"data.name={name} returned a {type(source).__name__}: it must return a "
+            "crest_jax.data.sources.Source, as crest_jax.arrays does"
+        )
     return source

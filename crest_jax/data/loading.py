@@ -1,6 +1,5 @@
-"""Reading the splits of an experiment back: into memory, or a part at a time."""
+"""Reading the splits of an experiment from disk, into memory or a part at a time."""
 
-from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -12,7 +11,7 @@ from crest_jax.data import decode, manifest, records
 from crest_jax.data.records import Images
 from crest_jax.data.splits import NAMES, Split, Splits, counts_of
 from crest_jax.data.stream import Parts
-from crest_jax.data.tensorflow import tf
+from crest_jax.data.tensorflow import tf, without_autograph
 from crest_jax.data.views import AS_STORED, View, view_of
 from crest_jax.errors import DataError
 
@@ -42,9 +41,9 @@ def load(data: ConfigDict, folder: Path) -> Splits:
             "--config.data.image_size to have them resized"
         )
     return Splits(
-        *(load_split(data, folder / name) for name in NAMES),
-        tuple(manifest.read(folder / "labeled")["class_names"]),
-        shapes["labeled"],
+        class_names=tuple(manifest.read(folder / "labeled")["class_names"]),
+        image_shape=shapes["labeled"],
+        **{name: load_split(data, folder / name) for name in NAMES},
     )
 
 
@@ -62,14 +61,15 @@ def load_split(data: ConfigDict, folder: Path) -> Split:
     view = view_of(data, manifest.channels_of(folder))
     if data.stream:
         manifest.shards(folder)  # checks that no shard is missing or truncated
-        parts: Iterable[Images] = Parts(folder, view=view, size=PART)
+        parts: Parts | list[Images] = Parts(folder, view=view, size=PART)
     else:
         parts = [load_images(folder, view)]
     return Split(described["examples"], counts_of(described["examples_per_class"]), parts)
 
 
+@without_autograph
 def load_images(folder: Path, view: View = AS_STORED) -> Images:
-    """Read and decode a whole folder.
+    """Read and decode all images of a folder.
 
     Args:
       folder: The folder of records.
@@ -80,10 +80,10 @@ def load_images(folder: Path, view: View = AS_STORED) -> Images:
       DataError: As for `read`; or images differ in shape, or cannot be decoded.
     """
     examples = list(records.read(folder))
-    shape = (0, 0, 0)
-    if examples:
-        shape = (*[view.size] * 2, view.channels) if view.size else manifest.image_shape(folder, 0)
-    images = np.zeros([0, *shape], np.uint8)
+    if not examples:
+        return Images([], np.zeros([0, 0, 0, 0], np.uint8), np.zeros(0, np.int32))
+    side = view.size
+    shape = (side, side, view.channels) if side else manifest.image_shape(folder, 0)
     encoded = tf.constant([example.image for example in examples], tf.string)
     decoded = (
         tf.data.Dataset.from_tensor_slices(encoded)
@@ -104,8 +104,8 @@ def load_images(folder: Path, view: View = AS_STORED) -> Images:
             ) from error
         if image.shape != shape:
             raise DataError(
-                f"{manifest.name_of(folder)}: image {example.id} has shape {image.shape}, its "
-                f"manifest says {shape}",
+                f"{manifest.name_of(folder)}: image {example.id} has shape {image.shape}, but "
+                f"by the manifest it is {shape}",
                 manifest.way_out(folder),
             )
         if row == 0:  # allocate memory only once an image has been found to have this shape

@@ -1,6 +1,6 @@
-"""Cut a balanced train set to a long tail, and split it (paper section 4.1).
+"""Cutting a balanced train set to a long tail, and splitting it (paper section 4.1).
 
-This is pure NumPy on labels; images are handled elsewhere.
+These functions work on labels alone, in NumPy.
 """
 
 import math
@@ -93,7 +93,7 @@ def unlabeled_sizes(
 def hold_out(
     labels: Int[np.ndarray, " examples"], fraction: float
 ) -> Bool[np.ndarray, " examples"]:
-    """Draw a part of each class to test on, which is the same for every fold.
+    """Draw a part of each class to test on, independently of the fold.
 
     If a class has several examples, at least one is held out and at least one is not; the only
     example of a class is not held out.
@@ -154,7 +154,7 @@ def split(
         rows = np.flatnonzero(labels == label)
         if len(rows) < labeled + unlabeled:
             raise DataError(
-                f"class {name!r} has {len(rows)} training examples, but the long tail wants "
+                f"class {name!r} has {len(rows)} training examples, but the long tail needs "
                 f"{labeled + unlabeled}, {labeled} of them labeled: lower "
                 "--config.long_tail.n_max, or unlabeled_n_max where there is one"
             )

@@ -1,4 +1,4 @@
-"""The manifest of a folder of records: what is in its shards, by which they are checked.
+"""The manifest of a folder of records, which describes its shards so that they can be checked.
 
 The manifest is written last, so a folder that has one is complete. It lists the size, digest and
 number of examples of every shard, because a TFRecord reader does not notice a file that was cut
@@ -6,8 +6,8 @@ between two records.
 """
 
 import hashlib
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from etils.epath import Path
@@ -19,7 +19,7 @@ from crest_jax.errors import DataError
 
 FORMAT = 2
 FRAME = 16  # bytes of length and checksums that a TFRecord file adds to each record
-FIELDS = {
+FIELDS: Mapping[str, schema.Schema | schema.Maybe] = {
     "examples": schema.COUNT,
     # Null if the classes of the examples are not known.
     "examples_per_class": schema.or_null(schema.Each(schema.COUNT), "counts by class"),
@@ -44,7 +44,30 @@ FIELDS = {
 }
 
 
-def read(folder: Path) -> dict:
+class ShardEntry(TypedDict):
+    """A shard as a manifest describes it, with the fields of `FIELDS`."""
+
+    file: str
+    examples: int
+    bytes: int
+    sha256: str
+    ids_sha256: str
+
+
+class Manifest(TypedDict):
+    """A manifest, with the fields of `FIELDS`."""
+
+    format: int
+    examples: int
+    examples_per_class: list[int] | None
+    class_names: list[str]
+    image_shape: list[int] | None
+    channels: NotRequired[int]
+    ids_sha256: str
+    shards: list[ShardEntry]
+
+
+def read(folder: Path) -> Manifest:
     """Return the manifest of a folder of records.
 
     Raises:
@@ -61,8 +84,8 @@ def read(folder: Path) -> dict:
         raise DataError(f"{path} is not a readable manifest", way_out(folder)) from error
     if found != FORMAT:
         raise DataError(
-            f"{path} has format {schema.shown(found)}, this version reads {FORMAT}: "
-            "continue with the version that wrote it"
+            f"{path} has format {schema.shown(found)}, and this version reads {FORMAT}: continue "
+            "with the version that wrote it"
         )
     for wrong in schema.mismatches(manifest, FIELDS):
         raise DataError(f"manifest {path} is not usable ({wrong})", way_out(folder))
@@ -94,13 +117,12 @@ def shards(folder: Path) -> list[Shard]:
         of examples, or the folder has no usable manifest.
     """
     manifest = read(folder)
-    shape = manifest["image_shape"]
     labels = labels_of(len(manifest["class_names"]), manifest["examples_per_class"] is not None)
     found = []
     for entry in manifest["shards"]:
         path = folder / entry["file"]
         _check_size(path, entry)
-        found.append(Shard(path, entry["examples"], labels, tuple(shape) if shape else None))
+        found.append(Shard(path, entry["examples"], labels, _shape_of(manifest)))
     listed = sum(shard.examples for shard in found)
     if listed != manifest["examples"]:
         raise DataError(
@@ -136,12 +158,12 @@ def check_labels(labels: Int[np.ndarray, " examples"], valid: range, where: str)
     if len(wrong):
         raise DataError(
             f"{where}: an example has label {wrong[0]}, which is not in {valid[0]}..{valid[-1]}",
-            "delete it and run again to make it anew",
+            "delete it and run again to recreate it",
         )
 
 
 def channels_of(folder: Path) -> int:
-    """Return the number of channels that images of one of a run's splits have once resized.
+    """Return the number of channels that the images of one of a run's splits have when resized.
 
     Raises:
       DataError: The folder has no usable manifest.
@@ -162,13 +184,19 @@ def image_shape(folder: Path, image_size: int) -> tuple[int, int, int]:
     """
     if image_size:
         return image_size, image_size, channels_of(folder)
-    shape = read(folder)["image_shape"]
+    shape = _shape_of(read(folder))
     if shape is None:
         raise DataError(
             f"{name_of(folder)}: images differ in shape: set --config.data.image_size to have them "
             "resized"
         )
-    height, width, channels = shape
+    return shape
+
+
+def _shape_of(manifest: Manifest) -> tuple[int, int, int] | None:
+    if manifest["image_shape"] is None:
+        return None
+    height, width, channels = manifest["image_shape"]
     return height, width, channels
 
 
@@ -188,7 +216,7 @@ def labels_of(classes: int, known: bool) -> range:
 class IdDigest:
     """The SHA-256 of ids, one per line."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
         self._between = b""
 
@@ -207,7 +235,7 @@ def digest_of_digests(digests: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def verify(path: Path, entry: dict) -> None:
+def verify(path: Path, entry: ShardEntry) -> None:
     """Check that a shard is, byte for byte, what its entry in a manifest describes.
 
     Raises:
@@ -216,10 +244,10 @@ def verify(path: Path, entry: dict) -> None:
     _check_size(path, entry)
     digest, fits = _digest_of_records(path)
     if digest != entry["sha256"]:
-        raise DataError(f"{name_of(path)} has changed since written", way_out(path.parent))
+        raise DataError(f"{name_of(path)} has changed since it was written", way_out(path.parent))
     if not fits:
         raise DataError(
-            f"{name_of(path)} has a record that is said to be longer than the file",
+            f"{name_of(path)} has a record whose header gives a length beyond the end of the file",
             way_out(path.parent),
         )
 
@@ -247,7 +275,7 @@ def _digest_of_records(path: Path) -> tuple[str, bool]:
     return digest.hexdigest(), fits
 
 
-def _check_size(path: Path, entry: dict) -> None:
+def _check_size(path: Path, entry: ShardEntry) -> None:
     try:
         size = files.size(path)
     except FileNotFoundError as error:
@@ -265,4 +293,4 @@ def name_of(path: Path) -> str:
 
 def way_out(folder: Path) -> str:
     """Return what to do about a damaged folder of records, for error messages."""
-    return f"delete {folder} and run again to make it anew"
+    return f"delete {folder} and run again to recreate it"

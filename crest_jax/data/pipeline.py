@@ -1,10 +1,11 @@
 """Streams of raw uint8 batches (tf.data) that can start at any step.
 
-A stream has no state to save. It is the concatenation of epochs, each a permutation of the N
-examples that is computed from the seed and the epoch number. Step s always begins at example
-s * batch_size of the stream, so a resumed run computes one permutation and then sees the same
-batches as an uninterrupted run. With resampling, every step draws its labeled examples from the
-seed and the step number. Random crops depend on the seed and the position in the stream.
+A stream has no state that would have to be saved. It is the concatenation of epochs, each a
+permutation of the N examples that is computed from the seed and the epoch number. Step s always
+begins at example s * batch_size of the stream, so a resumed run computes one permutation and then
+sees the same batches as an uninterrupted run. With resampling, every step draws its labeled
+examples from the seed and the step number. Random crops depend on the seed and the position in the
+stream.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 
 from crest_jax.data import decode
 from crest_jax.data.records import Encoded, Images
-from crest_jax.data.tensorflow import tf
+from crest_jax.data.tensorflow import tf, without_autograph
 
 
 class Batch(NamedTuple):
@@ -28,8 +29,7 @@ class Batch(NamedTuple):
     unlabeled_rows: Int[np.ndarray, " unlabeled"]
 
 
-# Nothing here needs AutoGraph, which would write files to convert Python into TensorFlow code.
-@tf.autograph.experimental.do_not_convert
+@without_autograph
 def batches(
     labeled: Images | Encoded,
     unlabeled: Images | Encoded,
@@ -125,14 +125,14 @@ def _looked_up(
     images = tf.constant(split.images)
     if isinstance(split, Images):
         return lambda step, rows: tf.gather(images, rows)
-    of_stream = tf.random.fold_in(tf.constant([seed, order], tf.int64), tf.constant(-1, tf.int64))
+    stream_seed = tf.random.fold_in(tf.constant([seed, order], tf.int64), tf.constant(-1, tf.int64))
     shape = tf.TensorSpec([split.view.size, split.view.size, split.view.channels], tf.uint8)
 
     def crops(step: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         places = step * size + first + tf.range(rows.shape[0], dtype=tf.int64)
         return tf.map_fn(
             lambda each: decode.trained_on(
-                each[0], split.view, tf.random.fold_in(of_stream, each[1])
+                each[0], split.view, tf.random.fold_in(stream_seed, each[1])
             ),
             (tf.gather(images, rows), places),
             fn_output_signature=shape,

@@ -1,10 +1,11 @@
-"""Decoding JPEGs and PNGs without TensorFlow, to the pixels that `decode` gives with it."""
+"""Decoding JPEGs and PNGs without TensorFlow, to the same pixels as `decode` does with it."""
 
 import io
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from crest_jax.data import jpeg, resize
 from crest_jax.data.views import View
@@ -28,8 +29,8 @@ def evaluated(image: bytes, view: View) -> UInt8[np.ndarray, "height width chann
     """Decode an image as evaluations see it.
 
     Args:
-      image: an encoded JPEG or PNG.
-      view: the view of the image.
+      image: An encoded JPEG or PNG.
+      view: The view of the image.
 
     Raises:
       Exception: The image is damaged; decoders raise exceptions of many types.
@@ -55,15 +56,15 @@ def decoded(image: bytes, channels: int = 0) -> UInt8[np.ndarray, "height width 
     """Decode a JPEG or PNG.
 
     Args:
-      image: an encoded JPEG or PNG.
-      channels: of the result: 1, 3, or 0 for those of the image, with alpha.
+      image: An encoded JPEG or PNG.
+      channels: The number of channels of the result, 1 or 3; 0 for those of the image, with alpha.
 
     Raises:
       Exception: As for `evaluated`.
     """
     with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as picture:
         check_pixels(picture.height, picture.width)
-        pixels = _of_png(picture) if picture.format == "PNG" else jpeg.decoded(picture)
+        pixels = jpeg.decoded(picture) if isinstance(picture, JpegImageFile) else _of_png(picture)
     return _converted(pixels, channels) if channels else pixels
 
 

@@ -16,15 +16,15 @@ from ml_collections import ConfigDict
 
 from crest_jax import files
 from crest_jax.data import catalog, image_folder, long_tail, provenance, writer
-from crest_jax.data.pictures import some
 from crest_jax.data.sources import Folders, Source
 from crest_jax.data.splits import NAMES, Sizes
 from crest_jax.errors import ConfigError, DataError, UnavailableError
 from crest_jax.layout import RunFolder
+from crest_jax.schema import some
 
-# The file that identifies the data set, and the images of it, that the splits were made of.
+# The file that identifies the data set and the images of which the splits were made.
 SOURCE = "source.json"
-# The number of images from which the size of all is estimated.
+# The number of images from which the size of all images is estimated.
 _FEW = 256
 
 
@@ -127,7 +127,7 @@ def _check_source(
     *,
     begun: bool,
 ) -> None:
-    """Record what the splits are made of, after checking it against that of existing splits.
+    """Record the data that the splits are made of, after comparing it with that of existing splits.
 
     If some splits were made of other data, an image could end up in two splits.
 
@@ -149,8 +149,8 @@ def _check_source(
     path = folder / SOURCE
     if begun and path.exists() and files.read_json(path) != made_of:
         raise DataError(
-            f"{folder} has splits of another {source.name} than there is now",
-            "bring back what there was, or begin anew with another --workdir",
+            f"{folder} has splits of other {source.name} data than there is now",
+            "restore the former data, or start again with another --workdir",
         )
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def _warn_of_untested(class_names: Sequence[str], tested: Int[np.ndarray, " exam
     lacking = [name for name, count in zip(class_names, counts, strict=True) if not count]
     if lacking:
         logging.warning(
-            "no test image is of %s: the accuracy is that of the other classes", some(lacking)
+            "there is no test image of %s: the accuracy is that of the other classes", some(lacking)
         )
 
 
@@ -177,15 +177,16 @@ def warn_of_changes(config: ConfigDict, folder: Path) -> None:
         changed = image_folder.changes(_folders(config, RunFolder(folder.parent).unreadable), then)
     except (ConfigError, DataError, UnavailableError) as error:
         logging.warning(
-            "whether the images are still those that this run has read cannot be told: %s. The run "
-            "and its results are of what it has read",
+            "it is not known whether the images are still those that this run has read: %s. The "
+            "run and its results are for the images that it has read",
             error.what,
         )
         return
     if changed:
         logging.warning(
             "the images are no longer those that this run has read: %s. The run and its results "
-            "are of what it has read; choose another --workdir for a run of what there is now",
+            "are for the images that it has read; choose another --workdir to train on the present "
+            "ones",
             "; ".join(changed),
         )
 
@@ -220,19 +221,22 @@ def _divided(
     if source.divided and not config.data.unlabeled:
         raise DataError(
             f"data.name={config.data.name} has unlabeled images of its own: give it to "
-            "crest_jax.train as data=, which then labels all others"
+            "crest_jax.train as data=, which then labels all other images"
         )
     labels = source.labels("train")
-    if config.long_tail.split == "first" and source.order is None:
-        raise DataError(
-            f"long_tail.split=first takes the first images of {source.name} in its original order, "
-            "which its records do not say: set --config.long_tail.split=random"
-        )
+    fold, order = config.fold, None
+    if config.long_tail.split == "first":
+        if source.order is None:
+            raise DataError(
+                f"long_tail.split=first takes the first images of {source.name} in its original "
+                "order, which is not known: set --config.long_tail.split=random"
+            )
+        fold, order = None, source.order()
     split = long_tail.split(
         labels,
         *_sizes(config.long_tail, np.bincount(labels, minlength=len(source.class_names))),
-        fold=None if config.long_tail.split == "first" else config.fold,
-        order=source.order() if config.long_tail.split == "first" else None,
+        fold=fold,
+        order=order,
         validation_fraction=config.data.validation_fraction,
         class_names=source.class_names,
     )

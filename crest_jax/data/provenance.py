@@ -13,8 +13,8 @@ from typing import NamedTuple
 from etils.epath import Path
 
 from crest_jax import files
-from crest_jax.data.pictures import some
 from crest_jax.errors import DataError
+from crest_jax.schema import some
 
 TABLE = "files.csv"
 
@@ -45,7 +45,7 @@ def write(table: Path, seen: Sequence[File]) -> None:
 
 
 def read(table: Path) -> dict[str, File]:
-    """Return the files of a table by their ids.
+    """Return the files that `write` wrote to a table, by their ids.
 
     Raises:
       DataError: The table is missing or damaged.
@@ -58,8 +58,8 @@ def read(table: Path) -> dict[str, File]:
         seen = [File(name, of, int(size), int(when), sha) for name, of, size, when, sha in rows]
     except (FileNotFoundError, ValueError, csv.Error) as error:
         raise DataError(
-            f"{table} is no table of files ({files.reason(error)}), so that it cannot be told "
-            "whether they have changed"
+            f"{table} is not a table of files ({files.reason(error)}), so changes of the files "
+            "cannot be found"
         ) from error
     return {each.id: each for each in seen}
 
@@ -90,9 +90,9 @@ def changes(
             ids["changed"].append(file.id)
     ids["gone"] = list(left)
     words = {
-        "new": "new",
-        "gone": "there no more",
-        "changed": "of other content",
-        "moved": "of another class",
+        "new": "are new",
+        "gone": "are gone",
+        "changed": "have other content",
+        "moved": "have another class",
     }
-    return [f"{len(ids[name])} are {words[name]} ({some(ids[name])})" for name in ids if ids[name]]
+    return [f"{len(ids[name])} {words[name]} ({some(ids[name])})" for name in ids if ids[name]]

@@ -1,4 +1,4 @@
-"""A generation's predictions on the unlabeled split, on disk.
+"""The predictions of a generation on the unlabeled split, on disk.
 
 A folder holds one compressed NumPy archive from each host, which is read without pickle, and a
 manifest, which is written last.
@@ -7,8 +7,8 @@ manifest, which is written last.
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from etils.epath import Path
@@ -18,7 +18,7 @@ from crest_jax import files, schema
 from crest_jax.errors import CrestError, DataError
 
 FORMAT = 1
-_MANIFEST = {
+_MANIFEST: Mapping[str, schema.Schema] = {
     "format": schema.Kind(str(FORMAT), lambda value: type(value) is int and value == FORMAT),
     "shards": schema.Each(
         {
@@ -48,6 +48,15 @@ class PseudoLabels(NamedTuple):
     truth: Int[np.ndarray, " unlabeled"]
 
 
+class ShardEntry(TypedDict):
+    """A shard as the manifest describes it, with the fields of `_MANIFEST`."""
+
+    file: str
+    examples: int
+    selected: int
+    sha256: str
+
+
 class Selected(NamedTuple):
     """Examples that the next generation trains on."""
 
@@ -62,7 +71,7 @@ def write(folder: Path, pseudo_labels: PseudoLabels) -> None:
     finish(folder, [write_shard(folder, pseudo_labels, host=0, hosts=1)])
 
 
-def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: int) -> dict:
+def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: int) -> ShardEntry:
     """Write the pseudo-labels of one host as a shard, and return its manifest entry.
 
     One host must have created the folder with `files.begin_folder`.
@@ -83,7 +92,7 @@ def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: 
     }
 
 
-def finish(folder: Path, written: Sequence[dict]) -> None:
+def finish(folder: Path, written: Sequence[ShardEntry]) -> None:
     """Write the manifest, which completes the folder.
 
     Call this on one host, once all hosts have written their shards.
@@ -99,7 +108,10 @@ def finish(folder: Path, written: Sequence[dict]) -> None:
     written = sorted(written, key=lambda entry: entry["file"])
     names = [entry["file"] for entry in written]
     if names != [_shard(host, len(names)) for host in range(len(names))]:
-        raise DataError(f"{folder}: the hosts have written {', '.join(names)}, not a shard each")
+        raise DataError(
+            f"{folder}: the hosts have written {', '.join(names)}, and not one shard each: do all "
+            "hosts run the same command?"
+        )
     files.write_json(folder / files.MANIFEST, {"format": FORMAT, "shards": written})
 
 
@@ -171,7 +183,7 @@ def selected(folder: Path, numbers: range) -> Selected:
     return Selected(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def _entries(folder: Path) -> list[dict]:
+def _entries(folder: Path) -> list[ShardEntry]:
     """Return the manifest's entries for the shards."""
     path = folder / files.MANIFEST
     try:
@@ -188,12 +200,12 @@ def _entries(folder: Path) -> list[dict]:
     return manifest["shards"]
 
 
-def _read_shard(folder: Path, entry: dict) -> PseudoLabels:
+def _read_shard(folder: Path, entry: ShardEntry) -> PseudoLabels:
     path = folder / entry["file"]
     try:
         content = files.read_bytes(path)
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise DataError(f"{path} has changed since written", _way_out(folder))
+            raise DataError(f"{path} has changed since it was written", _way_out(folder))
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             shard = PseudoLabels(
                 *(
@@ -208,7 +220,9 @@ def _read_shard(folder: Path, entry: dict) -> PseudoLabels:
             f"{path} cannot be read ({files.reason(error)})", _way_out(folder)
         ) from error
     if shard.selected.sum() != entry["selected"]:
-        raise DataError(f"{path} holds others than its manifest says", _way_out(folder))
+        raise DataError(
+            f"{path} holds other pseudo-labels than its manifest says", _way_out(folder)
+        )
     return shard
 
 
@@ -230,7 +244,7 @@ def _array(archive: zipfile.ZipFile, name: str, kind: str, examples: int) -> np.
     """
     member = archive.getinfo(f"{name}.npy")
     if member.compress_type != zipfile.ZIP_DEFLATED:
-        raise ValueError(f"{name} is not compressed by this program")
+        raise ValueError(f"{name} is not compressed with DEFLATE")
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
@@ -239,13 +253,16 @@ def _array(archive: zipfile.ZipFile, name: str, kind: str, examples: int) -> np.
     if shape != (examples,) or dtype.kind != kind:
         raise ValueError(f"{name} is {dtype} of shape {shape}, not {examples} of kind {kind!r}")
     if examples * dtype.itemsize > member.compress_size * _EXPANSION:
-        raise ValueError(f"{name} is said to have {examples * dtype.itemsize} bytes")
+        raise ValueError(
+            f"{name} cannot have {examples * dtype.itemsize} bytes, compressed to "
+            f"{member.compress_size}"
+        )
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _way_out(folder: Path) -> str:
-    return f"delete {folder} and run again to score anew"
+    return f"delete {folder} and run again to score the images again"
 
 
 def _shard(host: int, hosts: int) -> str:

@@ -1,7 +1,7 @@
 """The examples of a split on disk, read from its TFRecord shards without TensorFlow."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -25,24 +25,27 @@ class Images(NamedTuple):
     images: UInt8[np.ndarray, "examples height width channels"]
     labels: Int[np.ndarray, " examples"]
 
-    def __add__(self, other: "Images") -> "Images":
-        """Concatenate the examples of both splits, starting with this one's."""
-        if not other.ids:  # an empty split has no image shape to agree on
-            return self
-        return Images(
-            self.ids + other.ids,
-            np.concatenate([self.images, other.images]),
-            np.concatenate([self.labels, other.labels]),
-        )
-
 
 class Encoded(NamedTuple):
-    """Splits in memory whose images are decoded each time a training step uses them."""
+    """Splits in memory, whose images are decoded each time a training step uses them."""
 
     ids: list[str]
     images: list[bytes]
     labels: Int[np.ndarray, " examples"]
     view: View
+
+
+def joined(parts: Sequence[Images]) -> Images:
+    """Return the examples of one or more parts as one, in their order."""
+    # An empty part has no image shape to agree on.
+    first, *others = [part for part in parts if part.ids] or parts[:1]
+    if not others:
+        return first
+    return Images(
+        list(chain.from_iterable(part.ids for part in (first, *others))),
+        np.concatenate([first.images, *(part.images for part in others)]),
+        np.concatenate([first.labels, *(part.labels for part in others)]),
+    )
 
 
 def read(folder: Path, rows: range | None = None) -> Iterator[Example]:
@@ -81,16 +84,16 @@ def read(folder: Path, rows: range | None = None) -> Iterator[Example]:
         digests.append(ids.hexdigest())
     if rows is not None:
         return
-    found = {
-        "examples": count,
-        "examples_per_class": per_class.tolist() if known else None,
-        "ids_sha256": manifest.digest_of_digests(digests),
-    }
-    for field, value in found.items():
-        if described[field] != value:
+    counts = per_class.tolist() if known else None
+    for field, said, found in (
+        ("examples", described["examples"], count),
+        ("examples_per_class", described["examples_per_class"], counts),
+        ("ids_sha256", described["ids_sha256"], manifest.digest_of_digests(digests)),
+    ):
+        if said != found:
             raise DataError(
-                f"{manifest.name_of(folder)}: the manifest's {field} is {described[field]}, but "
-                f"its records give {value}",
+                f"{manifest.name_of(folder)}: the manifest's {field} is {said}, but its records "
+                f"give {found}",
                 manifest.way_out(folder),
             )
 
@@ -160,7 +163,7 @@ def _decoded(
         ) from error
 
 
-def _read_shard(folder: Path, entry: dict, labels: range) -> Iterator[Example]:
+def _read_shard(folder: Path, entry: manifest.ShardEntry, labels: range) -> Iterator[Example]:
     path = folder / entry["file"]
     manifest.verify(path, entry)
     count = 0
@@ -169,7 +172,8 @@ def _read_shard(folder: Path, entry: dict, labels: range) -> Iterator[Example]:
             example = _deserialize(record)
         except (ValueError, IndexError, KeyError) as error:
             raise DataError(
-                f"{manifest.name_of(path)}: record {count} is no example", manifest.way_out(folder)
+                f"{manifest.name_of(path)}: record {count} is not an example",
+                manifest.way_out(folder),
             ) from error
         if example.label not in labels:
             raise DataError(
@@ -181,7 +185,7 @@ def _read_shard(folder: Path, entry: dict, labels: range) -> Iterator[Example]:
         yield example
     if count != entry["examples"]:
         raise DataError(
-            f"{manifest.name_of(path)} holds {count} examples, its manifest says "
+            f"{manifest.name_of(path)} holds {count} examples, but by its manifest "
             f"{entry['examples']}",
             manifest.way_out(folder),
         )
@@ -206,7 +210,7 @@ def _deserialize(record: bytes) -> Example:
     """Parse a `tf.train.Example`.
 
     Raises:
-      ValueError, IndexError, KeyError: It is no example, or lacks a feature.
+      ValueError, IndexError, KeyError: The record is not an example, or lacks a feature.
     """
     features = {}
     for entry in _members(_only(record, 1), 1):

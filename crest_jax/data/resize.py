@@ -1,7 +1,7 @@
 """Cropping and resizing decoded images as evaluations see them, in NumPy.
 
-The pixels are those of `decode`, which does the same with TensorFlow where images are many. Weights
-and sums are therefore rounded to float32 in the order of `tf.image.resize(..., antialias=True)`.
+The pixels are the same as those of `decode`, which uses TensorFlow, for many images. Weights and
+sums are therefore rounded to float32 in the order of `tf.image.resize(..., antialias=True)`.
 """
 
 import math
@@ -21,8 +21,8 @@ def fitted(
     """Crop and resize a decoded image as evaluations see it.
 
     Args:
-      pixels: an image of any height and width.
-      view: a view whose size is not 0.
+      pixels: An image of any height and width.
+      view: A view whose size is not 0.
     """
     if view.crop != "none":
         pixels = _central(pixels)
@@ -51,7 +51,7 @@ def _central(
 def _along_first(
     pixels: Num[np.ndarray, "old others channels"], size: int
 ) -> Float32[np.ndarray, "{size} others channels"]:
-    """Resize along the first axis."""
+    """Resize an image along its first axis."""
     neighbours, weights = _kernel(len(pixels), size)
     total = np.zeros((size, *pixels.shape[1:]), np.float32)
     for row, weight in zip(neighbours.T, weights.T, strict=True):
@@ -62,7 +62,7 @@ def _along_first(
 def _kernel(
     old: int, new: int
 ) -> tuple[Int[np.ndarray, "{new} taps"], Float32[np.ndarray, "{new} taps"]]:
-    """Return the old positions that each new one is the weighted mean of, and their weights."""
+    """Return the old positions whose weighted mean each new position is, and their weights."""
     step = np.float32(1 / (np.float32(new) / np.float32(old)).astype(np.float64))
     radius = max(step, _ONE)
     centres = (np.arange(new, dtype=np.float32) + _HALF) * step

@@ -1,18 +1,18 @@
-"""What a source of images is, and how one is made of another.
+"""Sources of labeled images, and sources that are derived from others.
 
 A source returns all labels of a split at once, from which the long tail is cut, and then yields its
-examples one by one. Images are passed as encoded bytes: they are copied from the data set without
-re-encoding, except user-provided files in formats that records must not hold.
+examples one by one. Images are encoded: they are copied from the data set as they are, except
+user-provided files in formats that records must not hold.
 """
 
 import csv
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from etils.epath import Path
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from crest_jax import files, schema
@@ -36,6 +36,10 @@ class Example(NamedTuple):
     label: int
 
 
+# Returns all rows of the train set in the data set's original order.
+Order: TypeAlias = Callable[[], Int[np.ndarray, " examples"]]
+
+
 class Source(NamedTuple):
     """A classification data set with the splits `train` and `test`.
 
@@ -50,8 +54,7 @@ class Source(NamedTuple):
     divided: bool = False
     # User-provided files, which may change between runs; unreadable ones are included.
     files: Sequence[File] = ()
-    # Returns all rows of the train set in the data set's original order; None if it is not known.
-    order: Callable[[], Int[np.ndarray, " examples"]] | None = None
+    order: Order | None = None  # None if the original order is not known
     channels: int = 3  # the channels of the images once they are resized: 1 if all are grey
     test_is_held_out: bool = False  # whether `test` is a part of the images given as labeled
 
@@ -78,10 +81,10 @@ def data_of(config: ConfigDict) -> str:
     """Return the name of the data set, with the paths of user-provided images to tell them apart.
 
     Args:
-      config: the config that the run began with. Data may have been moved since, and was then not
-        read from its new place.
+      config: The config that the run began with. If the data has been moved since, the run has not
+        read it from its new place.
     """
-    if config.data.name.startswith(ARRAYS):  # a digest, which tells them apart
+    if config.data.name.startswith(ARRAYS):  # it ends in a digest, which tells arrays apart
         return config.data.name
     folders = [config.data[name] for name in ("labeled", "unlabeled", "test")]
     return " ".join([config.data.name, *filter(None, folders)])
@@ -95,14 +98,14 @@ def held_out(source: Source, fraction: float) -> Source:
       fraction: The fraction of each class to hold out, in (0, 1).
 
     Raises:
-      DataError: Each class has a single image, so that none can be held out.
+      DataError: Each class has a single image, so none can be held out.
     """
     labels = source.labels("train")
     is_test = long_tail.hold_out(labels, fraction)
     if not is_test.any():
         raise DataError(
             f"data set {source.name!r} has no class of more than one image, so that none can be "
-            "held out to test on: name a split of it as data.test_split"
+            "held out to test on: name one of its splits as data.test_split"
         )
     chosen = {"train": ~is_test, "test": is_test}
 
@@ -114,16 +117,22 @@ def held_out(source: Source, fraction: float) -> Source:
             if is_chosen:
                 yield example
 
-    def order() -> Int[np.ndarray, " examples"]:
-        rows = source.order()
-        return (np.cumsum(~is_test) - 1)[rows[~is_test[rows]]]
-
     return source._replace(
         labels=lambda split: labels[chosen[split]] if split in chosen else source.labels(split),
         examples=examples,
-        order=order if source.order else None,
+        order=_order_without(source.order, is_test) if source.order else None,
         test_is_held_out=True,
     )
+
+
+def _order_without(order: Order, removed: Bool[np.ndarray, " examples"]) -> Order:
+    """Return the order of the rows that remain, which are numbered again from 0."""
+
+    def remaining() -> Int[np.ndarray, " remaining"]:
+        rows = order()
+        return (np.cumsum(~removed) - 1)[rows[~removed[rows]]]
+
+    return remaining
 
 
 def normal_name(name: str) -> str:
@@ -136,7 +145,7 @@ def normal_name(name: str) -> str:
 
 
 def grouped(source: Source, table: Path) -> Source:
-    """Return the source with coarser classes, as ImageNet127 is made of ImageNet (section 4.2).
+    """Return the source with coarser classes, such as ImageNet127 (paper section 4.2).
 
     Args:
       source: The source whose classes to group.
@@ -154,7 +163,7 @@ def grouped(source: Source, table: Path) -> Source:
             f"data.class_table={str(table)!r} is not there: name the file, from the folder that "
             "you run in"
         ) from error
-    except (ValueError, csv.Error, *files.failures()) as error:
+    except files.failures(ValueError, csv.Error) as error:
         raise DataError(
             f"data.class_table={str(table)!r} is not a readable table ({files.reason(error)})"
         ) from error

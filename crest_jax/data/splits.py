@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from crest_jax.data import manifest
-from crest_jax.data.records import Images
+from crest_jax.data.records import Images, joined
 
 NAMES = ("labeled", "unlabeled", "test", "validation")
 
@@ -22,7 +22,7 @@ class Streamed(Protocol):
         """Yield the parts."""
 
     def share(self, host: int, hosts: int) -> "Streamed":
-        """Return the parts that a host must process."""
+        """Return the parts of a host's share."""
 
 
 class Split(NamedTuple):
@@ -36,10 +36,7 @@ class Split(NamedTuple):
     @property
     def images(self) -> Images:
         """The whole split, in memory."""
-        whole, *more = self.parts
-        for part in more:
-            whole = whole + part
-        return whole
+        return joined(list(self.parts))
 
     def share(self, host: int, hosts: int) -> Sequence[Images] | Streamed:
         """Return a host's contiguous share; the shares in the order of hosts make up the split."""
@@ -48,7 +45,8 @@ class Split(NamedTuple):
         if hosts == 1:
             return self.parts
         rows = slice(self.examples * host // hosts, self.examples * (host + 1) // hosts)
-        return [Images(*(field[rows] for field in self.images))]
+        ids, images, labels = self.images
+        return [Images(ids[rows], images[rows], labels[rows])]
 
 
 class Splits(NamedTuple):
@@ -64,7 +62,9 @@ class Splits(NamedTuple):
     @property
     def labeled_distribution(self) -> Float[np.ndarray, " classes"]:
         """The fraction of the original labeled set that each class makes up, by its counts."""
-        return self.labeled.per_class / self.labeled.examples
+        counts = self.labeled.per_class
+        assert counts is not None  # the classes of labeled examples are known
+        return counts / self.labeled.examples
 
 
 class Sizes(NamedTuple):
@@ -80,9 +80,9 @@ class Sizes(NamedTuple):
     def without_images(self) -> Splits:
         """Return splits of these sizes that hold no images."""
         return Splits(
-            *(Split(self.examples[name], self.per_class[name], ()) for name in NAMES),
-            self.class_names,
-            self.image_shape,
+            class_names=self.class_names,
+            image_shape=self.image_shape,
+            **{name: Split(self.examples[name], self.per_class[name], ()) for name in NAMES},
         )
 
 

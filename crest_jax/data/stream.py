@@ -1,10 +1,10 @@
 """Batches from records that do not fit in memory, which can start at any step.
 
-As in `pipeline`, a stream has no state to save: what is at position i is computed from i. Here,
-however, examples cannot be accessed by index; shards can only be read from their beginning. An
-epoch is therefore its shards in a random order, interleaved a few at a time and then shuffled
-within windows. To start in the middle, whole shards are skipped without being opened, and the first
-few that are opened are read up to the position without being decoded.
+As in `pipeline`, a stream has no state that would have to be saved: the example at position i is
+computed from i. Here, however, examples cannot be accessed by index; shards can only be read from
+their beginning. An epoch is therefore its shards in a random order, interleaved a few at a time and
+then shuffled within windows. To start in the middle, whole shards are skipped without being opened,
+and the first few that are opened are read up to the position without being decoded.
 
 Shards are dealt out to *lanes*, each a separate stream that contributes its part of every batch.
 Hosts take whole lanes, so a host opens only its own shards, and batches do not depend on the number
@@ -12,7 +12,7 @@ of hosts.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from etils.epath import Path
@@ -21,9 +21,11 @@ from crest_jax.data import decode, manifest
 from crest_jax.data.manifest import Shard
 from crest_jax.data.pipeline import Batch
 from crest_jax.data.records import Images
-from crest_jax.data.tensorflow import tf
+from crest_jax.data.tensorflow import tf, without_autograph
 from crest_jax.data.views import View
 from crest_jax.errors import DataError
+
+_Item = TypeVar("_Item")
 
 # The number of shards of a lane that are read at once.
 INTERLEAVED = 16
@@ -72,14 +74,15 @@ def batches(
       DataError: A shard is missing, damaged, or shorter than its manifest says; an image cannot be
         decoded; a label is not valid; or a lane has no examples.
     """
-    of_labeled = _shards_of_lanes(labeled, streaming.lanes)
-    valid = of_labeled[0][0].labels
+    labeled_shards = _shards_of_lanes(labeled, streaming.lanes)
+    valid = labeled_shards[0][0].labels
     share = streaming.lanes // processes
     lanes = range(process * share, (process + 1) * share)
 
+    @without_autograph
     def stream(shards: Sequence[Sequence[Shard]], order: int, size: int) -> tf.data.Dataset:
         """Return a data set of this host's part of each global batch."""
-        of_lanes = [
+        lane_streams = [
             _lane(
                 shards[lane],
                 streaming,
@@ -89,14 +92,14 @@ def batches(
             )
             for lane in lanes
         ]
-        return tf.data.Dataset.zip(tuple(of_lanes)).map(
+        return tf.data.Dataset.zip(tuple(lane_streams)).map(
             lambda *parts: tuple(tf.concat(leaves, axis=0) for leaves in zip(*parts, strict=True))
         )
 
-    labeled_stream = stream(of_labeled, 0, batch_size)
+    labeled_stream = stream(labeled_shards, 0, batch_size)
     if unlabeled_ratio:
-        of_unlabeled = _shards_of_lanes(unlabeled, streaming.lanes)
-        unlabeled_stream = stream(of_unlabeled, 1, batch_size * unlabeled_ratio)
+        unlabeled_shards = _shards_of_lanes(unlabeled, streaming.lanes)
+        unlabeled_stream = stream(unlabeled_shards, 1, batch_size * unlabeled_ratio)
     else:
         shape = (0, *labeled_stream.element_spec[0].shape[1:])
         nothing = (np.zeros(shape, np.uint8), np.zeros(0, np.int64))
@@ -117,16 +120,16 @@ def _shards_of_lanes(folders: Sequence[Path], lanes: int) -> list[list[Shard]]:
     Raises:
       DataError: A lane has no shard with an example.
     """
-    of_folders = list(map(manifest.shards, folders))
+    folder_shards = list(map(manifest.shards, folders))
     dealt = [
-        [shard for shards in of_folders for shard in shards[lane::lanes] if shard.examples]
+        [shard for shards in folder_shards for shard in shards[lane::lanes] if shard.examples]
         for lane in range(lanes)
     ]
     for shards in dealt:
         if not shards:
             raise DataError(
-                f"data.lanes={lanes} is more than there are shards with an example in "
-                f"{' and '.join(map(str, folders))}: lower it, or data.shards"
+                f"data.lanes={lanes} is more than the number of shards with an example in "
+                f"{' and '.join(map(str, folders))}: lower --config.data.lanes"
             )
     return dealt
 
@@ -139,7 +142,7 @@ def _lane(
     seed: tf.Tensor,
     start: int,
 ) -> tf.data.Dataset:
-    """Return an endless data set of a lane's images and labels from step `start`, `size` each."""
+    """Return an endless data set of a lane's images and labels, `size` a step from step `start`."""
     files = tf.constant([str(shard.path) for shard in shards])
     counts = np.array([shard.examples for shard in shards])
     sizes = tf.constant(counts, tf.int64)
@@ -246,32 +249,37 @@ class Parts:
           DataError: A shard is missing, damaged, or shorter than its manifest says; an image cannot
             be decoded; or a label or id is not valid.
         """
-
-        def parsed(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            name, image, label = parse(record)
-            return name, decode.evaluated(image, self._view), label
-
         shards = manifest.shards(self._folder)
         begin, end = (
             len(shards) * number // self._hosts for number in (self._host, self._host + 1)
         )
-        files = [str(shard.path) for shard in shards[begin:end]]
-        count = sum(shard.examples for shard in shards[begin:end])
-        dataset = (
-            _records(tf.constant(files, tf.string), tf.constant(count, tf.int64))
-            .map(parsed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .batch(self._size)
-            .prefetch(tf.data.AUTOTUNE)
-        )
+        dataset = self._decoded(shards[begin:end])
         for names, images, labels in _reporting(dataset.as_numpy_iterator(), [self._folder]):
             manifest.check_labels(labels, shards[0].labels, str(self._folder))
             try:
                 ids = [name.decode() for name in names]
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{self._folder}: an id is not UTF-8: delete it and run again to make it anew"
+                    f"{self._folder}: an id is not UTF-8: delete it and run again to recreate it"
                 ) from error
             yield Images(ids, images, labels.astype(np.int32))
+
+    @without_autograph
+    def _decoded(self, shards: Sequence[Shard]) -> tf.data.Dataset:
+        """Return a data set of the ids, images and labels of some shards, a part at a time."""
+
+        def parsed(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            name, image, label = parse(record)
+            return name, decode.evaluated(image, self._view), label
+
+        files = tf.constant([str(shard.path) for shard in shards], tf.string)
+        count = tf.constant(sum(shard.examples for shard in shards), tf.int64)
+        return (
+            _records(files, count)
+            .map(parsed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .batch(self._size)
+            .prefetch(tf.data.AUTOTUNE)
+        )
 
 
 def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -290,14 +298,14 @@ def _folded(seed: tf.Tensor | tuple[int, int], number: tf.Tensor | int) -> tf.Te
     return tf.random.fold_in(tf.cast(seed, tf.int64), tf.cast(number, tf.int64))
 
 
-def _reporting(iterator: Iterator, folders: Sequence[Path]) -> Iterator:
+def _reporting(iterator: Iterator[_Item], folders: Sequence[Path]) -> Iterator[_Item]:
     """Re-raise TensorFlow's errors about damaged files and images as DataError."""
     where = " or ".join(map(str, folders))
     try:
         yield from iterator
     except tf.errors.InvalidArgumentError as error:
         raise DataError(
-            f"an image of {where} cannot be decoded, and was no better where it came from: "
+            f"an image of {where} cannot be decoded, as it could not where it was copied from: "
             f"{error.message.splitlines()[0]}"
         ) from error
     except (tf.errors.OpError, UnicodeDecodeError) as error:
@@ -305,8 +313,8 @@ def _reporting(iterator: Iterator, folders: Sequence[Path]) -> Iterator:
             manifest.check(folder)  # if it fails, its error names the damaged file
         # TensorFlow quotes a record that is not an example in its message, which Python then fails
         # to decode as UTF-8.
-        said = error.message if isinstance(error, tf.errors.OpError) else "one is no example"
+        said = error.message if isinstance(error, tf.errors.OpError) else "one is not an example"
         raise DataError(
-            f"records of {where} cannot be read: {said.splitlines()[0]}; delete what is damaged "
-            "and run again to make it anew"
+            f"records of {where} cannot be read: {said.splitlines()[0]}; delete the damaged folder "
+            "and run again to recreate it"
         ) from error

@@ -1,7 +1,8 @@
 """The data sets of TensorFlow Datasets (TFDS)."""
 
-import re
+import string
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -10,6 +11,9 @@ from crest_jax import files
 from crest_jax.data.sources import Example, Source
 from crest_jax.data.tensorflow import tf
 from crest_jax.errors import DataError
+
+# The namespaces of the data sets that the community maintains, as TFDS 4.9 registers them.
+NAMESPACES = ("huggingface", "kubric", "robotics")
 
 
 def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Source:
@@ -60,13 +64,17 @@ def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Sour
             f"{', '.join(builder.info.features)}: choose one of images with a class each"
         )
     if not all(isinstance(builder.info.features[key], kind) for key, kind in kinds.items()):
-        raise DataError(f"data set {name!r} is not of images that belong to one class each")
+        raise DataError(
+            f"data set {name!r} does not have images that belong to one class each: choose another"
+        )
     _check_splits(name, test_split, list(builder.info.splits))
     stored_as = {"train": "train", "test": test_split}
     mend = {"train": "prepare it without them", "test": "choose another --config.data.test_split"}
     class_names = tuple(builder.info.features["label"].names)
 
-    def read(split: str, features: set, decoders: dict | None = None) -> tf.data.Dataset:
+    def read(
+        split: str, features: set[str], decoders: dict[str, Any] | None = None
+    ) -> tf.data.Dataset:
         return builder.as_dataset(
             split=stored_as[split],
             shuffle_files=False,
@@ -81,8 +89,8 @@ def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Sour
         if len(strange):
             raise DataError(
                 f"data set {name!r}: {len(strange)} of the {len(found)} images of its split "
-                f"{stored_as[split]!r} have a label that is no class, such as {strange[0]}, with "
-                f"which TFDS marks those whose class is not known: {mend[split]}"
+                f"{stored_as[split]!r} have a label that is not a class, such as {strange[0]}, "
+                f"with which TFDS marks images of unknown class: {mend[split]}"
             )
         return found
 
@@ -94,20 +102,18 @@ def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Sour
     def order() -> Int[np.ndarray, " examples"]:
         """Return the rows, sorted by the number at the end of their ids, such as train_00042."""
         ids = [row["id"].decode() for row in read("train", {"id"}).as_numpy_iterator()]
-        numbered = [re.fullmatch(r"(.*?)(\d+)", each) for each in ids]
+        prefixes = [each.rstrip(string.digits) for each in ids]
+        numbers = [each[len(prefix) :] for each, prefix in zip(ids, prefixes, strict=True)]
         # All images of a class must have the same prefix; several classes may share one.
-        prefixes = {
-            (label, each and each[1])
-            for label, each in zip(labels("train").tolist(), numbered, strict=True)
-        }
+        of_classes = set(zip(labels("train").tolist(), prefixes, strict=True))
         repeated = len(set(ids)) < len(ids)
-        if None in numbered or repeated or len(prefixes) > len(class_names):
+        if not all(numbers) or repeated or len(of_classes) > len(class_names):
             raise DataError(
                 f"the ids of data set {name!r}, such as {ids[0]!r}, do not number the images of a "
                 "class, so that their original order is not known: set "
                 "--config.long_tail.split=random"
             )
-        return np.argsort([int(each[2]) for each in numbered], kind="stable")
+        return np.argsort([int(number) for number in numbers], kind="stable")
 
     return Source(
         name,

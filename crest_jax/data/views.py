@@ -1,4 +1,4 @@
-"""The views that a config asks for: how images are cropped, resized and converted."""
+"""Views of images: how they are cropped, resized and converted before a model sees them."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ CENTRAL_PART = 0.875
 
 
 class View(NamedTuple):
-    """How an image is cropped, resized and converted before a model sees it."""
+    """A way to crop, resize and convert images."""
 
     size: int = 0  # side in pixels of the resulting square; 0 for images as they are stored
     crop: str = "none"  # which part of the image is used, one of `config.CROPS`

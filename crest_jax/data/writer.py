@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
+from types import TracebackType
 
 import numpy as np
 from etils.epath import Path
@@ -12,6 +13,13 @@ from crest_jax.data import manifest, pixels
 from crest_jax.data.sources import UNKNOWN, Example
 from crest_jax.data.tensorflow import tf
 from crest_jax.errors import DataError
+
+
+class Written(manifest.ShardEntry):
+    """A shard that has been written, with what the manifest says of all shards together."""
+
+    examples_per_class: list[int]
+    image_shapes: list[tuple[int, int, int]]
 
 
 class Writer:
@@ -56,7 +64,7 @@ class Writer:
         # The indices, among all examples, of those that this host must add.
         self.rows = range(sum(self._sizes[: own.start]), sum(self._sizes[: own.stop]))
         # The manifest entries of the shards that this host has written.
-        self.written: list[dict] = []
+        self.written: list[Written] = []
         self._to_begin = iter(own)
         self._open: _OpenShard | None = None
         self._added = 0
@@ -68,7 +76,7 @@ class Writer:
         return self
 
     def begin(self) -> None:
-        """Create an empty folder, removing whatever an earlier attempt left.
+        """Create an empty folder, after removing anything that an earlier attempt left.
 
         Raises:
           WorkdirError: The folder cannot be written.
@@ -87,7 +95,10 @@ class Writer:
             raise DataError(f"{self._folder}: two examples have the same id, {example.id}")
         labels = manifest.labels_of(len(self._class_names), self._classes_known)
         if example.label not in labels:
-            raise DataError(f"{self._folder}: a label is not in {labels[0]}..{labels[-1]}")
+            raise DataError(
+                f"{self._folder}: {example.id} has label {example.label}, which is not in "
+                f"{labels[0]}..{labels[-1]}"
+            )
         if self._added == len(self.rows):
             raise DataError(f"{self._folder}: there are more examples than {len(self.rows)}")
         shape = stored_shape(example)
@@ -97,7 +108,12 @@ class Writer:
         self._ids.add(example.id)
         self._added += 1
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Complete the folder, unless there was an error."""
         if kind is None:
             self.close()
@@ -117,7 +133,7 @@ class Writer:
         while self._next_shard():  # creates the remaining shards, which are empty
             pass
 
-    def finish(self, written: Sequence[dict]) -> None:
+    def finish(self, written: Sequence[Written]) -> None:
         """Write the manifest, which completes the folder.
 
         Args:
@@ -138,7 +154,7 @@ class Writer:
         if self._classes_known:
             per_class = np.sum([entry["examples_per_class"] for entry in written], axis=0).tolist()
         shapes = {tuple(shape) for entry in written for shape in entry["image_shapes"]}
-        described = {
+        described: manifest.Manifest = {
             "format": manifest.FORMAT,
             "examples": sum(self._sizes),
             "examples_per_class": per_class,
@@ -146,7 +162,13 @@ class Writer:
             "image_shape": list(*shapes) if len(shapes) == 1 else None,
             "ids_sha256": manifest.digest_of_digests(entry["ids_sha256"] for entry in written),
             "shards": [
-                {name: entry[name] for name in manifest.FIELDS["shards"].schema}
+                {
+                    "file": entry["file"],
+                    "examples": entry["examples"],
+                    "bytes": entry["bytes"],
+                    "sha256": entry["sha256"],
+                    "ids_sha256": entry["ids_sha256"],
+                }
                 for entry in written
             ],
         }
@@ -190,7 +212,7 @@ class _OpenShard:
         self._shapes.add(shape)
         self.examples += 1
 
-    def close(self) -> dict:
+    def close(self) -> Written:
         """Close the file and return its entry for `Writer.written`."""
         with files.writing(self.path):
             self._file.close()

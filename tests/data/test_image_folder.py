@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from fake_gcs import FakeGcs
 from PIL import Image
 
-from crest_jax.data import catalog, image_folder, pictures, sources
+from crest_jax.data import catalog, class_names, pictures, sources
 from crest_jax.data.sources import UNKNOWN, Folders
 from crest_jax.errors import DataError
 
@@ -151,19 +151,19 @@ def test_hidden_files_links_endings_and_names_that_are_no_text(folder):
         (
             {"high/all/ant/1.png": 1, "high/all/bee/1.png": 2},
             {"labeled": "high"},
-            r"the class all alone: .*If ant, bee in all are the classes, give labeled=.*high/all$",
+            r"only the class all: .*If ant, bee in all are the classes, give labeled=.*high/all$",
         ),
         (
             {"high/val/cat/1.png": 1, "high/val/bee/1.png": 2},
             {"test": "high"},
-            r"not: val; there are bee, cat\. If bee, cat in val are .* give test=.*high/val$",
+            r"not have: val; these have bee, cat\. If bee, cat in val are .* give test=.*high/val$",
         ),
-        ({"test/Bee/1.png": 1}, {"test": "test"}, r"have not: 'Bee' \(is it 'bee'\?\); there are"),
-        ({"one/cat/1.png": 1}, {"labeled": "one"}, r"has the class cat alone: give two or more"),
-        ({"none/cat.txt": b""}, {"labeled": "none"}, r"wants a folder for each class, .* is none$"),
+        ({"test/Bee/1.png": 1}, {"test": "test"}, r"not have: 'Bee' \(is it 'bee'\?\); these have"),
+        ({"one/cat/1.png": 1}, {"labeled": "one"}, r"has only the class cat: give two or more"),
+        ({"none/cat.txt": b""}, {"labeled": "none"}, r"must have a folder for each .* is none$"),
         ({"none/.cat.png": 1}, {"unlabeled": "none"}, r"data\.unlabeled=.* holds no file"),
         ({"none/cat.txt": b""}, {"unlabeled": "none"}, r"data\.unlabeled=.* has no image that can"),
-        ({"test/eel/1.png": 1}, {"test": "test"}, r"classes that .* have not: eel; there are bee"),
+        ({"test/eel/1.png": 1}, {"test": "test"}, r"classes that .* not have: eel; these have bee"),
         ({"one/a/1.png": 1, "one/b/1.png": 2}, {"labeled": "one"}, r"each class has a single one"),
         (
             {"test/bee/0.png": b"", "test/cat/0.png": b""},
@@ -249,7 +249,7 @@ def test_classes_that_look_alike_are_named(tmp_path, one, other, caplog):
     "names", [("1", "10", "100", "0"), ("1.05", "1.5"), ("-1", "1"), ("e", "é"), ("a b", "a-b")]
 )
 def test_classes_that_are_told_apart_are_not_named(names):
-    assert len({image_folder._appearance(name) for name in names}) == len(names)
+    assert len({class_names._appearance(name) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -275,14 +275,14 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path, parts, caplog):
     # Without folders in them they may be classes, after all.
     lay_down(tmp_path / "flat", numbered(20, **{one: 2, other: 2}))
     (said,) = warnings_of(caplog, tmp_path, "flat")
-    assert "which are called as parts of a data set are" in said
+    assert "which have names of parts of a data set" in said
 
 
 def test_folders_that_several_classes_have_may_be_the_classes(tmp_path, caplog):
     nested = {"spring/cat": 2, "spring/bee": 2, "autumn/cat": 2, "autumn/owl": 1}
     lay_down(tmp_path / "labeled", numbered(0, **nested))
     (said,) = warnings_of(caplog, tmp_path)
-    assert "the classes autumn, spring all have folders called cat; a class is an outer" in said
+    assert "the classes autumn, spring all have folders called cat; each class is an outer" in said
     assert said.endswith("labeled/autumn")
     caplog.clear()
     lay_down(tmp_path / "other", numbered(10, **{"ant": 1, "ant/1": 1, "bee/2": 2}))
@@ -325,8 +325,8 @@ def test_images_that_are_twice_there_are_said(folder, caplog):
         opened(folder, unlabeled="unlabeled", test="test")
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "1 test images are labeled too, so that the accuracy is too good: test/cat/again.png",
-        "1 test images are unlabeled ones too: test/bee/0.png",
+        "1 test images are also labeled, so that the accuracy is too good: test/cat/again.png",
+        "1 test images are also unlabeled: test/bee/0.png",
     ]
 
 
@@ -339,7 +339,7 @@ def test_a_picture_in_two_classes_is_said_with_both(folder, caplog):
     torn, labeled, unlabeled, tested = warnings_of(
         caplog, folder, unlabeled="unlabeled", test="test"
     )
-    assert torn.startswith("2 images belong to two or more classes, of which one at most is right:")
+    assert torn.startswith("2 images belong to two or more classes, of which at most one is right:")
     for names in (
         "labeled/bee/cat0.png (bee) = labeled/cat/0.png (cat)",
         "labeled/cat/1.png (cat) = test/bee/cat1.png (bee)",
@@ -352,7 +352,7 @@ def test_a_picture_in_two_classes_is_said_with_both(folder, caplog):
     assert unlabeled == "1 unlabeled images are copies of others: unlabeled/0.png = " + (
         "unlabeled/0 again.png"
     )
-    assert tested.startswith("1 test images are labeled too")
+    assert tested.startswith("1 test images are also labeled")
 
 
 def test_a_folder_that_two_classes_link_to_is_in_both(folder, caplog):
@@ -383,10 +383,10 @@ def test_what_is_no_picture_is_listed_and_stops_nothing(folder, caplog):
     })  # fmt: skip
     pathlib.Path(folder / "labeled/.cache").mkdir()
     hidden, others = warnings_of(caplog, folder, unlabeled="unlabeled", test="test")
-    assert hidden.endswith("hidden folders are no classes, and are not looked into: .cache")
+    assert hidden.endswith("hidden folders are not taken for classes: .cache")
     assert others.startswith("5 files are left out, 0 of which seem to be pictures of kinds that ")
     assert f": {folder}/labeled/Thumbs.db (it is none of " in others
-    assert others.endswith(" has all")
+    assert others.endswith(" lists all")
     with (folder / "unreadable.csv").open() as file:
         names = {pathlib.Path(row["file"]).name for row in csv.DictReader(file)}
     assert names == {"notes.txt", "labels.csv", "Thumbs.db", "film.mp4", "0.json"}
@@ -418,7 +418,7 @@ def test_pictures_that_are_damaged_count_and_what_is_in_a_list_is_one(folder):
 
 def test_links_that_lead_nowhere_are_said(folder):
     pathlib.Path(folder / "labeled/cat/lost.png").symlink_to(folder / "nowhere.png")
-    with pytest.raises(DataError, match=r"lost\.png \(it is a link that leads nowhere"):
+    with pytest.raises(DataError, match=r"lost\.png \(it is a broken link"):
         opened(folder, test="test")
     pathlib.Path(folder / "labeled/eel").symlink_to(folder / "nowhere")
     with pytest.raises(DataError, match="holds eel beside its folders"):
@@ -430,7 +430,7 @@ def test_16_bits_that_say_nothing_of_their_range_are_said_once(folder, caplog):
         values = np.full((4, 4), 2**12 - 1 - number, np.uint16)
         Image.fromarray(values).save(pathlib.Path(folder / f"labeled/cat/deep{number}.png"))
     (said,) = warnings_of(caplog, folder, test="test")
-    assert said.startswith("5 pictures have 16 bits a channel and do not say")
+    assert said.startswith("5 pictures have 16 bits a channel and do not state")
     assert said.endswith("(5 have 12): labeled/cat/deep0.png, labeled/cat/deep1.png, "
                          "labeled/cat/deep2.png and 2 more")  # fmt: skip
 
@@ -464,14 +464,14 @@ def test_files_that_cannot_be_read_are_listed_and_left_out(damaged, limit, caplo
     }
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("3 of 10 pictures cannot be read: ")
-    assert said.endswith("unreadable.csv has all; they are left out")
+    assert said.endswith("unreadable.csv lists all; they are left out")
 
 
 @pytest.mark.parametrize("limit", [0.29, 2.0, 0.0])
 def test_more_of_them_than_are_allowed_for_are_an_error(damaged, limit):
     with pytest.raises(DataError, match=r"3 of 10 pictures .*bee/0\.png \(it is none of") as caught:
         opened(damaged, unlabeled="unlabeled", unreadable=limit)
-    assert f"data.unreadable={limit:g} is their " in str(caught.value)
+    assert f"raise data.unreadable={limit:g}, which is the " in str(caught.value)
     assert (damaged / "unreadable.csv").exists()
     lay_down(damaged, {"labeled/cat/0.png": 100, "labeled/bee/0.png": 101, "unlabeled/0.png": 102})
     opened(damaged, unlabeled="unlabeled")
@@ -481,10 +481,10 @@ def test_more_of_them_than_are_allowed_for_are_an_error(damaged, limit):
 def test_a_file_that_changes_meanwhile_is_an_error(folder):
     source = opened(folder, test="test")
     (folder / "labeled/cat/2.png").write_bytes(picture(99))
-    with pytest.raises(DataError, match=r"cat/2\.png has changed while it was read"):
+    with pytest.raises(DataError, match=r"cat/2\.png has changed since it was read"):
         list(source.examples("train"))
     (folder / "labeled/cat/2.png").unlink()
-    with pytest.raises(DataError, match=r"cat/2\.png cannot be read any more"):
+    with pytest.raises(DataError, match=r"cat/2\.png can no longer be read"):
         list(source.examples("train"))
 
 
@@ -521,7 +521,7 @@ def test_a_list_names_files_beside_it_or_anywhere(folder):
         ("path,label,size\n", r"line 1: the columns are path,label,size, and must be"),
         ("path\n0.png\n", r"line 1: the columns are path, and must be path,label"),
         ("path,label\n", r"names no file"),
-        ("path,label\n0.png,cat\nmissing.png,cat\n", r"line 3 names missing\.png, which is not th"),
+        ("path,label\n0.png,cat\nmissing.png,cat\n", r"line 3 names missing\.png, which does not"),
         ("path,label\n0.png,\n1.png, \n", r"line 2 has no label; line 3 has no label"),
         ("path,label\n0.png\n", r"line 2 has no label"),
         ("path,label\n,cat\n", r"line 2 has no path"),

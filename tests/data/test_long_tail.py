@@ -294,7 +294,7 @@ def test_another_order_is_refused():
 
 def test_labeled_and_unlabeled_together_must_be_there():
     labels = np.repeat([0, 1], [50, 50])
-    with pytest.raises(DataError, match=r"class '1' has 50 .* wants 51, 20 of them labeled"):
+    with pytest.raises(DataError, match=r"class '1' has 50 .* needs 51, 20 of them labeled"):
         long_tail.split(labels, np.array([20, 20]), np.array([30, 31]), fold=0)
 
 

@@ -263,7 +263,7 @@ def test_what_was_guessed_and_what_was_not_looked_at_is_said_once():
     assert "2 pictures have 16 bits" in deep
     assert "fewest of 8, 10, 12, 14, 16 that hold its largest value (1 have 12, 1 have 16)" in deep
     assert deep.endswith(": a.png, c.png")
-    assert several.startswith("1 files have more than one picture")
+    assert several.startswith("1 files contain more than one picture")
     assert several.endswith(": d.gif")
     del notes["a.png"], notes["d.gif"]
     assert not list(pictures.remarks(notes)), "16 of 16 bits are nothing to speak of"
@@ -438,7 +438,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     pathlib.Path(tmp_path / "link.png").symlink_to("nowhere")
     for name in ("pipe.png", "link.png"):
-        with pytest.raises(ValueError, match="a link that leads nowhere, or no file"):
+        with pytest.raises(ValueError, match="a broken link, or not a file"):
             pictures.content_of(Path(tmp_path / name))
 
 

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from crest_jax.data import decode, loading, pictures, pixels, resize, writer
-from crest_jax.data.records import Parts
+from crest_jax.data import decode, loading, pixels, resize, sixteen_bits, writer
+from crest_jax.data.records import Parts, joined
 from crest_jax.data.sources import Example
 from crest_jax.data.views import AS_STORED, View
 from crest_jax.errors import DataError
@@ -124,12 +124,12 @@ def test_grey_of_a_colour_picture_is_pillows():
     np.testing.assert_array_equal(found[..., 0], np.asarray(Image.fromarray(image).convert("L")))
 
 
-# 16-bit pictures of one's own
+# 16-bit pictures
 
 
 def deep_samples(png):
     with Image.open(io.BytesIO(png)) as image:
-        return pictures._deep(image, png).samples
+        return sixteen_bits._deep(image, png).samples
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -165,12 +165,10 @@ def test_parts_of_records_are_what_evaluations_load(tmp_path, view):
     parts = Parts(tmp_path / "test", view=view, size=4)
     for _ in range(2):  # they can be read again
         assert [len(part.ids) for part in parts] == [4, 4, 2]
-        first, *others = parts
-        for part in others:
-            first = first + part
-        assert first.ids == loaded.ids
-        np.testing.assert_array_equal(first.images, loaded.images)
-        np.testing.assert_array_equal(first.labels, loaded.labels)
+        whole = joined(list(parts))
+        assert whole.ids == loaded.ids
+        np.testing.assert_array_equal(whole.images, loaded.images)
+        np.testing.assert_array_equal(whole.labels, loaded.labels)
 
 
 @pytest.mark.parametrize(

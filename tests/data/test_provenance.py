@@ -33,7 +33,7 @@ def test_a_table_that_is_damaged_or_missing_is_named(tmp_path, content):
     table = tmp_path / "files.csv"
     if content is not None:
         table.write_bytes(content)
-    with pytest.raises(DataError, match=r"files\.csv is no table of files"):
+    with pytest.raises(DataError, match=r"files\.csv is not a table of files"):
         provenance.read(table)
 
 
@@ -56,9 +56,9 @@ def test_changes_are_counted_by_kind_and_contents_compared_where_the_time_differ
 
     assert provenance.changes(then, now, digest) == [
         "1 are new (h)",
-        "2 are there no more (f, g)",
-        "2 are of other content (b, d)",
-        "1 are of another class (e)",
+        "2 are gone (f, g)",
+        "2 have other content (b, d)",
+        "1 have another class (e)",
     ]
     assert asked == ["c", "d"]
     unread = [each._replace(sha256="") for each in then.values()]
@@ -112,12 +112,14 @@ def test_new_exchanged_and_removed_images_are_said(said, photos):
     (message,) = said()
     assert message.startswith(
         "the images are no longer those that this run has read: 1 are new (labeled/bee/new.png); "
-        "1 are there no more (labeled/ant/2.png); "
-        "2 are of other content (labeled/ant/1.png, labeled/ant/notes.txt). The run and its results"
+        "1 are gone (labeled/ant/2.png); "
+        "2 have other content (labeled/ant/1.png, labeled/ant/notes.txt). The run and its results"
     )
 
 
 def test_images_that_are_not_there_any_more_are_said(said):
     (message,) = said(labeled="/nowhere")
     assert "data.labeled='/nowhere' is neither a folder nor a CSV file" in message
-    assert message.startswith("whether the images are still those that this run has read cannot be")
+    assert message.startswith(
+        "it is not known whether the images are still those that this run has read"
+    )

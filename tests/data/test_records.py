@@ -148,7 +148,7 @@ def test_images_of_different_shapes_can_be_read_but_not_loaded_as_one_array(tmp_
     assert "shape" in message
 
 
-def test_two_splits_are_added_in_order():
+def test_parts_are_joined_in_order():
     def part(prefix, count):
         return Images(
             [f"{prefix}{row}" for row in range(count)],
@@ -156,12 +156,14 @@ def test_two_splits_are_added_in_order():
             np.arange(count, dtype=np.int32),
         )
 
-    both = part("a", 2) + part("b", 3)
+    nothing = Images([], np.zeros((0, 0, 0, 0), np.uint8), np.zeros(0, np.int32))
+    both = records.joined([nothing, part("a", 2), nothing, part("b", 3)])
     assert both.ids == ["a0", "a1", "b0", "b1", "b2"]
     assert both.labels.tolist() == [0, 1, 0, 1, 2]
     assert both.images[:, 0, 0, 0].tolist() == [97, 97, 98, 98, 98]
-    nothing = Images([], np.zeros((0, 0, 0, 0), np.uint8), np.zeros(0, np.int32))
-    assert (part("a", 2) + nothing).ids == ["a0", "a1"]
+    only = part("a", 2)
+    assert records.joined([only, nothing]) is only, "it is not copied"
+    assert records.joined([nothing]) is nothing
 
 
 # Damage
@@ -203,7 +205,7 @@ def test_one_flipped_bit_is_found(folder, where):
     content[int(where * len(content))] ^= 0x10
     path.write_bytes(bytes(content))
     message = damage_of(folder)
-    assert f"{path.name} has changed since written" in message
+    assert f"{path.name} has changed since it was written" in message
     assert f"delete {folder} and run again" in message
 
 
@@ -211,7 +213,7 @@ def test_a_repeated_record_is_found(folder):
     path = shard(folder)
     first = boundaries(path)[0]
     path.write_bytes(path.read_bytes() + path.read_bytes()[:first])
-    assert f"{path.name} has changed since written" in damage_of(folder)
+    assert f"{path.name} has changed since it was written" in damage_of(folder)
 
 
 def test_two_shards_in_each_others_place_are_found(folder):
@@ -269,7 +271,7 @@ def test_a_wrong_count_of_a_shard_is_found(folder):
     described["shards"][1]["examples"] = 5
     edit_manifest(folder, shards=described["shards"])
     message = damage_of(folder)
-    assert f"{shard(folder).name} holds 4 examples, its manifest says 5" in message
+    assert f"{shard(folder).name} holds 4 examples, but by its manifest 5" in message
 
 
 def test_a_manifest_without_one_of_its_shards_is_found(folder):
@@ -379,7 +381,7 @@ def test_an_id_that_occurs_twice_is_refused(tmp_path):
 def test_a_label_that_is_no_class_is_refused(tmp_path, label):
     _, examples = make_examples(4)
     examples[2] = examples[2]._replace(label=label)
-    with pytest.raises(DataError, match=r"label is not in 0\.\.2"):
+    with pytest.raises(DataError, match=r"label .*, which is not in 0\.\.2"):
         writer.write(tmp_path / "labeled", examples, class_names=CLASSES, shards=1)
     assert not files.is_whole(tmp_path / "labeled")
 
@@ -418,7 +420,9 @@ def test_a_label_is_one_of_those_that_were_declared(tmp_path, known, label):
     options = {"class_names": CLASSES, "shards": 1, "classes_known": known}
     new = writer.Writer(tmp_path / "a", examples=1, **options)
     new.begin()
-    with pytest.raises(DataError, match=r"a label is not in 0\.\.2" if known else r"-1\.\.-1"):
+    with pytest.raises(
+        DataError, match=r"label .*, which is not in 0\.\.2" if known else r"-1\.\.-1"
+    ):
         new.add(make_examples(1)[1][0]._replace(label=label))
 
 
@@ -472,7 +476,7 @@ def serialized(**features):
 def test_a_record_that_is_said_to_be_longer_than_the_file_is_found(tmp_path, length):
     """TensorFlow would take as much memory, and end the process where there is none."""
     folder = made(tmp_path, framed(b"short", length))
-    assert "a record that is said to be longer than the file" in damage_of(folder)
+    assert "a record whose header gives a length beyond the end of the file" in damage_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -485,7 +489,7 @@ def test_a_record_that_is_said_to_be_longer_than_the_file_is_found(tmp_path, len
     ],
 )
 def test_a_record_that_is_no_example_is_found(tmp_path, record):
-    assert "record 0 is no example" in damage_of(made(tmp_path, framed(record)))
+    assert "record 0 is not an example" in damage_of(made(tmp_path, framed(record)))
 
 
 @pytest.mark.parametrize("name", ["../test/shard.tfrecord", "/etc/passwd", "a/b", "..", "", "\0"])
@@ -506,7 +510,7 @@ def test_json_that_python_would_choke_on_is_no_manifest(folder, content):
 def test_memory_is_not_taken_for_images_that_are_not_there(folder):
     """Three terabytes, by the manifest."""
     edit_manifest(folder, image_shape=[300_000, 300_000, 3])
-    assert "has shape (5, 5, 3), its manifest says (300000, 300000, 3)" in damage_of(folder)
+    assert "has shape (5, 5, 3), but by the manifest it is (300000, 300000, 3)" in damage_of(folder)
 
 
 def bomb(width, height):

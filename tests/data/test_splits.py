@@ -135,7 +135,9 @@ def test_splits_begun_with_another_data_set_are_not_ended_with_this_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(catalog, "load", changed)
-        with pytest.raises(DataError, match=r"splits of another digits than there is now: bring"):
+        with pytest.raises(
+            DataError, match=r"splits of other digits data than there is now: restore"
+        ):
             prepared(None)
     assert prepared(None).labeled.images.ids == before.labeled.images.ids
 
@@ -149,7 +151,7 @@ def test_ones_own_files_are_part_of_what_splits_are_made_of(prepared, tmp_path, 
         "load",
         lambda *_, **__: source._replace(files=[File("a.png", "0", 1, 2, "others")]),
     )
-    with pytest.raises(DataError, match="splits of another digits"):
+    with pytest.raises(DataError, match="splits of other digits data"):
         prepared(None)
 
 
@@ -188,4 +190,4 @@ def test_classes_that_are_not_tested_are_said(prepared, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "absl"):
         prepared(DARP)
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said == "no test image is of 8, 9: the accuracy is that of the other classes"
+    assert said == "there is no test image of 8, 9: the accuracy is that of the other classes"

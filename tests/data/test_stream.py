@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorflow.python.autograph.impl import api
 
 from crest_jax import files
-from crest_jax.data import manifest, stream, writer
+from crest_jax.data import loading, manifest, stream, writer
 from crest_jax.data.sources import Example
 from crest_jax.data.stream import Parts, Streaming
 from crest_jax.data.views import AS_STORED, View
@@ -131,6 +132,23 @@ def test_seeds_and_generations_have_orders_of_their_own(folders, long, change):
         assert ours != theirs
 
 
+def test_autograph_has_nothing_to_convert(folders, monkeypatch):
+    """It would write files, and warn where it finds no source code."""
+    converted = []
+    convert = api._convert_actual
+
+    def spy(function, context):
+        converted.append(function)
+        return convert(function, context)
+
+    monkeypatch.setattr(api, "_convert_actual", spy)
+    batches(folders, stop=1)
+    batches(folders, STREAMING._replace(view=View(4, "random")), stop=1)
+    list(Parts(folders[0], view=View(4, "central"), size=50))
+    loading.load_images(folders[0], View(4, "none"))
+    assert not converted
+
+
 def test_there_may_be_nothing_unlabeled(folders, long):
     found = batches(folders, stop=3, unlabeled_ratio=0)
     for batch, other in zip(found, long, strict=False):
@@ -167,7 +185,7 @@ def test_a_start_far_away_opens_no_shard_that_it_passes_over(folders, long, tmp_
     start = -(-place // 2)
     (batch,) = batches((copy, folders[1]), start=start, stop=start + 1, unlabeled_ratio=0)
     np.testing.assert_array_equal(batch.labeled, long[start].labeled)
-    with pytest.raises(DataError, match="has changed since written"):
+    with pytest.raises(DataError, match="has changed since it was written"):
         batches((copy, folders[1]), start=0, stop=1, unlabeled_ratio=0)
 
 
@@ -193,7 +211,7 @@ def test_a_host_opens_only_its_own_shards(folders, tmp_path):
     options = {"stop": 20, "unlabeled_ratio": 0}
     found = batches((mine, folders[1]), process=0, processes=2, **options)
     assert_same(found, batches(folders, process=0, processes=2, **options))
-    with pytest.raises(DataError, match="has changed since written"):
+    with pytest.raises(DataError, match="has changed since it was written"):
         batches((mine, folders[1]), process=1, processes=2, **options)
 
 
@@ -297,9 +315,9 @@ def test_shards_without_the_records_that_they_should_have_are_not_read_for_ever(
         entry["bytes"] = 0
 
     folder = with_shards(folders, tmp_path, emptied)
-    with pytest.raises(DataError, match="has changed since written"):
+    with pytest.raises(DataError, match="has changed since it was written"):
         batches((folder, folders[1]), stop=1)
-    with pytest.raises(DataError, match="has changed since written"):
+    with pytest.raises(DataError, match="has changed since it was written"):
         list(Parts(folder, view=AS_STORED, size=8))
 
 

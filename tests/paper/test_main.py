@@ -115,7 +115,7 @@ def test_a_figure_is_drawn_from_the_runs_there_are(command, tmp_path, finish, se
     for mistake, expected, message in (
         ([], 64, "--output=FILE"),
         (["--output=figure.txt"], 64, "must end in .svg or .pdf or .png"),
-        ([f"--output={tmp_path}/none/figure.svg"], 1, "in no folder that exists"),
+        ([f"--output={tmp_path}/none/figure.svg"], 1, "in a folder that does not exist"),
     ):
         status, printed = command(*arguments, *mistake)
         assert status == expected
