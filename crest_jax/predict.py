@@ -65,7 +65,9 @@ def read_image(
     try:
         content = pictures.content_of(path)
         return pictures.seen(content, shape, view, max_pixels=max_pixels)
-    except (ValueError, *files.failures()) as error:
+    # mypy takes the star for an exception. The tuple is made late, when reading has imported what
+    # raises them.
+    except (ValueError, *files.failures()) as error:  # type: ignore[misc]
         raise DataError(f"{path} cannot be read as an image ({files.reason(error)})") from error
 
 

@@ -20,6 +20,8 @@ SPLITS = ("labeled", "unlabeled", "test", "validation")
 # evaluation or of a generation.
 UNLABELED_DISTRIBUTION = "unlabeled_distribution"
 
+_Fields = Mapping[str, schema.Schema | schema.Maybe]
+
 
 def read(folder: Path) -> dict[str, Any]:
     """Read a run's results.json.
@@ -64,7 +66,7 @@ def read_generation(path: Path, classes: int) -> dict[str, Any]:
     return result
 
 
-def _of_generation(classes: int) -> schema.Schema:
+def _of_generation(classes: int) -> _Fields:
     """Return the schema of those members of a result.json that are read."""
     counts = schema.Each(schema.COUNT, classes)
     shares = schema.Each(schema.FIGURE_OR_NONE, classes)
@@ -102,7 +104,7 @@ def _of_generation(classes: int) -> schema.Schema:
     }
 
 
-def _of_run(classes: int) -> schema.Schema:
+def _of_run(classes: int) -> _Fields:
     """Return the schema of those members of a results.json that are read."""
     counts = schema.or_null(schema.Each(schema.COUNT, classes), "counts by class")
     split = {"images": schema.COUNT, "per_class": counts}
@@ -131,7 +133,7 @@ _OF_WEIGHTS = {
     "confusion_matrix_logit_adjusted": schema.CONFUSION_MATRIX,
 }
 # The schema of those members of a line of metrics.jsonl that are read.
-EVALUATION = {
+EVALUATION: schema.Schema = {
     "step": schema.COUNT,
     "seconds": schema.FIGURE,
     "test": {"ema": _OF_WEIGHTS, "raw": _OF_WEIGHTS},
@@ -198,7 +200,7 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 def summarize_pseudo_labels(
     all_of_them: Int[np.ndarray, "truths classes"], chosen: Int[np.ndarray, "truths classes"]
-) -> dict[str, list]:
+) -> dict[str, list[Any]]:
     """Count pseudo-labels by predicted class, and compare them with the true classes.
 
     Args:

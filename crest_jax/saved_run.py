@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # imported when they are needed, since they import JAX or man
     from crest_jax.trained import Trained
 
 
-def load(folder: str | os.PathLike) -> "SavedRun":
+def load(folder: str | os.PathLike[str]) -> "SavedRun":
     """Return a run whose first generation is finished.
 
     Args:

@@ -70,8 +70,8 @@ class Trained(NamedTuple):
         mesh = local_mesh()
         # A power of two, so that few sizes are compiled.
         size = min(self.eval_batch_size, 1 << (len(seen) - 1).bit_length())
-        weights = replicate((self.params, self.batch_stats), mesh)
-        logits = _logits(self.model, mesh, size)(*weights, seen)
+        params, batch_stats = replicate((self.params, self.batch_stats), mesh)
+        logits = _logits(self.model, mesh, size)(params, batch_stats, seen)
         logits = logits - adjustment(self.class_distribution, tau).astype(np.float32)
         labels = logits.argmax(axis=1)
         confidence = softmax(logits, axis=1)[np.arange(len(labels)), labels]
@@ -160,9 +160,11 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
         )
         way_out = "run the generation again in another workdir"
         state = checkpoints.restore(manager, step, template, way_out=way_out)
+    params, batch_stats = state.ema_weights
     return Trained(
         model,
-        *state.ema_weights,
+        params,
+        batch_stats,
         class_names,
         class_distribution(folder, generation),
         image_shape,

@@ -154,8 +154,7 @@ def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             record = files.parse_json(line)
         except ValueError:
             return
-        # Until it says that it is a Schema, which mypy cannot infer from its members.
-        misfits = schema.mismatches(record, results.EVALUATION)  # type: ignore[arg-type]
+        misfits = schema.mismatches(record, results.EVALUATION)
         if not line.endswith(b"\n") or any(misfits):
             return
         yield line, record
