@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -53,8 +53,9 @@ class Trained(NamedTuple):
 
         Args:
           images: uint8 of shape [images, height, width, channels], from 0 to 255, with as many
-            channels as the run's images. If the run resizes its images, height and width may be
-            any; otherwise they must be the run's.
+            channels as the run's images; an array of NumPy, JAX or another library that NumPy can
+            read, or a list of such images. If the run resizes its images, height and width may be
+            any, and may differ within a list; otherwise they must be the run's.
           tau: strength of logit adjustment (Menon et al., 2021) by the class distribution that the
             generation was trained on, at least 0; 0 adjusts nothing.
 
@@ -82,9 +83,12 @@ class Trained(NamedTuple):
     ) -> UInt8[np.ndarray, "images {self.image_shape[0]} {self.image_shape[1]} channels"]:
         """Check images, and resize them as the run's own."""
         height, width, channels = self.image_shape
-        if not isinstance(images, np.ndarray | list | tuple):
-            raise ConfigError(f"images={shown(images)} must be an array, or a list of arrays")
-        seen = [self._one(np.asarray(image), number) for number, image in enumerate(images)]
+        several: Any = images
+        if not isinstance(images, list | tuple):
+            several = np.asarray(images)
+            if not several.ndim:
+                raise ConfigError(f"images={shown(images)} must be an array, or a list of arrays")
+        seen = [self._one(np.asarray(image), number) for number, image in enumerate(several)]
         return np.stack(seen) if seen else np.zeros((0, height, width, channels), np.uint8)
 
     def _one(self, image: np.ndarray, number: int) -> np.ndarray:
