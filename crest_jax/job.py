@@ -13,6 +13,7 @@ from crest_jax import (
     generations,
     hosts,
     plan,
+    plugins,
     preemption,
     saved_run,
     validation,
@@ -94,6 +95,7 @@ def _run(
     hosts.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
         | {"versions": workdir_lib.versions(), "kernels": library.whose()}
+        | {"plugins": plugins.digests(config)}
     )
     if dry:
         plan.show(config, workdir)
