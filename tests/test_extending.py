@@ -318,3 +318,15 @@ def test_a_run_of_the_projects_own_objects_keeps_no_digests(tmp_path):
     settings = load_experiment("digits_lt", **{"data.name": "cifar10:3.0.2"})
     with workdir.claim(tmp_path, settings):
         assert not (tmp_path / "plugins.json").exists()
+
+
+# Settings of experiments
+
+
+def test_a_loss_has_mnist_lts_ratio_unless_it_declares_its_own():
+    def ratio(method):
+        return load_experiment("mnist_lt", f"method={method}").unlabeled_ratio
+
+    assert ratio("my_losses:loss") == ratio("fixmatch") == 4
+    assert ratio("my_losses:pi_model") == 2
+    assert [ratio(name) for name in ("supervised", "mixmatch")] == [0, 1]
