@@ -226,6 +226,14 @@ def test_tau_is_at_least_0(run, test_images):
         trained.load(run).predict(test_images.images, tau=-1.0)
 
 
+def test_a_quiet_run_prints_nothing(run, tiny_config, capsys):
+    config = tiny_config("rebalance=darp+crest")
+    crest_jax.train(config, run, quiet=True)
+    assert capsys.readouterr().out == ""
+    crest_jax.train(config, run)
+    assert "generation 2: accuracy" in capsys.readouterr().out
+
+
 def test_from_python_a_run_continues_on_any_thread(run, tiny_config):
     config = tiny_config("rebalance=darp+crest")
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
