@@ -9,7 +9,6 @@ evaluations is the figure that results.json reports as `accuracy_logit_adjusted`
 tau, and as `accuracy` for tau = 0.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -109,7 +108,7 @@ def _adjusted(
 @command.entry
 def main() -> None:
     """Print a table for each generation."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--workdir", type=files.given, required=True, help="a run's folder")
     parser.add_argument("--tau", type=float, nargs="+", default=TAUS, help="each at least 0")
     parser.add_argument("--output", type=files.given, help="also write the figures, as JSON")

@@ -21,7 +21,6 @@ The output folder has these files:
                      StandardCheckpointer.
 """
 
-import argparse
 from typing import Any
 
 import jax
@@ -137,9 +136,7 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
 @command.entry
 def main() -> None:
     """Export the model of the run that the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--workdir", type=files.given, required=True, help="a run's folder")
     parser.add_argument("--output", type=files.given, required=True, help="the folder to make")
     parser.add_argument("--generation", type=int, help="from 1; the last by default")

@@ -90,9 +90,7 @@ def _split(words: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
 
 def _parse(words: Sequence[str], *, dashes: bool) -> tuple[argparse.Namespace, dict[str, str]]:
     """Return the options among the words before a bare `--`, and the config fields."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", type=int, choices=TABLES)
     what.add_argument("--figure", type=int, choices=FIGURES)

@@ -6,7 +6,6 @@ Each run gets a folder with its name, config.json and results.json. Tables and f
 from this folder as from the run itself.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -95,7 +94,7 @@ def archived(runs: Sequence[Path], output: Path) -> list[Path]:
 @command.entry
 def main() -> None:
     """Archive the runs, and print how much space they take."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--output", type=files.given, required=True, help="a folder")
     parser.add_argument("workdir", type=files.given, nargs="+", help="folders of finished runs")
     arguments = parser.parse_args()

@@ -7,7 +7,6 @@ With --baseline, a value of rebalance, a second table shows how far the others a
 the same folds, and how likely chance alone would put them so far ahead.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -219,7 +218,7 @@ def _in_order(names: set[str], order: Sequence[str] | Mapping[str, Any]) -> list
 @command.entry
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("workdir", type=files.given, nargs="+", help="folders of finished runs")
     parser.add_argument("--rarest", type=int, default=0, help="classes to add lines of")
     parser.add_argument("--baseline", help="a value of rebalance that others are held against")

@@ -3,7 +3,6 @@
 python -m crest_jax.report.figures --output=FILE.svg WORKDIR [WORKDIR ...]
 """
 
-import argparse
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -147,7 +146,7 @@ def _means_by_class(
 @command.entry
 def main() -> None:
     """Draw the overview of finished runs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--output", type=files.given, required=True)
     parser.add_argument("workdir", type=files.given, nargs="+")
     arguments = parser.parse_args()
