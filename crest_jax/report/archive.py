@@ -24,7 +24,7 @@ _DIGITS = 6
 def archive(run: Path, output: Path) -> Path:
     """Archive one run, and return its folder in `output`.
 
-    Figures are rounded to six significant digits. Config fields that results do not depend on, such
+    Numbers are rounded to six significant digits. Config fields that results do not depend on, such
     as the folder where TFDS keeps its data, are left out.
 
     Raises:
