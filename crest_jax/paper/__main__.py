@@ -31,7 +31,7 @@ from crest_jax.paper import cells, curves, progress
 from crest_jax.paper.cells import Cell
 from crest_jax.paper.comparison import compare
 from crest_jax.paper.execution import run_all
-from crest_jax.paper.figures import FIGURES, PaperFigure, drawn
+from crest_jax.paper.figures import FIGURES, PaperFigure, render
 from crest_jax.paper.published import TABLES
 from crest_jax.paper.runs import Run, Setting
 from crest_jax.paper.scales import SCALES
@@ -185,7 +185,7 @@ def _write_figure(
     data = "" if SCALES[setting.scale].experiment else figure.data
     remarks = [*filter(None, [data, setting.note]), *finished.remarks]
     kind = output.suffix.removeprefix(".")
-    files.write_bytes(output, drawn(figure, finished.folds, remarks, kind))
+    files.write_bytes(output, render(figure, finished.folds, remarks, kind))
     drawn_from, runs = (sum(map(len, each.values())) for each in (finished.folds, in_figure))
     print(f"{output}: from {drawn_from} of {runs} runs")
 
