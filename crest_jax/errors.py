@@ -34,7 +34,7 @@ class ConfigError(CrestError):
 
 
 class PluginError(ConfigError):
-    """An object of the user's own that a config names cannot be found or used."""
+    """An object that a config names as `module:name` cannot be found or used."""
 
 
 class DataError(CrestError):

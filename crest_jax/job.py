@@ -81,13 +81,13 @@ def run(
     dry: bool = False,
     pictures: bool = True,
 ) -> None:
-    """Run or continue `config` in `workdir`, or say what that would do and take.
+    """Run or continue `config` in `workdir`, or only print a plan of that.
 
     Args:
-      config: of the experiment.
+      config: the experiment's config.
       workdir: the run's folder.
-      source: the data set; by default the one that the config names.
-      dry: whether to do nothing but to say so.
+      source: the data set; by default, the one that the config names.
+      dry: whether only to print the plan.
       pictures: whether the run's page shows some of the images.
     """
     with preemption.raised_on_sigterm():

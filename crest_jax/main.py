@@ -38,7 +38,7 @@ _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 300, "Seconds within which all hosts must have been started.", lower_bound=1
 )
 _DRY_RUN = flags.DEFINE_boolean(
-    "dry_run", False, "Check everything, print what the run would do and take, and do none of it."
+    "dry_run", False, "Check everything, print a plan with the time to expect, and do nothing else."
 )
 _HELP_CONFIG = flags.DEFINE_boolean(
     "help_config", False, "Print all fields of the config, with what they mean, and end."
@@ -114,10 +114,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     argv = experiments.with_paths(argv)
     try:
         words = flags.FLAGS(argv)
-        experiments.loaded(_CONFIG.value)
+        experiments.finish_loading(_CONFIG.value)
         return words
     except Exception as error:  # from flags, unknown fields, or the experiment's file
-        raise experiments.explained(error, argv) from error
+        raise experiments.explain(error, argv) from error
 
 
 def _log_plainly() -> None:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from crest_jax import backend, files, plugins
 from crest_jax import config as config_lib
 from crest_jax.cpu import library
-from crest_jax.differences import changes, described
+from crest_jax.differences import changes, describe
 from crest_jax.errors import ConfigError, PluginError, WorkdirError
 from crest_jax.layout import FORMAT, RunFolder, of_another_format
 
@@ -65,7 +65,7 @@ def _completed(path: Path, content: Any) -> ConfigDict:
 
 def differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
     """List the fields in which a run's config differs from ours, except those that may change."""
-    return described(_changes(theirs, ours))
+    return describe(_changes(theirs, ours))
 
 
 def _changes(theirs: ConfigDict, ours: ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -266,10 +266,10 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     if changed:
         raise WorkdirError(
             f"workdir {workdir} belongs to another config:\n  "
-            + "\n  ".join(described(changed))
+            + "\n  ".join(describe(changed))
             + "\nchange these back to continue it, or choose another with --workdir"
         )
-    moved = described(changes(theirs["environment"], ours["environment"]))
+    moved = describe(changes(theirs["environment"], ours["environment"]))
     if moved:
         logging.warning(
             "this run began elsewhere, and its last digits may now differ:\n  %s",

@@ -23,7 +23,7 @@ def test_a_command_gets_what_follows_its_name(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [([], "no command is given"), (["trian"], "'trian' is none of its")]
+    ("words", "message"), [([], "no command is given"), (["trian"], "'trian' is not a command")]
 )
 def test_what_is_no_command_is_answered_with_those_there_are(monkeypatch, capsys, words, message):
     monkeypatch.setattr(sys, "argv", ["crest-jax", *words])

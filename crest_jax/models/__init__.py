@@ -25,13 +25,14 @@ MODELS: dict[str, type[WideResNet] | type[ResNet]] = {"wide_resnet": WideResNet,
 
 
 def named(name: str) -> Callable[..., nn.Module]:
-    """Return what makes a model, the project's or one of `module:name`.
+    """Return the class or function that makes a model.
 
-    The latter is called with those of the settings above that it takes by name.
+    Args:
+      name: a key of `MODELS`, or `module:name`.
 
     Raises:
-      ConfigError: There is none of that name.
-      PluginError: A user's own is missing, or cannot be called.
+      ConfigError: There is no model of that name.
+      PluginError: The object of `module:name` is missing, or cannot be called.
     """
     found = plugins.find(name, MODELS, field="model.name")
     if not callable(found):
@@ -40,7 +41,11 @@ def named(name: str) -> Callable[..., nn.Module]:
 
 
 def check(name: str) -> None:
-    """Check that a name is of something that makes models. Errors are those of `make`."""
+    """Check that a name is that of a model.
+
+    Raises:
+      ConfigError, PluginError: As for `make`.
+    """
     if name not in MODELS:
         make(
             name, classes=2, depth=10, width=1, batch_norm_momentum=0.9, dtype=jnp.float32,
@@ -49,16 +54,17 @@ def check(name: str) -> None:
 
 
 def make(name: str, **settings: Any) -> nn.Module:
-    """Return a model; settings that a user's own does not take are left out.
+    """Return a model.
 
     Args:
-      name: as for `named`.
-      **settings: those above.
+      name: a key of `MODELS`, or `module:name`, which is given those settings that it takes by
+        name.
+      **settings: all the settings that the module's docstring lists.
 
     Raises:
-      ConfigError: There is none of that name.
-      PluginError: A user's own is missing, cannot be called with these settings, or returns
-        something else.
+      ConfigError: There is no model of that name.
+      PluginError: The object of `module:name` is missing, cannot be called with these settings, or
+        does not return a `flax.linen.Module`.
     """
     maker = named(name)
     if name in MODELS:

@@ -178,7 +178,7 @@ def _write_figure(
 ) -> None:
     if output is None:
         raise ConfigError("--collect draws a figure into --output=FILE: name one")
-    finished = curves.finished(in_figure)
+    finished = curves.collect(in_figure)
     if not finished.folds:
         raise ConfigError(f"none of the runs of {figure.title!r} is finished yet: --run them first")
     # Where other data replaces the paper's, the note names it.

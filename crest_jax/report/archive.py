@@ -40,7 +40,7 @@ def archive(run: Path, output: Path) -> Path:
         del part[name]
     kept = {
         RunFolder(run).config.name: {"format": FORMAT, "config": config},
-        RunFolder(run).results.name: rounded(results.read(run)),
+        RunFolder(run).results.name: round_floats(results.read(run)),
     }
     folder = output / files.absolute(run).name
     for name, content in kept.items():
@@ -55,12 +55,12 @@ def archive(run: Path, output: Path) -> Path:
     return folder
 
 
-def rounded(value: Any) -> Any:
+def round_floats(value: Any) -> Any:
     """Return the value with every float rounded to six significant digits."""
     if isinstance(value, Mapping):
-        return {key: rounded(each) for key, each in value.items()}
+        return {key: round_floats(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [rounded(each) for each in value]
+        return [round_floats(each) for each in value]
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
 
@@ -73,7 +73,7 @@ def text(content: Mapping[str, Any]) -> str:
     return "{" + ",\n".join(lines) + "}\n"
 
 
-def archived(runs: Sequence[Path], output: Path) -> list[Path]:
+def archive_all(runs: Sequence[Path], output: Path) -> list[Path]:
     """Archive several runs, and return their folders.
 
     Raises:
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--output", type=files.given, required=True, help="a folder")
     parser.add_argument("workdir", type=files.given, nargs="+", help="folders of finished runs")
     arguments = parser.parse_args()
-    folders = archived(arguments.workdir, arguments.output)
+    folders = archive_all(arguments.workdir, arguments.output)
     size = sum(file.stat().length for folder in folders for file in folder.iterdir())
     print(f"{arguments.output}: {len(folders)} runs in {size / 1000:.0f} KB")
 
