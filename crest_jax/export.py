@@ -30,7 +30,7 @@ import safetensors.numpy
 from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from crest_jax import backend, command, evaluate, files, trained, workdir
@@ -57,13 +57,9 @@ def serialise(model: Trained) -> bytes:
     return bytes(jax_export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
 
 
-def _variables(model: Trained) -> dict[str, PyTree]:
-    return {"params": model.params, "batch_stats": model.batch_stats}
-
-
 def named_weights(model: Trained) -> dict[str, Float[np.ndarray, "..."]]:
     """Return a model's weights in float32, by paths such as `params/Dense_0/kernel`."""
-    flat = flatten_dict(jax.device_get(_variables(model)), sep="/")
+    flat = flatten_dict(jax.device_get(model.variables), sep="/")
     return {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
 
 
@@ -125,7 +121,7 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
                 output / "model.safetensors", safetensors.numpy.save(named_weights(model))
             )
             with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(plainly_named / "checkpoint", _variables(model))
+                checkpointer.save(plainly_named / "checkpoint", model.variables)
             files.write_json(output / DESCRIPTION, describe(model, workdir.read_config(run)))
         except BaseException:
             output.rmtree(missing_ok=True)

@@ -68,9 +68,7 @@ def read(path: Path) -> dict[str, Float[np.ndarray, "..."]]:
       WorkdirError: The run has no finished generation, or its checkpoint is damaged.
     """
     if RunFolder(path).config.exists():
-        model = trained.load(path)
-        tree = {"params": model.params, "batch_stats": model.batch_stats}
-        return flatten_dict(jax.device_get(tree), sep="/")
+        return flatten_dict(jax.device_get(trained.load(path).variables), sep="/")
     file = path / _EXPORTED if path.is_dir() else path
     if not file.exists() or file.suffix not in (".safetensors", ".npz"):
         raise ConfigError(

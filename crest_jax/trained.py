@@ -48,6 +48,11 @@ class Trained(NamedTuple):
     generation: int  # counted from 1
     eval_batch_size: int
 
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """The weights and statistics, as `model.apply` takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
     def predict(self, images: ArrayLike | Sequence[ArrayLike], *, tau: float = 0.0) -> Predictions:
         """Classify images as evaluations do.
 

@@ -132,7 +132,7 @@ def test_what_is_of_another_kind_is_refused():
     with pytest.raises(ConfigError, match=r"rebalance=json:loads must be a crest_jax\.rebalancing"):
         rebalancing.named("json:loads")
     with pytest.raises(ConfigError, match=r"model\.name=json:__name__ must be a flax"):
-        models.named("json:__name__")
+        models.make("json:__name__")
     with pytest.raises(DataError, match=r"data\.name=builtins:dict must return a crest_jax\.data"):
         catalog.load("builtins:dict")
     assert algorithms.named("json:loads").hyper_parameters == {}  # a loss without any

@@ -9,7 +9,6 @@ Batch norms keep "BatchNorm" in their names, by which the optimiser exempts them
 """
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -22,22 +21,6 @@ from crest_jax.models.wide_resnet import WideResNet
 from crest_jax.schema import shown
 
 MODELS: dict[str, type[WideResNet] | type[ResNet]] = {"wide_resnet": WideResNet, "resnet": ResNet}
-
-
-def named(name: str) -> Callable[..., nn.Module]:
-    """Return the class or function that makes a model.
-
-    Args:
-      name: a key of `MODELS`, or `module:name`.
-
-    Raises:
-      ConfigError: There is no model of that name.
-      PluginError: The object of `module:name` is missing, or cannot be called.
-    """
-    found = plugins.find(name, MODELS, field="model.name")
-    if not callable(found):
-        raise PluginError(f"model.name={name} must be a flax.linen.Module, or a function of one")
-    return found
 
 
 def check(name: str) -> None:
@@ -66,7 +49,9 @@ def make(name: str, **settings: Any) -> nn.Module:
       PluginError: The object of `module:name` is missing, cannot be called with these settings, or
         does not return a `flax.linen.Module`.
     """
-    maker = named(name)
+    maker = plugins.find(name, MODELS, field="model.name")
+    if not callable(maker):
+        raise PluginError(f"model.name={name} must be a flax.linen.Module, or a function of one")
     if name in MODELS:
         return maker(**settings)
     try:
