@@ -124,15 +124,18 @@ def _log_plainly() -> None:
     """Log evaluations where there is no progress bar, without INFO messages of libraries."""
     if not sys.stderr.isatty():
         logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_wanted)
 
-    def is_wanted(record: logging_levels.LogRecord) -> bool:
-        if {"crest_jax", "clu"} & set(Path(record.pathname).parts):
-            return True
-        # A library's error is also raised, and then reported in one line without a traceback.
-        record.exc_info = None
-        return record.levelno > logging_levels.INFO
 
-    logging.get_absl_handler().addFilter(is_wanted)
+def _is_wanted(record: logging_levels.LogRecord) -> bool:
+    """Return whether a record is shown, and leave out the traceback of a library's error."""
+    path = Path(record.pathname)
+    # Libraries may be in a folder of this package's name too, such as `crest_jax/.venv`.
+    if path.is_relative_to(Path(__file__).parent) or path.match("clu/metric_writers/*"):
+        return True
+    # A library's error is also raised, and then reported in one line without a traceback.
+    record.exc_info = None
+    return record.levelno > logging_levels.INFO
 
 
 def _config_argument() -> str:
