@@ -6,7 +6,8 @@ Nothing is trained: the checkpoints of each generation's last evaluations classi
 again by `argmax_y f_y(x) - tau log p(y)` (Menon et al., 2021), where p(y) is the class distribution
 of the labels that the generation was trained on, including pseudo-labels. The mean over these
 evaluations is the figure that results.json reports as `accuracy_logit_adjusted` for the run's own
-tau, and as `accuracy` for tau = 0.
+tau, and as `accuracy` for tau = 0. The file of --output numbers generations from 0, as results.json
+does.
 """
 
 from collections.abc import Iterable, Sequence

@@ -10,7 +10,12 @@ from crest_jax.schema import printable
 
 
 class CrestError(Exception):
-    """Base class of the errors that a user can cause and fix."""
+    """Base class of the errors that a user can cause and fix.
+
+    Attributes:
+      exit_status: the status with which a command ends on this error.
+      what: the message without the advice on what to do.
+    """
 
     exit_status = 1
 
@@ -42,7 +47,7 @@ class DataError(CrestError):
 
 
 class WorkdirError(CrestError):
-    """The run folder cannot be used as it is."""
+    """A run's folder cannot be used as it is."""
 
 
 class UnavailableError(CrestError):

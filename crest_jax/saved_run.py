@@ -44,6 +44,9 @@ class SavedRun:
     are numbered from 1, as on the command line and in all tables and pages. Only files number them
     from 0: the names of folders, `generation_00` and so on, and the field `generation` of
     result.json and results.json, which `results` gives as they are.
+
+    Attributes:
+      path: the run's folder.
     """
 
     def __init__(self, path: Path):

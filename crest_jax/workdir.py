@@ -249,7 +249,7 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
         theirs = files.read_json(path)
     except WorkdirError as error:
         raise WorkdirError(
-            f"{path} is damaged, and says whose run this is: restore it, or start anew with "
+            f"{path} is damaged, and says whose run this is: restore it, or start again with "
             "another --workdir"
         ) from error
     found = _completed(path, theirs)

@@ -62,7 +62,7 @@ class AroundCut(NamedTuple):
 class PseudoLabeled(NamedTuple):
     """Pseudo-labels of a generation, by class."""
 
-    generation: int
+    generation: int  # counted from 0, as in the names of folders
     by_class: Sequence[AroundCut]
 
 
