@@ -27,11 +27,13 @@ def read(folder: Path) -> dict[str, Any]:
     """Read a run's results.json.
 
     Raises:
-      WorkdirError: No generation of the run is finished, or the file is damaged or was written by
-        another version.
+      WorkdirError: The folder does not exist, no generation of the run is finished, or the file is
+        damaged or was written by another version.
     """
     path = RunFolder(folder).results
     if not path.exists():
+        if not folder.exists():
+            raise WorkdirError(f"{folder} does not exist: name the folder of a run")
         raise WorkdirError(f"{folder} has no {path.name}: run it to the end of a generation first")
     results = files.read_json(path)
     if isinstance(results, dict) and "method" in results:

@@ -62,8 +62,9 @@ def main() -> None:
         named = curves.named_runs(in_figure)
     if not named:
         raise ConfigError(
-            f"--scale={arguments.scale} is of {', '.join(SCALES[arguments.scale].stands_for or ())}"
-            " alone, of which there is nothing here: take another --scale"
+            f"--scale={arguments.scale} is for "
+            f"{', '.join(SCALES[arguments.scale].stands_for or ())} only, which this table or "
+            "figure does not run: choose another --scale"
         )
     if fields or arguments.run:  # find errors before a run has taken days
         for run in named:

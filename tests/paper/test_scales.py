@@ -45,4 +45,4 @@ def test_mnist_stands_for_cifar10_alone(command, cells_of, settings):
     ]
     status, printed = command("--figure=6", "--scale=mnist", "--list")
     assert status == 64
-    assert "--scale=mnist is of cifar10_lt alone" in printed.err
+    assert "--scale=mnist is for cifar10_lt only" in printed.err
