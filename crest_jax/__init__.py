@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # for editors, type checkers and the API reference, which do 
 # last.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# Of files in buckets it would take for true for five seconds what it knew, and set 64 MB aside for
-# each that it reads, of which a stream has hundreds.
+# By default it trusts what it knows of a file in a bucket for five seconds, and reserves 64 MB for
+# each file that it reads; a stream reads hundreds at a time.
 os.environ.setdefault("GCS_STAT_CACHE_MAX_AGE", "0")
 os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "4")
 # Its Keras would make a folder called `~` for its settings where there is no home.
@@ -53,7 +53,7 @@ if sys.argv[:1] == ["-m"]:
 
 __version__ = "0.2.0"
 
-# What is imported only when it is asked for, and the module that has it.
+# The names that are imported only when they are asked for, each with its module.
 _FACE = {
     "arrays": "data.arrays",
     "experiment": "experiments",

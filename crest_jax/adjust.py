@@ -6,10 +6,10 @@ Nothing is trained: the checkpoints of each generation's last evaluations classi
 again by `argmax_y f_y(x) - tau log p(y)` (Menon et al., 2021), where p(y) is the class distribution
 of the labels that the generation was trained on, including pseudo-labels. The mean over these
 evaluations is the figure that results.json reports as `accuracy_logit_adjusted` for the run's own
-tau, and as `accuracy` for tau = 0.
+tau, and as `accuracy` for tau = 0. The file of --output numbers generations from 0, as results.json
+does.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -109,7 +109,7 @@ def _adjusted(
 @command.entry
 def main() -> None:
     """Print a table for each generation."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--workdir", type=files.given, required=True, help="a run's folder")
     parser.add_argument("--tau", type=float, nargs="+", default=TAUS, help="each at least 0")
     parser.add_argument("--output", type=files.given, help="also write the figures, as JSON")

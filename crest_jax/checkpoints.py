@@ -155,7 +155,7 @@ def restore_latest(
         folder = folder_of(manager)
         raise WorkdirError(
             f"no checkpoint in {folder} can be used; {next(iter(wrong.values())).what}",
-            f"move {folder.parent} elsewhere and run again to train this generation anew",
+            f"move {folder.parent} elsewhere and run again to train this generation again",
         )
     return fresh
 

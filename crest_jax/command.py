@@ -5,6 +5,7 @@ exits early (`| head -1`), or nowhere (`2>&-`). None of these may end a run, sin
 in files.
 """
 
+import argparse
 import errno
 import functools
 import io
@@ -57,6 +58,24 @@ def entry(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(status)
 
     return command
+
+
+def parser(documentation: str) -> argparse.ArgumentParser:
+    """Return a parser of a command's arguments, to which they can be added.
+
+    Args:
+      documentation: the docstring of the command's module, which `--help` shows as it is.
+    """
+    # Python names the file of the module instead, which for a package is `__main__.py`.
+    spec = sys.modules["__main__"].__spec__
+    name = None
+    if spec is not None and spec.origin == sys.argv[0]:
+        name = f"python -m {spec.name.removesuffix('.__main__')}"
+    return argparse.ArgumentParser(
+        prog=name,
+        description=documentation,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def prepare_streams() -> None:

@@ -32,7 +32,7 @@ def main() -> None:
         if name in ("-h", "--help"):
             print(f"{usage}\n\ncrest-jax NAME --help has the flags of each.")
             return
-        given = f"{name!r} is none of its commands" if name else "no command is given"
+        given = f"{name!r} is not a command" if name else "no command is given"
         raise ConfigError(f"{given}; {usage}")
     # As `python -m` does, so that a config may name modules of the folder that this runs in.
     sys.path.insert(0, "")

@@ -25,10 +25,10 @@ def changes(
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """List the fields in which two plain objects differ, as `field: old -> new`."""
-    return described(changes(old, new))
+    return describe(changes(old, new))
 
 
-def described(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+def describe(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """List the result of `changes` as `field: old -> new`."""
     return [
         f"{name}: {shown(before)} -> {shown(after)}" for name, (before, after) in changed.items()

@@ -10,7 +10,12 @@ from crest_jax.schema import printable
 
 
 class CrestError(Exception):
-    """Base class of the errors that a user can cause and fix."""
+    """Base class of the errors that a user can cause and fix.
+
+    Attributes:
+      exit_status: the status with which a command ends on this error.
+      what: the message without the advice on what to do.
+    """
 
     exit_status = 1
 
@@ -34,7 +39,7 @@ class ConfigError(CrestError):
 
 
 class PluginError(ConfigError):
-    """An object of the user's own that a config names cannot be found or used."""
+    """An object that a config names as `module:name` cannot be found or used."""
 
 
 class DataError(CrestError):
@@ -42,7 +47,7 @@ class DataError(CrestError):
 
 
 class WorkdirError(CrestError):
-    """The run folder cannot be used as it is."""
+    """A run's folder cannot be used as it is."""
 
 
 class UnavailableError(CrestError):

@@ -62,17 +62,17 @@ def read(argv: Sequence[str]) -> Any:
     try:
         return _read(argv)
     except Exception as error:  # from flags, unknown fields, or the experiment's file
-        raise explained(error, argv) from error
+        raise explain(error, argv) from error
 
 
 def _read(argv: Sequence[str]) -> Any:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     values(argv)
-    return loaded(values["config"].value)
+    return finish_loading(values["config"].value)
 
 
-def loaded(config: Any) -> Any:
+def finish_loading(config: Any) -> Any:
     """Return the config, or raise the error that its file raised when it was read.
 
     ml_collections defers that error to the first access to an attribute of the config.
@@ -126,7 +126,7 @@ def missing() -> ConfigError:
     return ConfigError(f"--config is missing; {_advice('digits_lt.py')}")
 
 
-def explained(error: Exception, argv: Sequence[str]) -> ConfigError:
+def explain(error: Exception, argv: Sequence[str]) -> ConfigError:
     """Return an error that says in one line what failed in the flags or the experiment's file.
 
     Args:

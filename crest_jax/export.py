@@ -21,7 +21,6 @@ The output folder has these files:
                      StandardCheckpointer.
 """
 
-import argparse
 from typing import Any
 
 import jax
@@ -31,7 +30,7 @@ import safetensors.numpy
 from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from crest_jax import backend, command, evaluate, files, trained, workdir
@@ -58,13 +57,9 @@ def serialise(model: Trained) -> bytes:
     return bytes(jax_export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
 
 
-def _variables(model: Trained) -> dict[str, PyTree]:
-    return {"params": model.params, "batch_stats": model.batch_stats}
-
-
 def named_weights(model: Trained) -> dict[str, Float[np.ndarray, "..."]]:
     """Return a model's weights in float32, by paths such as `params/Dense_0/kernel`."""
-    flat = flatten_dict(jax.device_get(_variables(model)), sep="/")
+    flat = flatten_dict(jax.device_get(model.variables), sep="/")
     return {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
 
 
@@ -126,7 +121,7 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
                 output / "model.safetensors", safetensors.numpy.save(named_weights(model))
             )
             with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(plainly_named / "checkpoint", _variables(model))
+                checkpointer.save(plainly_named / "checkpoint", model.variables)
             files.write_json(output / DESCRIPTION, describe(model, workdir.read_config(run)))
         except BaseException:
             output.rmtree(missing_ok=True)
@@ -137,9 +132,7 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
 @command.entry
 def main() -> None:
     """Export the model of the run that the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--workdir", type=files.given, required=True, help="a run's folder")
     parser.add_argument("--output", type=files.given, required=True, help="the folder to make")
     parser.add_argument("--generation", type=int, help="from 1; the last by default")

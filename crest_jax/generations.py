@@ -100,7 +100,7 @@ def _keep_weights(
 ) -> None:
     """Keep the weights that generations start from, as far as they fit; say how far that is."""
     if weights is not None:
-        fitted = initial_weights.fitted(weights, config, splits)
+        fitted = initial_weights.fit(weights, config, splits)
         hosts.say(f"model.init_from={config.model.init_from}: {fitted}")
         initial_weights.keep(folder, fitted.weights)
 

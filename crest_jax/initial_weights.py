@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from etils.epath import Path
 from flax.traverse_util import flatten_dict
-from jaxtyping import Float, PyTree, Shaped
+from jaxtyping import Float, Shaped
 from ml_collections import ConfigDict
 
 from crest_jax import files, program, trained
@@ -29,26 +29,26 @@ from crest_jax.models.wide_resnet import WideResNet
 Weights = Mapping[str, Float[np.ndarray, "..."]]
 
 _EXPORTED = "model.safetensors"
-_NAMED = 8  # most names in a message
+_MOST_NAMED = 8  # in a message
 
 
 class Fitted(NamedTuple):
     """Weights for a model, and how they differ from it."""
 
     weights: dict[str, Shaped[np.ndarray, "..."]]
-    # Names of the model's weights that are not given, and stay random.
+    # The names of the model's weights that are not given, and stay random.
     missing: list[str]
-    # Names that are given, but are none of the model's.
+    # The names of given weights that the model does not have.
     extra: list[str]
-    # Names of the weights of another number of classes, in whose place random ones stay.
+    # The names of the head's weights, which are given for other classes, and stay random.
     new_head: list[str]
 
     def __str__(self) -> str:
-        parts = [f"{len(self.weights)} weights are taken"]
+        parts = [f"{len(self.weights)} weight{'' if len(self.weights) == 1 else 's'} taken"]
         for names, what in (
-            (self.new_head, "are new, for other classes"),
-            (self.missing, "are missing, and stay random"),
-            (self.extra, "are none of this model's"),
+            (self.new_head, "left random, since the head is for other classes"),
+            (self.missing, "left random, since not given"),
+            (self.extra, "given, but not the model's"),
         ):
             if names:
                 parts.append(f"{len(names)} {what} ({_listed(names)})")
@@ -60,7 +60,7 @@ def read(path: Path) -> dict[str, Float[np.ndarray, "..."]]:
 
     Args:
       path: a `.safetensors` or `.npz` file, with `/` or `.` within names; the folder of an export;
-        or the folder of a run, of which it is the averaged weights of the last finished generation.
+        or the folder of a run, whose averaged weights of the last finished generation are read.
 
     Raises:
       ConfigError: The path is none of these.
@@ -68,9 +68,7 @@ def read(path: Path) -> dict[str, Float[np.ndarray, "..."]]:
       WorkdirError: The run has no finished generation, or its checkpoint is damaged.
     """
     if RunFolder(path).config.exists():
-        model = trained.load(path)
-        tree = {"params": model.params, "batch_stats": model.batch_stats}
-        return flatten_dict(jax.device_get(tree), sep="/")
+        return flatten_dict(jax.device_get(trained.load(path).variables), sep="/")
     file = path / _EXPORTED if path.is_dir() else path
     if not file.exists() or file.suffix not in (".safetensors", ".npz"):
         raise ConfigError(
@@ -114,43 +112,24 @@ def kept(config: ConfigDict, folder: RunFolder) -> dict[str, Float[np.ndarray, "
     return read(folder.initial_weights) if config.model.init_from else None
 
 
-def fitted(given: Weights, config: ConfigDict, splits: Splits) -> Fitted:
-    """Match weights with those of a config's model.
+def fit(given: Weights, config: ConfigDict, splits: Splits) -> Fitted:
+    """Match weights with those of a config's model by name and shape.
 
-    Raises:
-      DataError: As for `fit`.
-    """
-    images = jnp.zeros((1, *splits.image_shape))
-
-    def variables(classes: int) -> tuple[nn.Module, PyTree]:
-        model = program.model_of(config, classes, axis_name=None)
-        initialise = partial(model.init, train=True)
-        return model, jax.eval_shape(initialise, jax.random.key(0), images)
-
-    classes = len(splits.class_names)
-    model, expected = variables(classes)
-    _, with_another_head = variables(classes + 1)
-    return fit(given, model, expected, with_another_head)
-
-
-def fit(given: Weights, model: nn.Module, expected: PyTree, with_another_head: PyTree) -> Fitted:
-    """Match weights with a model's by name and shape.
-
-    The names of the published CReST code's network are understood too, for a Wide ResNet.
+    The names of the published CReST code's network are understood too, for a Wide ResNet. The
+    weights of the head are those whose shape depends on the number of classes.
 
     Args:
       given: the weights by name.
-      model: the model.
-      expected: its variables, of which only the shapes are looked at.
-      with_another_head: the same for a model of another number of classes; the weights whose shape
-        differs are those of the head.
+      config: the config, which names the model.
+      splits: the data, which determines the number of classes and the shape of the images.
 
     Raises:
       DataError: No name is one of the model's, or a weight that is not of the head has another
         shape than the model's.
     """
-    shapes = {name: leaf.shape for name, leaf in flatten_dict(expected, sep="/").items()}
-    others = {name: leaf.shape for name, leaf in flatten_dict(with_another_head, sep="/").items()}
+    classes = len(splits.class_names)
+    model, shapes = _model_and_shapes(config, classes, splits.image_shape)
+    _, with_another_head = _model_and_shapes(config, classes + 1, splits.image_shape)
     if isinstance(model, WideResNet) and "conv1_conv/kernel" in given:
         ours = {
             keras_names.keras_name(tuple(name.split("/")), model.depth): name for name in shapes
@@ -160,7 +139,7 @@ def fit(given: Weights, model: nn.Module, expected: PyTree, with_another_head: P
     for name in sorted(shapes.keys() & given.keys()):
         if given[name].shape == shapes[name]:
             weights[name] = np.asarray(given[name])
-        elif shapes[name] != others[name]:
+        elif shapes[name] != with_another_head[name]:
             new_head.append(name)
         else:
             wrong.append(f"{name} has shape {given[name].shape} instead of {shapes[name]}")
@@ -177,6 +156,16 @@ def fit(given: Weights, model: nn.Module, expected: PyTree, with_another_head: P
     return Fitted(weights, missing, sorted(given.keys() - shapes.keys()), new_head)
 
 
+def _model_and_shapes(
+    config: ConfigDict, classes: int, image_shape: tuple[int, int, int]
+) -> tuple[nn.Module, dict[str, tuple[int, ...]]]:
+    """Return a config's model for a number of classes, and the shapes of its weights by name."""
+    model = program.model_of(config, classes, axis_name=None)
+    images = jnp.zeros((1, *image_shape))
+    variables = jax.eval_shape(partial(model.init, train=True), jax.random.key(0), images)
+    return model, {name: leaf.shape for name, leaf in flatten_dict(variables, sep="/").items()}
+
+
 def _listed(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -13,6 +13,7 @@ from crest_jax import (
     generations,
     hosts,
     plan,
+    plugins,
     preemption,
     saved_run,
     validation,
@@ -32,6 +33,7 @@ def train(
     *,
     data: Source | None = None,
     pictures: bool = True,
+    quiet: bool = False,
 ) -> SavedRun:
     """Run an experiment to its end, or continue it, and return its results.
 
@@ -39,18 +41,23 @@ def train(
     the main thread SIGTERM stops it with everything saved, as on the command line. JAX's settings
     are changed to those that results are defined with, and stay so.
 
+    It prints a table after each generation, and in a terminal, or in a notebook with ipywidgets,
+    shows a progress bar. Evaluations are logged too where there is no terminal, at level INFO of
+    absl, which is not shown unless `absl.logging.set_verbosity("info")` is called.
+
     Args:
       config: from `crest_jax.experiment`.
-      folder: the run's, which is made if it is not there; on a disk or in a bucket (gs://).
+      folder: the run's folder, which is made if it is not there; on a disk or in a bucket (gs://).
       data: from `crest_jax.arrays`, in place of the data set that the config names. If it has
         unlabeled images, it takes the place of the config's `long_tail` too.
       pictures: whether the run's page shows some of the images.
+      quiet: whether to print no tables and show no bar. Warnings are logged all the same.
 
     Raises:
-      ConfigError: a field is not usable; all that are not are named.
-      DataError: the data set is not there or damaged.
-      WorkdirError: the folder belongs to another config, or cannot be written.
-      NonFiniteError: training has diverged.
+      ConfigError: A field is not usable. The message names all such fields.
+      DataError: The data set is missing or damaged.
+      WorkdirError: The folder belongs to another config, or cannot be written.
+      NonFiniteError: Training has diverged.
       Preempted: SIGTERM arrived. It is no CrestError, and `except Exception` does not catch it.
 
     Example:
@@ -61,7 +68,8 @@ def train(
         config = with_arrays(config, data)
     validation.validate(config)
     backend.start()
-    run(config, files.given(os.fspath(folder)), source=data, pictures=pictures)
+    with hosts.quiet() if quiet else nullcontext():
+        run(config, files.given(os.fspath(folder)), source=data, pictures=pictures)
     return saved_run.load(folder)
 
 
@@ -108,4 +116,5 @@ def _agree(config: ConfigDict, workdir: Path, *, dry: bool) -> None:
     hosts.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
         | {"versions": workdir_lib.versions(), "kernels": library.whose()}
+        | {"plugins": plugins.digests(config)}
     )

@@ -60,6 +60,11 @@ class RunFolder(NamedTuple):
         return self.path / "config.json"
 
     @property
+    def plugins(self) -> Path:
+        """The digests of the source files that the config names, if it names any."""
+        return self.path / "plugins.json"
+
+    @property
     def lock(self) -> Path:
         """The file that the process at work holds locked."""
         return self.path / ".lock"

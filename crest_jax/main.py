@@ -38,7 +38,7 @@ _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 300, "Seconds within which all hosts must have been started.", lower_bound=1
 )
 _DRY_RUN = flags.DEFINE_boolean(
-    "dry_run", False, "Check everything, print what the run would do and take, and do none of it."
+    "dry_run", False, "Check everything, print a plan with the time to expect, and do nothing else."
 )
 _HELP_CONFIG = flags.DEFINE_boolean(
     "help_config", False, "Print all fields of the config, with what they mean, and end."
@@ -117,25 +117,28 @@ def _parse_flags(argv: list[str]) -> list[str]:
     argv = experiments.with_paths(argv)
     try:
         words = flags.FLAGS(argv)
-        experiments.loaded(_CONFIG.value)
+        experiments.finish_loading(_CONFIG.value)
         return words
     except Exception as error:  # from flags, unknown fields, or the experiment's file
-        raise experiments.explained(error, argv) from error
+        raise experiments.explain(error, argv) from error
 
 
 def _log_plainly() -> None:
     """Log evaluations where there is no progress bar, without INFO messages of libraries."""
     if not sys.stderr.isatty():
         logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_wanted)
 
-    def is_wanted(record: logging_levels.LogRecord) -> bool:
-        if {"crest_jax", "clu"} & set(Path(record.pathname).parts):
-            return True
-        # A library's error is also raised, and then reported in one line without a traceback.
-        record.exc_info = None
-        return record.levelno > logging_levels.INFO
 
-    logging.get_absl_handler().addFilter(is_wanted)
+def _is_wanted(record: logging_levels.LogRecord) -> bool:
+    """Return whether a record is shown, and leave out the traceback of a library's error."""
+    path = Path(record.pathname)
+    # Libraries may be in a folder of this package's name too, such as `crest_jax/.venv`.
+    if path.is_relative_to(Path(__file__).parent) or path.match("clu/metric_writers/*"):
+        return True
+    # A library's error is also raised, and then reported in one line without a traceback.
+    record.exc_info = None
+    return record.levelno > logging_levels.INFO
 
 
 def _config_argument() -> str:

@@ -97,7 +97,7 @@ def show(config: ConfigDict, folder: Path) -> None:
     sizes, splits, source = _read(config, folder, available)
     hosts.say(_data(config, sizes, source))
     if weights is not None:
-        hosts.say(f"weights    {initial_weights.fitted(weights, config, splits)}")
+        hosts.say(f"weights    {initial_weights.fit(weights, config, splits)}")
     built = program.build(config, splits)
     state = built.new_state(built.keys(0)[0])
     hosts.say(_training(config, state))

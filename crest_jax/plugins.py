@@ -1,14 +1,19 @@
 """Objects that a config names: the project's own by a short name, a user's as `module:name`."""
 
+import hashlib
 import importlib
+import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from crest_jax.errors import ConfigError, PluginError
 from crest_jax.schema import meant, printable, shown
 
-# A version of a TFDS data set, as in `cifar10:3.0.2`, is none.
+# It does not match a data set of TFDS with a version, such as `cifar10:3.0.2`.
 _PLUGIN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -18,13 +23,13 @@ def is_plugin(name: str) -> bool:
 
 
 def find(name: str, known: Mapping[str, Any], *, field: str) -> Any:
-    """Return the object of a name; a user's own may be of any type.
+    """Return the object of a name. That of a `module:name` may be of any type.
 
     Args:
       name: a key of `known`, or `module:name`, where the name may have dots. A module that is not
         installed is found in the folders of PYTHONPATH, and in the current one.
       known: the project's own objects.
-      field: the config field, for the message.
+      field: the name of the config field, for the message.
 
     Raises:
       ConfigError: There is no such object.
@@ -52,3 +57,55 @@ def find(name: str, known: Mapping[str, Any], *, field: str) -> Any:
             raise PluginError(f"{said}: {printable(module_name)} has no {printable(path)!r}")
         found = getattr(found, part)
     return found
+
+
+def digests(config: ConfigDict) -> dict[str, str]:
+    """Return the SHA-256 of the source file of each module that a config names as `module:name`.
+
+    Modules without a source file are left out, and so are other files that a module imports.
+
+    Args:
+      config: a validated config.
+    """
+    files = {module: _source_file(module) for module in sorted(_modules(config))}
+    return {
+        module: hashlib.sha256(file.read_bytes()).hexdigest()
+        for module, file in files.items()
+        if file is not None
+    }
+
+
+def describe(module: str, config: ConfigDict) -> str:
+    """Return the path of a module's source file, and the config fields that name the module."""
+    fields = [f"{field}={name}" for field, name in _names(config) if _module_of(name) == module]
+    return f"{_source_file(module) or module} ({', '.join(fields)})"
+
+
+def _names(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yield each `module:name` of a config, after the name of its field."""
+    fields = {
+        "method": [config.method],
+        "rebalance": config.rebalance.split("+"),
+        "model.name": [config.model.name],
+        "data.name": [config.data.name],
+    }
+    for field, names in fields.items():
+        for name in filter(is_plugin, names):
+            yield field, name
+
+
+def _modules(config: ConfigDict) -> set[str]:
+    return {_module_of(name) for _, name in _names(config)}
+
+
+def _module_of(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _source_file(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except Exception:  # whatever a package raises that it is in
+        return None
+    path = Path((spec and spec.origin) or "")
+    return path if path.suffix == ".py" and path.is_file() else None

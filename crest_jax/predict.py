@@ -11,7 +11,6 @@ transparent parts become white. All files except hidden ones are read, whatever 
 that cannot be read as an image are left out, and standard error gives the reason for each.
 """
 
-import argparse
 import csv
 import io
 import sys
@@ -133,9 +132,7 @@ def table(
 @command.entry
 def main() -> None:
     """Predict the images that the command line names, and write the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--workdir", type=files.given, required=True, help="a run's folder")
     parser.add_argument("--images", type=files.given, required=True, help="a folder of images")
     parser.add_argument("--output", type=files.given, required=True, help="the CSV file to write")

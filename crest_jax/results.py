@@ -20,16 +20,20 @@ SPLITS = ("labeled", "unlabeled", "test", "validation")
 # evaluation or of a generation.
 UNLABELED_DISTRIBUTION = "unlabeled_distribution"
 
+_Fields = Mapping[str, schema.Schema | schema.Maybe]
+
 
 def read(folder: Path) -> dict[str, Any]:
     """Read a run's results.json.
 
     Raises:
-      WorkdirError: No generation of the run is finished, or the file is damaged or was written by
-        another version.
+      WorkdirError: The folder does not exist, no generation of the run is finished, or the file is
+        damaged or was written by another version.
     """
     path = RunFolder(folder).results
     if not path.exists():
+        if not folder.exists():
+            raise WorkdirError(f"{folder} does not exist: name the folder of a run")
         raise WorkdirError(f"{folder} has no {path.name}: run it to the end of a generation first")
     results = files.read_json(path)
     if isinstance(results, dict) and "method" in results:
@@ -64,7 +68,7 @@ def read_generation(path: Path, classes: int) -> dict[str, Any]:
     return result
 
 
-def _of_generation(classes: int) -> schema.Schema:
+def _of_generation(classes: int) -> _Fields:
     """Return the schema of those members of a result.json that are read."""
     counts = schema.Each(schema.COUNT, classes)
     shares = schema.Each(schema.FIGURE_OR_NONE, classes)
@@ -102,7 +106,7 @@ def _of_generation(classes: int) -> schema.Schema:
     }
 
 
-def _of_run(classes: int) -> schema.Schema:
+def _of_run(classes: int) -> _Fields:
     """Return the schema of those members of a results.json that are read."""
     counts = schema.or_null(schema.Each(schema.COUNT, classes), "counts by class")
     split = {"images": schema.COUNT, "per_class": counts}
@@ -131,7 +135,7 @@ _OF_WEIGHTS = {
     "confusion_matrix_logit_adjusted": schema.CONFUSION_MATRIX,
 }
 # The schema of those members of a line of metrics.jsonl that are read.
-EVALUATION = {
+EVALUATION: schema.Schema = {
     "step": schema.COUNT,
     "seconds": schema.FIGURE,
     "test": {"ema": _OF_WEIGHTS, "raw": _OF_WEIGHTS},
@@ -198,7 +202,7 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 def summarize_pseudo_labels(
     all_of_them: Int[np.ndarray, "truths classes"], chosen: Int[np.ndarray, "truths classes"]
-) -> dict[str, list]:
+) -> dict[str, list[Any]]:
     """Count pseudo-labels by predicted class, and compare them with the true classes.
 
     Args:

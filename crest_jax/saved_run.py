@@ -18,14 +18,14 @@ if TYPE_CHECKING:  # imported when they are needed, since they import JAX or man
     from crest_jax.trained import Trained
 
 
-def load(folder: str | os.PathLike) -> "SavedRun":
-    """Return a run whose first generation is finished.
+def load(folder: str | os.PathLike[str]) -> "SavedRun":
+    """Return a run that has finished one generation or more.
 
     Args:
-      folder: the run's, on a disk or in a bucket (gs://).
+      folder: the run's folder, on a disk or in a bucket (gs://).
 
     Raises:
-      WorkdirError: it is not a run of this version, or no generation of it is finished.
+      WorkdirError: The folder is not a run of this version, or no generation of it is finished.
 
     Example:
       run = crest_jax.load("runs/mnist_lt")
@@ -33,15 +33,20 @@ def load(folder: str | os.PathLike) -> "SavedRun":
       run.model().predict(images).labels
     """
     run = SavedRun(files.given(os.fspath(folder)))
-    run.results  # noqa: B018, raises what is wrong with it
+    run.results  # noqa: B018, raises the error if there is one
     return run
 
 
 class SavedRun:
     """A run that has finished one generation or more.
 
-    Its results are those of when they are first asked for. Generations are counted from 1, as on
-    the command line.
+    Its results are read when they are first asked for, and do not change after that. Generations
+    are numbered from 1, as on the command line and in all tables and pages. Only files number them
+    from 0: the names of folders, `generation_00` and so on, and the field `generation` of
+    result.json and results.json, which `results` gives as they are.
+
+    Attributes:
+      path: the run's folder.
     """
 
     def __init__(self, path: Path):
@@ -58,7 +63,10 @@ class SavedRun:
 
     @functools.cached_property
     def results(self) -> dict[str, Any]:
-        """The content of results.json."""
+        """The content of results.json.
+
+        `results["generations"][0]` is the first generation, and its field `generation` is 0.
+        """
         return results.read(self.path)
 
     @functools.cached_property
@@ -79,11 +87,11 @@ class SavedRun:
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each generation and class, as for a data frame.
 
-        Each has the `generation`, the `class` and its `label`; `labeled`, how many examples of the
-        class the generation trained on; `recall` and `precision` on the test set; how many
+        Each has the `generation`, from 1; the `class` and its `label`; `labeled`, how many examples
+        of the class the generation trained on; `recall` and `precision` on the test set; how many
         pseudo-labels were `predicted` as the class and `selected`; and the part of the selected
-        ones that is `right`. Parts are per cent; they are None where there is nothing to divide by,
-        and `right` also where the true classes of the unlabeled images are not known.
+        ones that is `right`. Parts are in per cent. They are None where there is nothing to divide
+        by, and `right` also where the true classes of the unlabeled images are not known.
         """
         return [
             {
@@ -109,7 +117,8 @@ class SavedRun:
             of `pseudo_labels`.
 
         Returns:
-          `ids`, `images` (uint8) and `labels`, which are -1 where they are not known.
+          `ids` (a list of str), `images` (uint8 of shape [examples, height, width, channels]) and
+          `labels` (int32 of shape [examples], -1 where they are not known).
 
         Raises:
           ConfigError: There is no such split.
@@ -132,33 +141,35 @@ class SavedRun:
         """Return the pseudo-labels of a generation as arrays, one entry per unlabeled example.
 
         Args:
-          generation: from 1.
+          generation: the number of the generation, from 1.
 
         Returns:
-          `ids`, `labels`, `confidence`, `selected` and `truth`, as `data.pseudo_labels` has them.
+          `ids` (str), `labels`, `confidence` (in [0, 1]), `selected` and `truth` (-1 where it is
+          not known), each of shape [unlabeled examples].
 
         Raises:
-          ConfigError: there is no such generation.
-          DataError: its pseudo-labels are missing or damaged.
+          ConfigError: There is no such generation.
+          DataError: Its pseudo-labels are missing or damaged.
         """
         from crest_jax.data import pseudo_labels
 
         if not 1 <= generation <= self.generations:
             raise ConfigError(f"generation={generation} must be between 1 and {self.generations}")
-        return pseudo_labels.read(self._folder.generation(generation - 1).pseudo_labels)
+        found = pseudo_labels.read(self._folder.generation(generation - 1).pseudo_labels)
+        return found._replace(ids=np.char.decode(found.ids, "utf-8"))
 
     def model(self, generation: int | None = None) -> "Trained":
         """Return the model of a generation, with its averaged weights.
 
         Args:
-          generation: from 1; the last that is finished by default.
+          generation: the number of the generation, from 1; by default, the last finished one.
 
         Returns:
-          A `trained.Trained`, whose `predict` takes images.
+          The model, whose `predict` takes images.
 
         Raises:
-          ConfigError: there is no such generation.
-          WorkdirError: its checkpoint is missing or damaged.
+          ConfigError: There is no such generation.
+          WorkdirError: Its checkpoint is missing or damaged.
         """
         from crest_jax import backend, trained
 

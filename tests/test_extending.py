@@ -1,7 +1,9 @@
 """What docs/extending.md shows, as a user has it: files outside the package."""
 
+import hashlib
 import importlib
 import json
+import logging
 import re
 import sys
 
@@ -130,7 +132,7 @@ def test_what_is_of_another_kind_is_refused():
     with pytest.raises(ConfigError, match=r"rebalance=json:loads must be a crest_jax\.rebalancing"):
         rebalancing.named("json:loads")
     with pytest.raises(ConfigError, match=r"model\.name=json:__name__ must be a flax"):
-        models.named("json:__name__")
+        models.make("json:__name__")
     with pytest.raises(
         DataError,
         match=r"data\.name=builtins:dict returned a dict: it must return a crest_jax\.data",
@@ -286,3 +288,61 @@ def test_a_missing_loss_is_no_damaged_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(PluginError, match="the module 'gone' cannot be imported"):
         workdir.read_config(Path(tmp_path))
+
+
+# A file that changes while a run is stopped
+
+
+def test_a_changed_file_is_a_warning_that_names_it(own, own_files, tmp_path, caplog):
+    name = own("loss = max")
+    settings = load_experiment("digits_lt", f"method={name}:loss")
+    folder = tmp_path / "run"
+
+    def claim():
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "absl"), workdir.claim(folder, settings):
+            return [record.getMessage() for record in caplog.records]
+
+    assert not claim()
+    file = own_files / f"{name}.py"
+    file.write_text("loss = min")  # nothing was made with the first one yet
+    assert not claim()
+    (folder / "splits").mkdir()
+    assert not claim()
+    file.write_text("loss = min  # changed")
+    (message,) = claim()
+    assert message.startswith(f"{file} (method={name}:loss) has changed since {folder} began")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "absl"):
+        workdir.check(folder, settings)
+    assert len(caplog.records) == 1
+    (folder / "plugins.json").write_text("{")
+    (message,) = claim()
+    assert message.startswith(f"{folder / 'plugins.json'} is damaged")
+
+
+def test_a_digest_is_kept_of_each_file_that_a_config_names(run, own_files):
+    modules = ("my_data", "my_losses", "my_nets", "my_rebalancing")
+    expected = {
+        module: hashlib.sha256((own_files / f"{module}.py").read_bytes()).hexdigest()
+        for module in modules
+    }
+    assert json.loads((run / "plugins.json").read_text())["sha256"] == expected
+
+
+def test_a_run_of_the_projects_own_objects_keeps_no_digests(tmp_path):
+    settings = load_experiment("digits_lt", **{"data.name": "cifar10:3.0.2"})
+    with workdir.claim(tmp_path, settings):
+        assert not (tmp_path / "plugins.json").exists()
+
+
+# Settings of experiments
+
+
+def test_a_loss_has_mnist_lts_ratio_unless_it_declares_its_own():
+    def ratio(method):
+        return load_experiment("mnist_lt", f"method={method}").unlabeled_ratio
+
+    assert ratio("my_losses:loss") == ratio("fixmatch") == 4
+    assert ratio("my_losses:pi_model") == 2
+    assert [ratio(name) for name in ("supervised", "mixmatch")] == [0, 1]

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import load_experiment
 from flax.traverse_util import flatten_dict
 from tiny_net import TinyNet
 
 from crest_jax import initial_weights, job, program, trained
 from crest_jax.data import loading, preparation
+from crest_jax.data.splits import Split, Splits
 from crest_jax.errors import ConfigError, DataError
 from crest_jax.layout import RunFolder
 from crest_jax.models import keras_names
@@ -33,9 +35,12 @@ def random_weights(model, seed=0):
     }
 
 
-def fit(given, classes=10, of=TinyNet):
-    model = of(classes=classes)
-    return initial_weights.fit(given, model, variables_of(model), variables_of(of(classes + 1)))
+def fit(given, classes=10, name="tiny_net:TinyNet"):
+    config = load_experiment("digits_lt", **{"model.name": name})
+    nothing = Split(0, None, ())
+    names = tuple(map(str, range(classes)))
+    splits = Splits(nothing, nothing, nothing, nothing, names, (8, 8, 1))
+    return initial_weights.fit(given, config, splits)
 
 
 def test_all_weights_of_the_same_model_are_taken():
@@ -43,15 +48,16 @@ def test_all_weights_of_the_same_model_are_taken():
     fitted = fit(given)
     assert fitted.weights.keys() == given.keys()
     assert not fitted.missing + fitted.extra + fitted.new_head
-    assert str(fitted) == f"{len(given)} weights are taken"
+    assert str(fitted) == f"{len(given)} weights taken"
 
 
 def test_of_other_classes_the_head_is_new():
     fitted = fit(random_weights(TinyNet(classes=10)), classes=4)
     assert fitted.new_head == ["params/Dense_0/bias", "params/Dense_0/kernel"]
     assert "params/Conv_0/kernel" in fitted.weights
-    assert "2 are new, for other classes (params/Dense_0/bias, params/Dense_0/kernel)" in str(
-        fitted
+    assert str(fitted).endswith(
+        "; 2 left random, since the head is for other classes "
+        "(params/Dense_0/bias, params/Dense_0/kernel)"
     )
 
 
@@ -62,8 +68,10 @@ def test_missing_and_extra_names_are_listed():
     fitted = fit(given)
     assert fitted.missing == ["params/BatchNorm_0/scale"]
     assert fitted.extra == ["params/Conv_9/kernel"]
-    assert "1 are missing, and stay random (params/BatchNorm_0/scale)" in str(fitted)
-    assert "1 are none of this model's (params/Conv_9/kernel)" in str(fitted)
+    assert "; 1 left random, since not given (params/BatchNorm_0/scale)" in str(fitted)
+    assert "; 1 given, but not the model's (params/Conv_9/kernel)" in str(fitted)
+    one = fit({"params/Conv_0/kernel": given["params/Conv_0/kernel"]})
+    assert str(one).startswith("1 weight taken; ")
 
 
 def test_weights_of_another_model_are_refused():
@@ -76,20 +84,17 @@ def test_weights_of_another_model_are_refused():
 
 
 def test_the_published_networks_names_are_understood():
-    def narrow(classes):
-        return WideResNet(classes=classes, depth=10, width=1)
-
-    model = narrow(10)
+    model = WideResNet(classes=10, depth=10, width=1)  # that of digits_lt
     ours = random_weights(model)
     published = {
         keras_names.keras_name(tuple(name.split("/")), model.depth): value
         for name, value in ours.items()
     }
-    fitted = fit(published, of=narrow)
+    fitted = fit(published, name="wide_resnet")
     assert fitted.weights.keys() == ours.keys()
     for name, value in fitted.weights.items():
         np.testing.assert_array_equal(value, ours[name])
-    assert fit(published, classes=3, of=narrow).new_head == [
+    assert fit(published, classes=3, name="wide_resnet").new_head == [
         "params/Dense_0/bias",
         "params/Dense_0/kernel",
     ]
@@ -140,8 +145,7 @@ def test_a_run_starts_from_another_and_needs_it_only_once(
     job.run(config, folder, pictures=False)
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if line.startswith("model.init_from")]
-    assert "weights are taken" in line
-    assert "missing" not in line
+    assert line.endswith(" weights taken")
     expected = initial_weights.read(first)
     kept = initial_weights.read(RunFolder(folder).initial_weights)
     data = loading.load(config.data, RunFolder(folder).splits)
@@ -156,7 +160,7 @@ def test_a_run_starts_from_another_and_needs_it_only_once(
     # Each generation starts from them, and the run can be continued without the first.
     (folder / "generation_01" / "result.json").unlink()
     (folder / "results.json").unlink()
-    monkeypatch.setattr(initial_weights, "fitted", None)
+    monkeypatch.setattr(initial_weights, "fit", None)
     job.run(config, folder, pictures=False)
     results = json.loads((folder / "results.json").read_text())
     assert len(results["generations"]) == 2

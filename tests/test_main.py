@@ -1,3 +1,4 @@
+import logging
 import os
 import re
 import signal
@@ -7,7 +8,7 @@ from etils.epath import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crest_jax import hosts, preemption
+from crest_jax import hosts, main, preemption
 from crest_jax.errors import Preempted
 from crest_jax.main import default_workdir
 
@@ -42,6 +43,20 @@ def test_a_mistake_is_one_readable_error(command_line, arguments, status, messag
     assert errors.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in errors
     assert not output
+
+
+@pytest.mark.parametrize("library", ["jax/_src/dispatch.py", "orbax/checkpoint/handler.py"])
+def test_the_news_of_libraries_is_not_shown_wherever_they_are(library):
+    """As in `.venv` of a clone, whose folder has the name of the package."""
+    packages = "/home/me/crest_jax/.venv/lib/python3.11/site-packages"
+
+    def is_shown(path, level):
+        return main._is_wanted(logging.LogRecord("absl", level, str(path), 1, "news", (), None))
+
+    assert not is_shown(f"{packages}/{library}", logging.INFO)
+    assert is_shown(f"{packages}/{library}", logging.WARNING)
+    assert is_shown(f"{packages}/clu/metric_writers/logging_writer.py", logging.INFO)
+    assert is_shown(Path(main.__file__).parent / "data" / "pictures.py", logging.INFO)
 
 
 def test_the_default_workdir_is_named_after_the_experiment_and_its_arguments():

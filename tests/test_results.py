@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from crest_jax import accuracy, results, unlabeled_classes
+from crest_jax.errors import WorkdirError
 from crest_jax.rebalancing.label_shift import Interval
 
 
@@ -111,3 +112,10 @@ def test_the_unlabeled_set_is_another_where_that_is_improbable_and_classes_show_
 def test_nothing_is_chosen_on_a_validation_split_that_not_every_evaluation_has():
     history = [evaluation(5, ((1, 1), (0, 2))), evaluation(10, ((1, 1), (0, 2)), validation=50.0)]
     assert "selected_on_validation" not in results.summarize_evaluations(history)
+
+
+def test_a_folder_that_is_not_there_is_told_from_one_that_is_not_finished(tmp_path):
+    with pytest.raises(WorkdirError, match=r"run does not exist: name the folder of a run"):
+        results.read(tmp_path / "run")
+    with pytest.raises(WorkdirError, match=r"has no results\.json: run it to the end of"):
+        results.read(tmp_path)

@@ -153,7 +153,10 @@ def test_from_python_a_run_is_what_its_files_say(run):
             np.testing.assert_array_equal(ours.images, theirs.images)
         else:
             assert ours.images.shape == (0, 8, 8, 1)
-    assert [name.encode() for name in saved.images("unlabeled").ids] == first.ids.tolist()
+    assert saved.images("unlabeled").ids == first.ids.tolist()
+    assert [row["generation"] - 1 for row in rows[::10]] == [
+        result["generation"] for result in saved.results["generations"]
+    ]
     with pytest.raises(ConfigError, match="split='train' must be one of labeled, unlabeled"):
         saved.images("train")
     with pytest.raises(ConfigError, match="generation=3 must be between 1 and 2"):
@@ -174,6 +177,8 @@ def test_predictions_from_python_are_those_of_evaluations(run, test_images):
     np.testing.assert_allclose(adjusted.logits, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(adjusted.labels, expected.argmax(axis=1))
     assert model.predict(test_images.images[:0]).logits.shape == (0, 10)
+    of_jax = model.predict(jnp.asarray(test_images.images))
+    np.testing.assert_array_equal(of_jax.labels, predicted.labels)
 
 
 def test_images_of_any_size_are_seen_as_the_runs_own_where_it_resizes(run, test_images):
@@ -208,6 +213,7 @@ def test_images_of_any_size_are_seen_as_the_runs_own_where_it_resizes(run, test_
         ([np.zeros((8, 8), np.uint8), np.zeros((9, 8, 1), np.uint8)], r"image 1 of .* \[9, 8, 1\]"),
         ([[1]], r"image 0 of type int64 and shape \[1\]"),
         (np.float32(3.0), r"images=np\.float32\(3\.0\) must be an array, or a list of arrays"),
+        ("a.png", r"images='a\.png' must be an array, or a list of arrays"),
     ],
 )
 def test_images_that_a_model_cannot_take_are_refused(run, images, message):
@@ -218,6 +224,14 @@ def test_images_that_a_model_cannot_take_are_refused(run, images, message):
 def test_tau_is_at_least_0(run, test_images):
     with pytest.raises(ConfigError, match=r"tau=-1\.0 must be at least 0"):
         trained.load(run).predict(test_images.images, tau=-1.0)
+
+
+def test_a_quiet_run_prints_nothing(run, tiny_config, capsys):
+    config = tiny_config("rebalance=darp+crest")
+    crest_jax.train(config, run, quiet=True)
+    assert capsys.readouterr().out == ""
+    crest_jax.train(config, run)
+    assert "generation 2: accuracy" in capsys.readouterr().out
 
 
 def test_from_python_a_run_continues_on_any_thread(run, tiny_config):

@@ -3,7 +3,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from crest_jax import results, training
+from crest_jax import hosts, results, training
 from crest_jax.errors import NonFiniteError, WorkdirError
 
 
@@ -55,3 +55,13 @@ def test_evaluations_of_other_classes_are_refused(tmp_path):
     results.check_classes(evaluation(6), 2, tmp_path / "metrics.jsonl")
     with pytest.raises(WorkdirError, match="step 6 is of 2 classes, not 3"):
         results.check_classes(evaluation(6), 3, tmp_path / "metrics.jsonl")
+
+
+def test_a_terminal_shows_a_bar_unless_the_run_is_quiet(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with training._progress("generation 1 of 2", 3, 10):
+        pass
+    assert "generation 1 of 2:  30%" in capsys.readouterr().err
+    with hosts.quiet(), training._progress("generation 1 of 2", 3, 10):
+        pass
+    assert capsys.readouterr().err == ""

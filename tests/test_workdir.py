@@ -388,7 +388,7 @@ def test_json_takes_no_more_than_sixty_times_its_size(tmp_path):
     "change", [{"config": []}, {"config": {"items": {}}}, {"environment": []}, {"config": None}]
 )
 def test_a_config_of_something_else_is_refused(tmp_path, config, change):
-    workdir.claim(tmp_path, config)
+    claim(tmp_path, config)
     written = files.read_json(tmp_path / "config.json")
     files.write_json(tmp_path / "config.json", written | change)
     with pytest.raises(WorkdirError, match=r"config\.json was not written by this program"):

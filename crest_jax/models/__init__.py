@@ -9,7 +9,6 @@ Batch norms keep "BatchNorm" in their names, by which the optimiser exempts them
 """
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -24,23 +23,12 @@ from crest_jax.schema import shown
 MODELS: dict[str, type[WideResNet] | type[ResNet]] = {"wide_resnet": WideResNet, "resnet": ResNet}
 
 
-def named(name: str) -> Callable[..., nn.Module]:
-    """Return what makes a model, the project's or one of `module:name`.
-
-    The latter is called with those of the settings above that it takes by name.
+def check(name: str) -> None:
+    """Check that a name is that of a model.
 
     Raises:
-      ConfigError: There is none of that name.
-      PluginError: A user's own is missing, or cannot be called.
+      ConfigError, PluginError: As for `make`.
     """
-    found = plugins.find(name, MODELS, field="model.name")
-    if not callable(found):
-        raise PluginError(f"model.name={name} must be a flax.linen.Module, or a function of one")
-    return found
-
-
-def check(name: str) -> None:
-    """Check that a name is of something that makes models. Errors are those of `make`."""
     if name not in MODELS:
         make(
             name, classes=2, depth=10, width=1, batch_norm_momentum=0.9, dtype=jnp.float32,
@@ -49,18 +37,21 @@ def check(name: str) -> None:
 
 
 def make(name: str, **settings: Any) -> nn.Module:
-    """Return a model; settings that a user's own does not take are left out.
+    """Return a model.
 
     Args:
-      name: as for `named`.
-      **settings: those above.
+      name: a key of `MODELS`, or `module:name`, which is given those settings that it takes by
+        name.
+      **settings: all the settings that the module's docstring lists.
 
     Raises:
-      ConfigError: There is none of that name.
-      PluginError: A user's own is missing, cannot be called with these settings, or returns
-        something else.
+      ConfigError: There is no model of that name.
+      PluginError: The object of `module:name` is missing, cannot be called with these settings, or
+        does not return a `flax.linen.Module`.
     """
-    maker = named(name)
+    maker = plugins.find(name, MODELS, field="model.name")
+    if not callable(maker):
+        raise PluginError(f"model.name={name} must be a flax.linen.Module, or a function of one")
     if name in MODELS:
         return maker(**settings)
     try:

@@ -24,13 +24,16 @@ Padding = str | Sequence[_Pair]
 
 
 class Conv(nn.Module):
-    """`flax.linen.Conv` for images, without a bias; its parameter has the same name and values."""
+    """`flax.linen.Conv` for images, without a bias; its parameter has the same name.
+
+    Weights are initialised with variance 2 / fan-out (He et al., 2015, Eq. 14).
+    """
 
     features: int
     kernel_size: _Pair
     strides: int = 1
     padding: Padding = "SAME"
-    kernel_init: Initializer = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
     dtype: DTypeLike = jnp.float32
     precision: lax.Precision = lax.Precision.DEFAULT
 

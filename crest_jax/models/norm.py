@@ -21,7 +21,6 @@ from jaxtyping import Array, Float
 from crest_jax import cpu
 
 _Images = Float[Array, "*batch channels"]
-_OfChannels = Float[Array, " channels"]
 
 
 class BatchNorm(nn.Module):
@@ -118,7 +117,7 @@ def _vary_alike(*arrays: Array | None) -> tuple[Array | None, ...]:
 
 
 _Results = tuple[Array, Array | None, Array, Array]
-# What the backward pass needs, and () if there was an array before the norm, otherwise None.
+# The values that the backward pass needs; and () if an array was added before the norm, else None.
 _Kept = tuple[tuple[Array, Array | None, Array, Array], tuple[()] | None]
 
 

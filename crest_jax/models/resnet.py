@@ -17,10 +17,6 @@ from jaxtyping import Array, Float
 from crest_jax.models.convolution import Conv
 from crest_jax.models.norm import BatchNorm
 
-_convolution = partial(
-    Conv,
-    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
-)
 EPSILON = 1e-5  # of batch normalisation
 _AROUND = ((1, 1), (1, 1))  # the padding of a 3 x 3 window
 
@@ -53,7 +49,7 @@ class Bottleneck(nn.Module):
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch new_height new_width 4*{self.filters}"]:
         """Return features, at a lower resolution if the stride is above 1."""
-        conv = partial(_convolution, dtype=self.dtype, precision=self.precision)
+        conv = partial(Conv, dtype=self.dtype, precision=self.precision)
         y = self.norm()(conv(self.filters, (1, 1))(x))
         y = self.norm()(conv(self.filters, (3, 3), self.stride, padding=_AROUND)(y))
         y = conv(4 * self.filters, (1, 1))(y)
@@ -102,7 +98,7 @@ class ResNet(nn.Module):
             axis_name=self.axis_name,
         )
         filters = 64 * self.width
-        conv = partial(_convolution, dtype=self.dtype, precision=self.precision)
+        conv = partial(Conv, dtype=self.dtype, precision=self.precision)
         x = conv(filters, (7, 7), 2, padding=((3, 3), (3, 3)))(images)
         x = nn.max_pool(norm()(x), (3, 3), (2, 2), padding=_AROUND)
         for stage, blocks in enumerate(BLOCKS[self.depth]):

@@ -20,10 +20,6 @@ from crest_jax.models.norm import BatchNorm
 
 SLOPE = 0.1  # of the leaky ReLU
 EPSILON = 1e-3  # of batch normalisation
-_convolution = partial(
-    Conv,
-    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
-)
 
 
 class WideResNetBlock(nn.Module):
@@ -53,7 +49,7 @@ class WideResNetBlock(nn.Module):
 
         The next norm adds them. They are at a lower resolution if the stride is above 1.
         """
-        conv = partial(_convolution, self.filters, dtype=self.dtype, precision=self.precision)
+        conv = partial(Conv, self.filters, dtype=self.dtype, precision=self.precision)
         # One pixel on each side, even at stride 2, where "SAME" would pad an even side only at its
         # end.
         conv_3x3 = partial(conv, (3, 3), padding=((1, 1), (1, 1)))
@@ -100,7 +96,7 @@ class WideResNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.axis_name,
         )
-        first = _convolution(16, (3, 3), dtype=self.dtype, precision=self.precision)
+        first = Conv(16, (3, 3), dtype=self.dtype, precision=self.precision)
         x = first(images)
         y: Array | None = None
         for group in range(3):

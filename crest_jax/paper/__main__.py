@@ -31,7 +31,7 @@ from crest_jax.paper import cells, curves, progress
 from crest_jax.paper.cells import Cell
 from crest_jax.paper.comparison import compare
 from crest_jax.paper.execution import run_all
-from crest_jax.paper.figures import FIGURES, PaperFigure, drawn
+from crest_jax.paper.figures import FIGURES, PaperFigure, render
 from crest_jax.paper.published import TABLES
 from crest_jax.paper.runs import Run, Setting
 from crest_jax.paper.scales import SCALES
@@ -62,8 +62,9 @@ def main() -> None:
         named = curves.named_runs(in_figure)
     if not named:
         raise ConfigError(
-            f"--scale={arguments.scale} is of {', '.join(SCALES[arguments.scale].stands_for or ())}"
-            " alone, of which there is nothing here: take another --scale"
+            f"--scale={arguments.scale} is for "
+            f"{', '.join(SCALES[arguments.scale].stands_for or ())} only, which this table or "
+            "figure does not run: choose another --scale"
         )
     if fields or arguments.run:  # find errors before a run has taken days
         for run in named:
@@ -90,9 +91,7 @@ def _split(words: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
 
 def _parse(words: Sequence[str], *, dashes: bool) -> tuple[argparse.Namespace, dict[str, str]]:
     """Return the options among the words before a bare `--`, and the config fields."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", type=int, choices=TABLES)
     what.add_argument("--figure", type=int, choices=FIGURES)
@@ -180,14 +179,14 @@ def _write_figure(
 ) -> None:
     if output is None:
         raise ConfigError("--collect draws a figure into --output=FILE: name one")
-    finished = curves.finished(in_figure)
+    finished = curves.collect(in_figure)
     if not finished.folds:
         raise ConfigError(f"none of the runs of {figure.title!r} is finished yet: --run them first")
     # Where other data replaces the paper's, the note names it.
     data = "" if SCALES[setting.scale].experiment else figure.data
     remarks = [*filter(None, [data, setting.note]), *finished.remarks]
     kind = output.suffix.removeprefix(".")
-    files.write_bytes(output, drawn(figure, finished.folds, remarks, kind))
+    files.write_bytes(output, render(figure, finished.folds, remarks, kind))
     drawn_from, runs = (sum(map(len, each.values())) for each in (finished.folds, in_figure))
     print(f"{output}: from {drawn_from} of {runs} runs")
 

@@ -1,4 +1,4 @@
-"""Our value beside the published one, in every cell of a table."""
+"""The comparison of our values with the published ones, cell by cell."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The curves of a figure, the runs that they come from, and what those have finished."""
+"""The curves of a figure, the runs that they come from, and the progress of these."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from crest_jax.paper.runs import Run, Setting
 
 
 class Finished(NamedTuple):
-    """What a figure can be drawn from so far."""
+    """The finished runs that a figure can be drawn from so far."""
 
     folds: Mapping[str, Sequence[Results]]  # the finished folds of each curve that has any
     missing: Sequence[str]  # the names of curves that lack folds, and how far these have come
@@ -39,8 +39,8 @@ def named_runs(curves: Mapping[str, Sequence[Run]]) -> dict[Run, list[str]]:
     return {run: [name] for name, of_curve in curves.items() for run in of_curve}
 
 
-def finished(curves: Mapping[str, Sequence[Run]]) -> Finished:
-    """Read what the runs of curves have finished; print why unusable runs are left out."""
+def collect(curves: Mapping[str, Sequence[Run]]) -> Finished:
+    """Read the results of the finished runs of curves; print why unusable runs are left out."""
     begun = progress.read_all(named_runs(curves))
     folds, missing = {}, []
     for name, of_curve in curves.items():

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from crest_jax.paper import plots
 from crest_jax.paper.progress import Results
-from crest_jax.paper.published import TABLES
+from crest_jax.paper.published import TABLES, arguments_of
 from crest_jax.rebalancing import crest
 from crest_jax.report.figures import STYLE, mean_of_folds
 
@@ -41,7 +41,7 @@ class PaperFigure(NamedTuple):
     size: tuple[float, float]
 
 
-def drawn(
+def render(
     figure: PaperFigure, runs: Mapping[str, Sequence[Results]], remarks: Sequence[str], kind: str
 ) -> bytes:
     """Draw a figure, and return the content of its file.
@@ -55,14 +55,14 @@ def drawn(
     """
     with mpl.rc_context(STYLE):
         content = io.BytesIO()
-        canvas(figure, runs, remarks).savefig(content, format=kind, dpi=200)
+        draw(figure, runs, remarks).savefig(content, format=kind, dpi=200)
         return content.getvalue()
 
 
-def canvas(
+def draw(
     figure: PaperFigure, runs: Mapping[str, Sequence[Results]], remarks: Sequence[str]
 ) -> Figure:
-    """Draw a figure. Arguments are as for `drawn`."""
+    """Draw a figure. Arguments are as for `render`."""
     made = Figure(figsize=figure.size, layout="constrained")
     figure.draw(made, {name: mean_of_folds(folds) for name, folds in runs.items()})
     lines = [textwrap.fill(line, int(15 * figure.size[0])) for line in (figure.title, *remarks)]
@@ -70,11 +70,9 @@ def canvas(
     return made
 
 
-_ON_CIFAR10 = {"gamma": "100", "beta": "0.1"}
-
-
-def _arguments(method: str, rebalance: str, **others: str) -> dict[str, str]:
-    return {"method": method, "rebalance": rebalance, **others}
+def _on_cifar10(name: str, arguments: str, fields: Mapping[str, str] = {}) -> Curve:
+    """Return a curve of a run on CIFAR10-LT with γ = 100 and β = 10 %."""
+    return Curve(name, "cifar10_lt", arguments_of(f"{arguments},gamma=100,beta=0.1"), fields)
 
 
 # Figure 1
@@ -186,8 +184,8 @@ FIGURES = {
         "Figure 1. Bias of FixMatch, and what CReST and CReST+ make of it",
         "CIFAR10-LT",
         (
-            Curve("CReST", "cifar10_lt", _arguments("fixmatch", "crest", **_ON_CIFAR10)),
-            Curve("CReST+", "cifar10_lt", _arguments("fixmatch", "crest_plus", **_ON_CIFAR10)),
+            _on_cifar10("CReST", "method=fixmatch,rebalance=crest"),
+            _on_cifar10("CReST+", "method=fixmatch,rebalance=crest_plus"),
         ),
         _draw_1,
         (13, 3.2),
@@ -196,11 +194,11 @@ FIGURES = {
         "Figure 2. Recall and precision of FixMatch by class",
         "CIFAR10-LT and CIFAR100-LT",
         (
-            Curve("CIFAR10-LT", "cifar10_lt", _arguments("fixmatch", "crest", **_ON_CIFAR10)),
+            _on_cifar10("CIFAR10-LT", "method=fixmatch,rebalance=crest"),
             Curve(
                 "CIFAR100-LT",
                 "cifar100_lt",
-                _arguments("fixmatch", "crest", gamma="50", beta="0.3"),
+                arguments_of("method=fixmatch,rebalance=crest,gamma=50,beta=0.3"),
             ),
         ),
         _draw_pairs,
@@ -210,10 +208,9 @@ FIGURES = {
         "Figure 4. The sampling rate's α in CReST",
         "CIFAR10-LT",
         tuple(
-            Curve(
+            _on_cifar10(
                 f"α={name}",
-                "cifar10_lt",
-                _arguments("fixmatch", "crest", **_ON_CIFAR10),
+                "method=fixmatch,rebalance=crest",
                 {"crest.alpha": value} if value else {},
             )
             for name, value in _ALPHAS.items()
@@ -226,15 +223,14 @@ FIGURES = {
         "CIFAR10-LT",
         (
             *(
-                Curve(
+                _on_cifar10(
                     f"t={temperature}",
-                    "cifar10_lt",
-                    _arguments("fixmatch", "da+crest", t=temperature, **_ON_CIFAR10),
+                    f"method=fixmatch,rebalance=da+crest,t={temperature}",
                     {"generations": "6"},
                 )
                 for temperature in _TEMPERATURES
             ),
-            Curve(_PROGRESSIVE, "cifar10_lt", _arguments("fixmatch", "crest_plus", **_ON_CIFAR10)),
+            _on_cifar10(_PROGRESSIVE, "method=fixmatch,rebalance=crest_plus"),
         ),
         _draw_5,
         (8, 3.2),
@@ -242,7 +238,13 @@ FIGURES = {
     6: PaperFigure(
         "Figure 6. Class distribution of the training set",
         "ImageNet127",
-        (Curve("ImageNet127", "imagenet127", _arguments("fixmatch", "crest", beta="0.1")),),
+        (
+            Curve(
+                "ImageNet127",
+                "imagenet127",
+                arguments_of("method=fixmatch,rebalance=crest,beta=0.1"),
+            ),
+        ),
         _draw_6,
         (6, 3.2),
     ),
@@ -250,7 +252,7 @@ FIGURES = {
         "Figure 7. Recall and precision of other algorithms by class",
         "CIFAR10-LT",
         tuple(
-            Curve(name, "cifar10_lt", _arguments(method, "none", **_ON_CIFAR10))
+            _on_cifar10(name, f"method={method},rebalance=none")
             for name, method in (
                 ("Pseudo-Labeling", "pseudo_label"),
                 ("Mean Teacher", "mean_teacher"),

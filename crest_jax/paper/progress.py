@@ -1,4 +1,4 @@
-"""What the paper's runs have finished so far."""
+"""The progress of the paper's runs."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ Results = Mapping[str, Any]  # content of a run's results.json
 
 
 class Progress(NamedTuple):
-    """What a run has finished so far: at least one generation."""
+    """The results of a run so far, of at least one generation."""
 
     results: Results
     planned: int  # number of generations that the run will have

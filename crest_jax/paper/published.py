@@ -3,7 +3,7 @@
 Accuracies are in per cent on a balanced test set, as means and standard deviations over folds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -56,18 +56,29 @@ def _values(text: str) -> tuple[Value | None, ...]:
     return tuple(map(read, text.split()))
 
 
+def arguments_of(text: str) -> dict[str, str]:
+    """Return an experiment's arguments, as in `rebalance=crest,gamma=50`, by their names."""
+    return dict(pair.split("=") for pair in text.split(","))
+
+
 def _row(name: str, arguments: str, published: str, **where: Any) -> Row:
-    return Row(name, {"method": "fixmatch", **_arguments(arguments)}, _values(published), **where)
-
-
-def _arguments(text: str) -> dict[str, str]:
-    return dict(pair.split("=") for pair in text.split(",") if pair)
+    return Row(name, {"method": "fixmatch", **arguments_of(arguments)}, _values(published), **where)
 
 
 def _columns(experiment: str, title: str, arguments: Mapping[str, str]) -> tuple[Column, ...]:
     return tuple(
-        Column(f"{title}, {name}", experiment, _arguments(text)) for name, text in arguments.items()
+        Column(f"{title}, {name}", experiment, arguments_of(text))
+        for name, text in arguments.items()
     )
+
+
+def _by_beta_and_gamma(experiment: str, title: str, gammas: Sequence[int]) -> tuple[Column, ...]:
+    arguments = {
+        f"β={beta}%, γ={gamma}": f"gamma={gamma},beta={beta / 100}"
+        for beta in (10, 30)
+        for gamma in gammas
+    }
+    return _columns(experiment, title, arguments)
 
 
 # The first generation of self-training is the plain algorithm, trained for one generation.
@@ -77,24 +88,8 @@ _LOGIT_ADJUSTED = {"reported": "accuracy_logit_adjusted"}
 _TABLE_1 = Table(
     "Accuracy on CIFAR10-LT and CIFAR100-LT by label fraction and imbalance ratio",
     (
-        *_columns(
-            "cifar10_lt",
-            "CIFAR10-LT",
-            {
-                f"β={beta}%, γ={gamma}": f"gamma={gamma},beta={beta / 100}"
-                for beta in (10, 30)
-                for gamma in (50, 100, 200)
-            },
-        ),
-        *_columns(
-            "cifar100_lt",
-            "CIFAR100-LT",
-            {
-                f"β={beta}%, γ={gamma}": f"gamma={gamma},beta={beta / 100}"
-                for beta in (10, 30)
-                for gamma in (50, 100)
-            },
-        ),
+        *_by_beta_and_gamma("cifar10_lt", "CIFAR10-LT", (50, 100, 200)),
+        *_by_beta_and_gamma("cifar100_lt", "CIFAR100-LT", (50, 100)),
     ),
     (
         _row(
@@ -199,12 +194,9 @@ _ON_UNLABELED = {"reported": "pseudo_labels.recall"}
 
 _TABLE_5 = Table(
     "Recall by class on CIFAR10-LT, γ=100, β=10%",
-    (
-        *(
-            Column(f"{label + 1}", "cifar10_lt", _arguments("gamma=100,beta=0.1"), label=label)
-            for label in range(10)
-        ),
-        Column("Avg.", "cifar10_lt", _arguments("gamma=100,beta=0.1")),
+    tuple(
+        Column(name, "cifar10_lt", arguments_of("gamma=100,beta=0.1"), label=label)
+        for name, label in [*((f"{label + 1}", label) for label in range(10)), ("Avg.", None)]
     ),
     (
         _row(

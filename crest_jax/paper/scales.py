@@ -1,4 +1,4 @@
-"""How runs are made smaller than the paper's, so that fewer or weaker devices suffice."""
+"""Scales at which runs are smaller than the paper's, for fewer or weaker devices."""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple

@@ -35,7 +35,7 @@ def write(output: Path, folders: Sequence[Path], *, pictures: bool = True) -> No
         shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
         names = ["/".join(path.parts[shared:]) for path in paths]
 
-    def shown(path: Path, found: Mapping[str, Any], config: Mapping[str, Any]) -> Pictures:
+    def pictures_of(path: Path, found: Mapping[str, Any], config: Mapping[str, Any]) -> Pictures:
         if not pictures or config["data"]["stream"]:
             return Pictures(None, None)
         try:
@@ -48,5 +48,5 @@ def write(output: Path, folders: Sequence[Path], *, pictures: bool = True) -> No
     runs = []
     for name, path in zip(names, paths, strict=True):
         found, config = results.read(path), to_plain(workdir.read_config(path))
-        runs.append(contents.Run(printable(name), found, config, shown(path, found, config)))
+        runs.append(contents.Run(printable(name), found, config, pictures_of(path, found, config)))
     files.write_text(output, html.page(runs))

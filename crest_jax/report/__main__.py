@@ -19,9 +19,7 @@ from crest_jax.report import write
 @command.entry
 def main() -> None:
     """Write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--workdir", type=files.given, action="append", required=True)
     parser.add_argument("--output", type=files.given)
     parser.add_argument(

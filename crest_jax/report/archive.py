@@ -6,7 +6,6 @@ Each run gets a folder with its name, config.json and results.json. Tables and f
 from this folder as from the run itself.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ _DIGITS = 6
 def archive(run: Path, output: Path) -> Path:
     """Archive one run, and return its folder in `output`.
 
-    Figures are rounded to six significant digits. Config fields that results do not depend on, such
+    Numbers are rounded to six significant digits. Config fields that results do not depend on, such
     as the folder where TFDS keeps its data, are left out.
 
     Raises:
@@ -41,7 +40,7 @@ def archive(run: Path, output: Path) -> Path:
         del part[name]
     kept = {
         RunFolder(run).config.name: {"format": FORMAT, "config": config},
-        RunFolder(run).results.name: rounded(results.read(run)),
+        RunFolder(run).results.name: round_floats(results.read(run)),
     }
     folder = output / files.absolute(run).name
     for name, content in kept.items():
@@ -56,12 +55,12 @@ def archive(run: Path, output: Path) -> Path:
     return folder
 
 
-def rounded(value: Any) -> Any:
+def round_floats(value: Any) -> Any:
     """Return the value with every float rounded to six significant digits."""
     if isinstance(value, Mapping):
-        return {key: rounded(each) for key, each in value.items()}
+        return {key: round_floats(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [rounded(each) for each in value]
+        return [round_floats(each) for each in value]
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
 
@@ -74,7 +73,7 @@ def text(content: Mapping[str, Any]) -> str:
     return "{" + ",\n".join(lines) + "}\n"
 
 
-def archived(runs: Sequence[Path], output: Path) -> list[Path]:
+def archive_all(runs: Sequence[Path], output: Path) -> list[Path]:
     """Archive several runs, and return their folders.
 
     Raises:
@@ -95,11 +94,11 @@ def archived(runs: Sequence[Path], output: Path) -> list[Path]:
 @command.entry
 def main() -> None:
     """Archive the runs, and print how much space they take."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--output", type=files.given, required=True, help="a folder")
     parser.add_argument("workdir", type=files.given, nargs="+", help="folders of finished runs")
     arguments = parser.parse_args()
-    folders = archived(arguments.workdir, arguments.output)
+    folders = archive_all(arguments.workdir, arguments.output)
     size = sum(file.stat().length for folder in folders for file in folder.iterdir())
     print(f"{arguments.output}: {len(folders)} runs in {size / 1000:.0f} KB")
 

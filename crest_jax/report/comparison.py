@@ -7,7 +7,6 @@ With --baseline, a value of rebalance, a second table shows how far the others a
 the same folds, and how likely chance alone would put them so far ahead.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,16 +20,16 @@ from crest_jax.errors import ConfigError, DataError
 from crest_jax.rebalancing import REBALANCING, parts
 from crest_jax.schema import printable
 
-# A function from a run's results.json to a figure; NaN where the run has no such figure.
-Figure = Callable[[Mapping[str, Any]], float]
-ACCURACIES: Mapping[str, Figure] = {
+# A function from a run's results.json to a number, which is NaN where the run has none.
+Measure = Callable[[Mapping[str, Any]], float]
+ACCURACIES: Mapping[str, Measure] = {
     "": lambda run: run["accuracy"],
     " + la": lambda run: run["accuracy_logit_adjusted"],
 }
 
 
-def of_rarest(count: int) -> dict[str, Figure]:
-    """Return recall and precision of the classes with the fewest labels, as figures of a run.
+def measures_of_rarest(count: int) -> dict[str, Measure]:
+    """Return the measures of recall and precision of the classes with the fewest labels.
 
     Both are in % and are means over these classes. Classes that the model never predicts have no
     precision and are left out of its mean.
@@ -39,15 +38,15 @@ def of_rarest(count: int) -> dict[str, Figure]:
       count: The number of classes.
     """
 
-    def mean_of(name: str) -> Figure:
-        def figure(run: Mapping[str, Any]) -> float:
+    def mean_of(name: str) -> Measure:
+        def measure(run: Mapping[str, Any]) -> float:
             sizes = np.array(run["generations"][0]["labeled_per_class"])
             rarest = np.argsort(-sizes, kind="stable")[-count:]
             values = [run["generations"][-1][f"per_class_{name}"][label] for label in rarest]
             known = [value for value in values if value is not None]
             return float(np.mean(known)) if known else math.nan
 
-        return figure
+        return measure
 
     return {f", {name} of rarest {count}": mean_of(name) for name in ("recall", "precision")}
 
@@ -73,14 +72,14 @@ def comparison(runs: Sequence[Mapping[str, Any]], rarest: int = 0) -> str:
     classes = len(runs[0]["class_names"])
     if not 0 <= rarest <= classes:
         raise ConfigError(f"--rarest={rarest} must be from 0 to {classes}, the number of classes")
-    figures = {**ACCURACIES, **(of_rarest(rarest) if rarest else {})}
+    measures = {**ACCURACIES, **(measures_of_rarest(rarest) if rarest else {})}
     methods = _in_order({method for method, _ in cells}, ALGORITHMS)
     rebalances = _in_order({rebalance for _, rebalance in cells}, ["none", *REBALANCING])
     most = max(map(len, cells.values()))
 
-    def cell(method: str, rebalance: str, figure: Figure) -> str:
+    def cell(method: str, rebalance: str, measure: Measure) -> str:
         folds = cells.get((method, rebalance), {})
-        values = np.array([figure(run) for run in folds.values()])
+        values = np.array([measure(run) for run in folds.values()])
         values = values[np.isfinite(values)]
         if not len(values):
             return "-"
@@ -91,8 +90,8 @@ def comparison(runs: Sequence[Mapping[str, Any]], rarest: int = 0) -> str:
     columns = " | ".join(map(printable, rebalances))
     lines = [f"| | {columns} |", "|---" * (1 + len(rebalances)) + "|"]
     for method in methods:
-        for suffix, figure in figures.items():
-            row = " | ".join(cell(method, rebalance, figure) for rebalance in rebalances)
+        for suffix, measure in measures.items():
+            row = " | ".join(cell(method, rebalance, measure) for rebalance in rebalances)
             lines.append(f"| {printable(method)}{suffix} | {row} |")
     return "\n".join(lines) + "\n"
 
@@ -122,9 +121,9 @@ def paired(runs: Sequence[Mapping[str, Any]], baseline: str) -> str:
             if len(shared) < 2:
                 continue
             found = []
-            for figure in ACCURACIES.values():
+            for measure in ACCURACIES.values():
                 values, expected = (
-                    [figure(run[fold]) for fold in shared] for run in (folds, reference)
+                    [measure(run[fold]) for fold in shared] for run in (folds, reference)
                 )
                 found.append(_ahead(np.array(values) - np.array(expected)))
             lines.append(
@@ -169,14 +168,9 @@ def _cells(
     """
     if not runs:
         raise DataError("there are no runs to compare")
+    check_alike(runs, {**DATA, **_BUDGET})
     cells: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for run in runs:
-        for field, of in _COMMON.items():
-            if of(run) != of(runs[0]):
-                raise DataError(
-                    f"runs differ in {field}, {of(runs[0])} and {of(run)}: compare those of one "
-                    "experiment, finished"
-                )
         folds = cells.setdefault((run["method"], _rebalance(run)), {})
         if run["fold"] in folds:
             raise DataError(
@@ -187,14 +181,37 @@ def _cells(
     return cells
 
 
-# What runs must have in common to be compared.
-_COMMON: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+# The fields by which runs are of the same data, and of the same number of steps.
+DATA: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "data": lambda run: run["data"],
     "long_tail": lambda run: run["long_tail"],
     "class_distribution": lambda run: run["class_distribution"],
     "data.labeled_in_unlabeled": lambda run: run["labeled_in_unlabeled"],
+}
+_BUDGET: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "steps in all": lambda run: sum(each["steps"] for each in run["generations"]),
 }
+
+
+def check_alike(
+    runs: Sequence[Mapping[str, Any]], fields: Mapping[str, Callable[[Mapping[str, Any]], Any]]
+) -> None:
+    """Check that runs do not differ in some fields.
+
+    Args:
+      runs: Contents of results.json files, at least one.
+      fields: For the name of each field, a function from a run to its value.
+
+    Raises:
+      DataError: Two runs differ in a field.
+    """
+    for field, value in fields.items():
+        for run in runs:
+            if value(run) != value(runs[0]):
+                raise DataError(
+                    f"runs differ in {field}, {value(runs[0])} and {value(run)}: compare those of "
+                    "one experiment, finished"
+                )
 
 
 def _rebalance(run: Mapping[str, Any]) -> str:
@@ -219,7 +236,7 @@ def _in_order(names: set[str], order: Sequence[str] | Mapping[str, Any]) -> list
 @command.entry
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("workdir", type=files.given, nargs="+", help="folders of finished runs")
     parser.add_argument("--rarest", type=int, default=0, help="classes to add lines of")
     parser.add_argument("--baseline", help="a value of rebalance that others are held against")

@@ -13,7 +13,14 @@ from matplotlib.image import imsave
 from crest_jax.data.sources import UNKNOWN
 from crest_jax.report import text
 from crest_jax.report.charts import Chart, Series, line_chart
-from crest_jax.report.pictures import Moved, MovedPicture, Picture, Pictures, PseudoLabeled, Said
+from crest_jax.report.pictures import (
+    Moved,
+    MovedPicture,
+    Picture,
+    Pictures,
+    Prediction,
+    PseudoLabeled,
+)
 from crest_jax.results import SPLITS, truth_is_known
 
 # Confusion matrices of more classes are shown as a picture instead of a table.
@@ -218,12 +225,12 @@ def section(run: Run) -> Section:
 def pseudo_labels(found: PseudoLabeled, class_names: Sequence[str]) -> PseudoLabels:
     """Return pseudo-labels around the cut, with the model's confidence.
 
-    The true class is said where it is known and another.
+    The caption has the true class too where it is known and another.
     """
 
     def thumbnail(picture: Picture) -> Thumbnail:
-        caption = per_cent(picture.said.confidence)
-        if picture.truth not in (UNKNOWN, picture.said.label):
+        caption = per_cent(picture.prediction.confidence)
+        if picture.truth not in (UNKNOWN, picture.prediction.label):
             caption += f", is {class_names[picture.truth]}"
         return Thumbnail(_address(picture.thumbnail), caption)
 
@@ -237,11 +244,11 @@ def pseudo_labels(found: PseudoLabeled, class_names: Sequence[str]) -> PseudoLab
 def changed(moved: Moved, class_names: Sequence[str]) -> Changed:
     """Return test images that changed, with the predictions of the first and the last model."""
 
-    def prediction(said: Said) -> str:
-        return f"{class_names[said.label]} ({per_cent(said.confidence)})"
+    def shown(prediction: Prediction) -> str:
+        return f"{class_names[prediction.label]} ({per_cent(prediction.confidence)})"
 
     def thumbnail(picture: MovedPicture) -> Thumbnail:
-        caption = f"{prediction(picture.earlier)} → {prediction(picture.said)}"
+        caption = f"{shown(picture.earlier)} → {shown(picture.prediction)}"
         return Thumbnail(_address(picture.thumbnail), caption)
 
     return Changed(
@@ -282,7 +289,7 @@ def _splits(run: Run) -> Splits | None:
 
 
 def _headline(run: Run) -> list[tuple[str, str]]:
-    """Return the names and values of a run's main figures."""
+    """Return the names and values of a run's main results."""
     planned = run.config["generations"]
     trained = f"{len(run.generations)} of {planned} generations" if planned > 1 else "1 generation"
     return [
@@ -397,17 +404,17 @@ def _classes(run: Run) -> Table:
     if tested:
         columns.append(("test", _counts(tested)))
     columns += [
-        ("recall (%)", change("per_class_recall", _figures)),
-        ("precision (%)", change("per_class_precision", _figures)),
+        ("recall (%)", change("per_class_recall", _formatted)),
+        ("precision (%)", change("per_class_precision", _formatted)),
         ("pseudo-labels", _counts(pseudo["predicted"])),
     ]
     if run.truth_is_known:
-        columns.append(("right (%)", _figures(pseudo["precision"])))
+        columns.append(("right (%)", _formatted(pseudo["precision"])))
     if run.several_generations:
         given = run.generations[-2]["pseudo_labels"]
         columns.append(("selected", _counts(given["selected"])))
         if run.truth_is_known:
-            columns.append(("right (%)", _figures(given["selected_precision"])))
+            columns.append(("right (%)", _formatted(given["selected_precision"])))
     return _table(*columns)
 
 
@@ -431,16 +438,16 @@ def _unlabeled_shares(run: Run) -> dict[str, list[float]]:
 def _unlabeled(run: Run) -> Unlabeled:
     """Return the unlabeled set's classes, as estimated by the last generation."""
     unlabeled = run.last["unlabeled_distribution"]
-    figures = {name: _figures(shares) for name, shares in _unlabeled_shares(run).items()}
-    bounds = zip(figures["low"], figures["high"], strict=True)
+    columns_of = {name: _formatted(shares) for name, shares in _unlabeled_shares(run).items()}
+    bounds = zip(columns_of["low"], columns_of["high"], strict=True)
     columns = [
         ("class", run.class_names),
-        ("labeled set (%)", figures["labeled"]),
-        ("unlabeled set (%)", figures["estimate"]),
+        ("labeled set (%)", columns_of["labeled"]),
+        ("unlabeled set (%)", columns_of["estimate"]),
         (f"{100 * unlabeled['level']:.0f} % within", [" to ".join(pair) for pair in bounds]),
     ]
-    if "truth" in figures:
-        columns.append(("truth (%)", figures["truth"]))
+    if "truth" in columns_of:
+        columns.append(("truth (%)", columns_of["truth"]))
     return Unlabeled(
         unlabeled["known_from"] == "validation",
         text.unlabeled_warning(unlabeled, run.class_names),
@@ -456,13 +463,13 @@ def _generations(run: Run) -> Table:
     columns = [
         ("generation", _counted(len(run.generations))),
         ("t", ["-" if t is None else f"{t:.2f}" for t in temperatures]),
-        ("accuracy (%)", _figures(_of_generations(run, "accuracy"))),
-        ("logit-adjusted (%)", _figures(_of_generations(run, "accuracy_logit_adjusted"))),
+        ("accuracy (%)", _formatted(_of_generations(run, "accuracy"))),
+        ("logit-adjusted (%)", _formatted(_of_generations(run, "accuracy_logit_adjusted"))),
         ("labeled images", [f"{count:,}" for count in labeled]),
         ("selected", [f"{sum(each['selected']):,}" for each in pseudo]),
     ]
     if run.truth_is_known:
-        columns.append(("selected right (%)", _figures([*map(_selected_right, pseudo)])))
+        columns.append(("selected right (%)", _formatted([*map(_selected_right, pseudo)])))
     columns += [
         ("seconds", [f"{seconds:,.0f}" for seconds in _of_generations(run, "seconds")]),
         ("images/s", [f"{speed:,.0f}" for speed in _of_generations(run, "images_per_second")]),
@@ -520,7 +527,7 @@ def _counts(values: Sequence[int]) -> list[str]:
     return [*map(str, values)]
 
 
-def _figures(values: Sequence[int | float | None]) -> list[str]:
+def _formatted(values: Sequence[int | float | None]) -> list[str]:
     return ["-" if value is None else f"{value:.1f}" for value in values]
 
 

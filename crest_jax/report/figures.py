@@ -3,7 +3,6 @@
 python -m crest_jax.report.figures --output=FILE.svg WORKDIR [WORKDIR ...]
 """
 
-import argparse
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,8 @@ from matplotlib.figure import Figure
 
 from crest_jax import command, files, results
 from crest_jax.errors import ConfigError, DataError
+from crest_jax.report import comparison
+from crest_jax.schema import printable
 
 NAMES = {"none": "FixMatch", "da": "FixMatch + DA", "crest": "CReST", "crest_plus": "CReST+"}
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers help in grey.
@@ -43,11 +44,20 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
     deviation of their accuracy.
 
     Args:
-      runs: Contents of results.json files, all of one data set, gamma and beta.
+      runs: Contents of results.json files, at least one, all of FixMatch on the same data.
 
     Raises:
-      DataError: Runs of one kind differ in their number of generations.
+      DataError: Runs differ in their data, a run is of another method or of a rebalancing that is
+        not in `NAMES`, or runs of one kind differ in their number of generations.
     """
+    comparison.check_alike(runs, comparison.DATA)
+    for run in runs:
+        if run["method"] != "fixmatch" or run["rebalance"] not in NAMES:
+            raise DataError(
+                f"a run is of method={printable(run['method'])}, rebalance="
+                f"{printable(run['rebalance'])}: only those of method=fixmatch with rebalance="
+                f"{', '.join(NAMES)} are drawn"
+            )
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12, 2.8), layout="constrained")
         sizes_axes, *by_class_axes, accuracy_axes = figure.subplots(
@@ -80,8 +90,8 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
                     axes.plot(classes, averaged[0][f"per_class_{what}"], **dotted)
                 axes.plot(classes, averaged[-1][f"per_class_{what}"], **look)
             mean, deviation = (
-                np.array([result[figure] for result in averaged])
-                for figure in ("accuracy", "accuracy_deviation")
+                np.array([result[name] for result in averaged])
+                for name in ("accuracy", "accuracy_deviation")
             )
             band = {"color": COLOURS[name], "alpha": 0.15, "linewidth": 0}
             low, high = mean - deviation, mean + deviation
@@ -102,20 +112,20 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
         return figure
 
 
-# The figures of a generation that are drawn by class, and those of its pseudo-labels.
+# The values of a generation that are drawn by class, and those of its pseudo-labels.
 _BY_CLASS = ("labeled_per_class", "per_class_recall", "per_class_precision")
 _OF_PSEUDO_LABELS = ("examples", "recall")
 
 
 def mean_of_folds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return results whose drawn figures are the means over folds.
+    """Return results whose drawn values are the means over folds.
 
     Args:
       runs: Contents of results.json files, at least one, with the same generations and classes.
 
     Returns:
       The first run's results, with generations that have `accuracy`, `accuracy_deviation` (its
-      standard deviation over folds), and the figures by class: means over the folds that have one,
+      standard deviation over folds), and the values by class: means over the folds that have one,
       NaN where none has.
     """
     generations = []
@@ -147,7 +157,7 @@ def _means_by_class(
 @command.entry
 def main() -> None:
     """Draw the overview of finished runs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--output", type=files.given, required=True)
     parser.add_argument("workdir", type=files.given, nargs="+")
     arguments = parser.parse_args()

@@ -28,7 +28,7 @@ _MOST_OF_A_DIRECTION = 40
 _LARGEST_SIDE = 48  # of a thumbnail, in pixels
 
 
-class Said(NamedTuple):
+class Prediction(NamedTuple):
     """A model's prediction for an image."""
 
     label: int
@@ -40,7 +40,7 @@ class Picture(NamedTuple):
 
     thumbnail: bytes  # PNG or JPEG
     truth: int  # true label, or `sources.UNKNOWN`
-    said: Said
+    prediction: Prediction
 
 
 class MovedPicture(NamedTuple):
@@ -48,8 +48,8 @@ class MovedPicture(NamedTuple):
 
     thumbnail: bytes  # PNG or JPEG
     truth: int  # true label
-    said: Said
-    earlier: Said  # by the first generation
+    prediction: Prediction
+    earlier: Prediction  # by the first generation
 
 
 class AroundCut(NamedTuple):
@@ -62,7 +62,7 @@ class AroundCut(NamedTuple):
 class PseudoLabeled(NamedTuple):
     """Pseudo-labels of a generation, by class."""
 
-    generation: int
+    generation: int  # counted from 0, as in the names of folders
     by_class: Sequence[AroundCut]
 
 
@@ -130,7 +130,7 @@ def _pseudo_labeled(
 
     def pictures(chosen: Int[np.ndarray, " chosen"]) -> list[Picture]:
         return [
-            Picture(thumbnails[row], int(scored.truth[row]), _said(scored, row))
+            Picture(thumbnails[row], int(scored.truth[row]), _prediction(scored, row))
             for row in chosen.tolist()
         ]
 
@@ -157,7 +157,10 @@ def _moved(workdir: Path, generations: int, classes: int, most: int) -> Moved | 
     def pictures(chosen: Int[np.ndarray, " chosen"]) -> list[MovedPicture]:
         return [
             MovedPicture(
-                thumbnails[row], int(last.truth[row]), _said(last, row), earlier=_said(first, row)
+                thumbnails[row],
+                int(last.truth[row]),
+                _prediction(last, row),
+                earlier=_prediction(first, row),
             )
             for row in chosen.tolist()
         ]
@@ -190,8 +193,8 @@ def _of_many_classes(
     return chosen[np.lexsort((-predictions.confidence[chosen], predictions.truth[chosen]))]
 
 
-def _said(predictions: PseudoLabels, row: int) -> Said:
-    return Said(int(predictions.labels[row]), float(predictions.confidence[row]))
+def _prediction(predictions: PseudoLabels, row: int) -> Prediction:
+    return Prediction(int(predictions.labels[row]), float(predictions.confidence[row]))
 
 
 def _thumbnails(

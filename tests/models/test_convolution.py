@@ -136,7 +136,7 @@ def test_layer_is_flax_linen_conv_without_a_bias(dtype):
     settings = {"padding": ((1, 0), (2, 1)), "strides": 2, "dtype": dtype}
     images = jnp.asarray(normal(2, 9, 8, 3))
     ours = Conv(16, (3, 3), **settings)
-    theirs = nn.Conv(16, (3, 3), use_bias=False, **settings)
+    theirs = nn.Conv(16, (3, 3), use_bias=False, kernel_init=ours.kernel_init, **settings)
     variables = ours.init(jax.random.key(0), images)
     jax.tree.map(np.testing.assert_array_equal, variables, theirs.init(jax.random.key(0), images))
     mine, flax = (layer.apply(variables, images) for layer in (ours, theirs))

@@ -17,14 +17,14 @@ def test_what_is_missing_is_said_with_how_far_it_has_come(settings, finish):
     several = curves.of_figure(FIGURES[1], settings("smoke"))
     finish(several["CReST"][0], generation, generation)
     finish(several["CReST"][1], generation)  # of two generations
-    so_far = curves.finished(several)
+    so_far = curves.collect(several)
     assert {name: len(folds) for name, folds in so_far.folds.items()} == {"CReST": 1}
     assert so_far.remarks == ["Not finished: CReST (1 of 2 folds are), CReST+"]
     finish(several["CReST"][1], generation, generation)
-    assert curves.finished(several).remarks == [
+    assert curves.collect(several).remarks == [
         "Mean and standard deviation of 2 folds",
         "Not finished: CReST+",
     ]
     one = curves.of_figure(FIGURES[1], settings("smoke", folds=1))
     finish(one["CReST+"][0], generation)
-    assert curves.finished(one).remarks == ["Not finished: CReST+ (1 of 2 generations)"]
+    assert curves.collect(one).remarks == ["Not finished: CReST+ (1 of 2 generations)"]

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from etils.epath import Path
+from conftest import load_experiment
 
 from crest_jax.paper.published import TABLES
-
-EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 
 
 def means(number, row):
@@ -138,12 +136,10 @@ def test_a_row_runs_what_it_is_called(number):
 def test_every_cell_names_arguments_that_its_experiment_takes():
     for table in TABLES.values():
         for column in table.columns:
-            namespace = {}
-            exec((EXPERIMENTS / f"{column.experiment}.py").read_text(), namespace)
             for row in table.rows:
                 arguments = column.arguments | row.arguments
                 text = ",".join(f"{key}={value}" for key, value in arguments.items())
-                config = namespace["get_config"](text)
+                config = load_experiment(column.experiment, text)
                 assert (config.method, config.rebalance) == (
                     row.arguments["method"],
                     row.arguments["rebalance"],

@@ -1,6 +1,4 @@
 import pytest
-from etils.epath import Path
-from ml_collections import ConfigDict
 
 from crest_jax.paper import cells, curves
 from crest_jax.paper.figures import FIGURES
@@ -8,28 +6,12 @@ from crest_jax.paper.published import TABLES
 from crest_jax.paper.scales import SCALES
 from crest_jax.validation import validate
 
-REPOSITORY = Path(__file__).parent.parent.parent
-
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("number", TABLES)
 def test_every_listed_config_is_valid(number, scale, cells_of):
-    """As the command line would build it, in one process."""
-    experiments: dict[str, dict] = {}
     for run in cells.named_runs(cells_of(number, scale, folds=1)):
-        if run.experiment not in experiments:
-            namespace: dict = {}
-            exec((REPOSITORY / "experiments" / f"{run.experiment}.py").read_text(), namespace)
-            experiments[run.experiment] = namespace
-        text = ",".join(f"{key}={value}" for key, value in run.arguments)
-        config: ConfigDict = experiments[run.experiment]["get_config"](text)
-        for field, value in run.fields:
-            *path, last = field.split(".")
-            holder = config
-            for key in path:
-                holder = holder[key]
-            holder[last] = type(holder[last])(value)
-        validate(config)
+        validate(run.config())
 
 
 def test_smaller_scales_have_equal_budgets_too(cells_of):
@@ -63,4 +45,4 @@ def test_mnist_stands_for_cifar10_alone(command, cells_of, settings):
     ]
     status, printed = command("--figure=6", "--scale=mnist", "--list")
     assert status == 64
-    assert "--scale=mnist is of cifar10_lt alone" in printed.err
+    assert "--scale=mnist is for cifar10_lt only" in printed.err

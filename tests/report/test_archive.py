@@ -35,7 +35,7 @@ def runs(tmp_path):
 
 
 def test_what_is_kept_reads_as_the_run_itself(runs, tmp_path):
-    first, second = archive.archived(runs, Path(tmp_path / "kept"))
+    first, second = archive.archive_all(runs, Path(tmp_path / "kept"))
     assert (first.name, second.name) == ("first", "second")
     read = results.read(first)
     assert read["accuracy"] == 66.6667
@@ -58,7 +58,7 @@ def test_the_papers_figures_are_drawn_from_what_is_kept(tmp_path):
 
     run = the_run(tmp_path / "runs")
     leave(run.workdir, run.config(), accuracy=81.25)
-    archive.archived([run.workdir], Path(tmp_path / "kept/smoke"))
+    archive.archive_all([run.workdir], Path(tmp_path / "kept/smoke"))
     found = progress.read(the_run(tmp_path / "kept"))
     assert found.is_finished
     assert found.results["accuracy"] == 81.25
@@ -87,7 +87,7 @@ def test_nothing_that_was_kept_is_replaced(runs, tmp_path):
 def test_runs_of_one_name_are_refused_before_anything_is_written(runs, tmp_path):
     other = leave(tmp_path / "others/first", workdir.read_config(runs[0]), accuracy=1.0)
     with pytest.raises(WorkdirError, match="would have the same folder"):
-        archive.archived([*runs, other], Path(tmp_path / "kept"))
+        archive.archive_all([*runs, other], Path(tmp_path / "kept"))
     assert not (tmp_path / "kept").exists()
 
 

@@ -73,6 +73,20 @@ def test_a_run_that_is_not_finished_is_named(runs):
         figures.overview(runs)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "cifar10"}, "runs differ in data, digits and cifar10"),
+        ({"method": "mixmatch"}, "a run is of method=mixmatch, rebalance=none: only those"),
+        ({"rebalance": "cb"}, "a run is of method=fixmatch, rebalance=cb: only those"),
+    ],
+)
+def test_runs_that_would_be_drawn_as_what_they_are_not_are_refused(runs, change, message):
+    runs[-1] |= change
+    with pytest.raises(DataError, match=message):
+        figures.overview(runs)
+
+
 def test_folds_of_different_length_are_no_mean(runs):
     runs[1]["generations"].pop()
     with pytest.raises(ValueError, match="shorter"):

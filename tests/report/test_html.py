@@ -20,8 +20,8 @@ from crest_jax.report.pictures import (
     MovedPicture,
     Picture,
     Pictures,
+    Prediction,
     PseudoLabeled,
-    Said,
 )
 
 NAMES = ["cat <tabby>", "dog", "emu"]
@@ -325,10 +325,12 @@ PNG = b"\x89PNG" + bytes(range(256))
 def pictures(classes, *, each, moved, thumbnail=PNG):
     """As many pictures on each side of the cut, and of each direction; all predictions differ."""
     of_class = [
-        [Picture(thumbnail, (label + 1) % classes, Said(label, 0.5))] * each
+        [Picture(thumbnail, (label + 1) % classes, Prediction(label, 0.5))] * each
         for label in range(classes)
     ]
-    some = [MovedPicture(thumbnail, 0, Said(0, 0.5), earlier=Said(classes - 1, 0.4))] * moved
+    some = [
+        MovedPicture(thumbnail, 0, Prediction(0, 0.5), earlier=Prediction(classes - 1, 0.4))
+    ] * moved
     return Pictures(
         PseudoLabeled(0, [AroundCut(chosen, chosen) for chosen in of_class]),
         Moved(tested=10_000, became_right=moved, became_wrong=moved, right=some, wrong=some),

@@ -73,8 +73,8 @@ def test_pseudo_labels_around_the_cut_are_the_most_confident_on_either_side(run)
     assert not dogs.selected
     assert [level_of(each.thumbnail) for each in dogs.below] == [*range(39, 23, -2)]
     assert [each.truth for each in cats.selected] == [1, 0, 0, 0, 0]
-    assert {each.said.label for each in cats.selected} == {0}
-    assert cats.selected[0].said.confidence == pytest.approx(39 / 50)
+    assert {each.prediction.label for each in cats.selected} == {0}
+    assert cats.selected[0].prediction.confidence == pytest.approx(39 / 50)
 
 
 def test_test_images_that_changed_are_counted_and_shown(run):
@@ -84,9 +84,9 @@ def test_test_images_that_changed_are_counted_and_shown(run):
     assert [level_of(each.thumbnail) for each in moved.right] == [4, 2, 0, 5, 3, 1]
     assert [level_of(each.thumbnail) for each in moved.wrong] == [10, 11]
     surest = moved.right[0]
-    assert (surest.truth, surest.earlier.label, surest.said.label) == (0, 1, 0)
+    assert (surest.truth, surest.earlier.label, surest.prediction.label) == (0, 1, 0)
     assert surest.earlier.confidence == pytest.approx(5 / 50)
-    assert surest.said.confidence == pytest.approx(5 / 51)
+    assert surest.prediction.confidence == pytest.approx(5 / 51)
 
 
 def test_rare_classes_are_among_the_images_that_changed(tmp_path):
