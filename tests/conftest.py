@@ -79,6 +79,21 @@ def pytest_collection_modifyitems(items):
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def parsed_unchecked():
+    """Annotations of what parses records, byte by byte, are checked where it is tested alone.
+
+    There are hundreds of calls for each image of each run, of functions of bytes and integers.
+    """
+    # Not at the top: the package is imported with the checks that are set up after this file.
+    from crest_jax.data import records
+
+    parts = records._only, records._members, records._varint
+    for function in parts:
+        function.__no_type_check__ = True
+    return parts
+
+
 # What the package takes for paths, on a disk or in a bucket.
 
 
