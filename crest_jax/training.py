@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -238,8 +239,7 @@ def _writer(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]
     """Yield a function that writes the scalars of a step as TensorBoard events.
 
     Where there is no progress bar, it also writes them as log lines. The writers are imported when
-    there is something to write, since TensorBoard imports Keras, and the first step should not wait
-    for that.
+    there is something to write, and the first step should not wait for that.
     """
     opened: list[Any] = []
 
@@ -247,8 +247,7 @@ def _writer(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]
         if not hosts.is_first():
             return
         if not opened:
-            from clu import metric_writers
-
+            metric_writers = _metric_writers()
             writers = [metric_writers.SummaryWriter(str(folder))]
             if not sys.stderr.isatty():
                 writers.append(metric_writers.LoggingWriter())
@@ -260,6 +259,28 @@ def _writer(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]
     finally:
         for writer in opened:
             writer.close()
+
+
+def _metric_writers() -> ModuleType:
+    """Import clu's writers without Keras, which takes longer than all else that they import.
+
+    TensorBoard has a callback for Keras among what clu takes from it, and makes it as soon as it is
+    imported. An empty module takes its place, and is forgotten before anything else asks for it.
+    """
+    folder = "tensorboard.plugins.hparams"
+    callback, taken = f"{folder}._keras", f"{folder}.api"
+    aside = not {"keras", callback, taken} & set(sys.modules)
+    if aside:
+        sys.modules[callback] = empty = ModuleType(callback)
+        empty.Callback = None  # type: ignore[attr-defined]  # a module may have any attribute
+    try:
+        from clu import metric_writers
+    finally:
+        if aside:
+            del sys.modules[callback]
+            if sys.modules.pop(taken, None):
+                del sys.modules[folder].api
+    return metric_writers
 
 
 def _progress(title: str, start: int, steps: int) -> AbstractContextManager[Any]:

@@ -9,17 +9,20 @@ import tempfile
 
 import pytest
 from etils.epath import Path
+from jaxlib.version import __version__ as jaxlib_version
 from ml_collections import ConfigDict
 from whole_run import finish
 
+# Compiles in a third of the time what runs for a moment: without optimization, and with XLA's older
+# generators of code, which JAX 0.12 has no more. Most runs in processes of their own, as a user
+# starts them, are without.
+QUICKLY = "--xla_backend_optimization_level=0"
+if tuple(map(int, jaxlib_version.split(".")[:2])) <= (0, 10):
+    QUICKLY += " --xla_cpu_use_fusion_emitters=false"
+
 # Before JAX starts. Eight CPU devices, so that the mapped step can be tested on 1, 4 and 8; and
 # one compilation cache for all processes of this test session, which its first makes.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8"
-    # Compiles faster what runs for a moment. Most runs in processes of their own, as a user starts
-    # them, are without.
-    " --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICKLY}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # One step at a time: eight devices on two cores share few threads, and those of one step could wait
 # for those of the next, until XLA ends the process.
@@ -74,6 +77,21 @@ def pytest_collection_modifyitems(items):
             LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
         )
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_unchecked():
+    """Annotations of what parses records, byte by byte, are checked where it is tested alone.
+
+    There are hundreds of calls for each image of each run, of functions of bytes and integers.
+    """
+    # Not at the top: the package is imported with the checks that are set up after this file.
+    from crest_jax.data import records
+
+    parts = records._only, records._members, records._varint
+    for function in parts:
+        function.__no_type_check__ = True
+    return parts
 
 
 # What the package takes for paths, on a disk or in a bucket.

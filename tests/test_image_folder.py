@@ -12,7 +12,7 @@ from conftest import TINY, load_experiment
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from crest_jax import batches, job, plan, predict, report, trained
+from crest_jax import batches, job, plan, predict, program, report, trained
 from crest_jax.data import loading, pseudo_labels, records, views
 from crest_jax.data.sources import UNKNOWN
 from crest_jax.errors import DataError
@@ -135,7 +135,8 @@ def test_the_unlabeled_stream_is_all_training_images(config_of, unlabeled, run, 
     """Labeled ones too, as in the paper, whose classes are known."""
     config = config_of(**unlabeled, **{"data.stream": stream})
     loaded = loading.load(config.data, run / "splits")
-    found = list(batches.on_host(Run(config, RunFolder(run), loaded, None), 0)(start=0))
+    built = program.build(config, loaded)
+    found = list(batches.on_host(Run(config, RunFolder(run), loaded, built), 0)(start=0))
     seen = {image.tobytes() for batch in found for image in batch.unlabeled}
     everything = records.joined([loaded.labeled.images, loaded.unlabeled.images])
     # 12 steps of 16 images are more than an epoch.
@@ -190,7 +191,7 @@ def test_a_dry_run_counts_by_class_what_is_known(
         for name, value in given.items()
     }
     monkeypatch.setattr(plan, "measure", lambda *_: plan.Pace(1.0, 1.0, 1.0, 1))
-    job.run(config_of(**fields), tmp_path / "run", dry=True)
+    job.dry_run(config_of(**fields), tmp_path / "run")
     printed = capsys.readouterr().out.splitlines()
     start = next(number for number, line in enumerate(printed) if line.startswith("class"))
     shown = printed[start : start + 5]

@@ -1,7 +1,7 @@
 """The notebook docs/quickstart.ipynb."""
 
 import pytest
-from conftest import REPOSITORY
+from conftest import QUICKLY, REPOSITORY
 
 nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed")
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
@@ -12,7 +12,7 @@ NOTEBOOK = REPOSITORY / "docs" / "quickstart.ipynb"
 
 def test_the_notebook_runs(tmp_path, monkeypatch):
     # One device, as a user has, and as fast a compilation as in other tests.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", QUICKLY)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)

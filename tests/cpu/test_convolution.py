@@ -22,7 +22,7 @@ from crest_jax.cpu import library
 from crest_jax.models.convolution import convolve
 
 HERE = Path(__file__).parent
-SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = ("-Og", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 # Flags of the compiler, and how many shapes take a few seconds: as the kernels are compiled here;
 # as on a processor without AVX-512; and with tiles made of vectors, which any processor has.

@@ -21,6 +21,13 @@ from crest_jax.errors import DataError
 CLASSES = ("cat", "dog", "emu")
 
 
+@pytest.fixture(autouse=True)
+def parsed_checked(parsed_unchecked, monkeypatch):
+    """Here annotations are checked of all functions."""
+    for function in parsed_unchecked:
+        monkeypatch.setattr(function, "__no_type_check__", False)
+
+
 def encoded(array, format="PNG", **options):
     file = io.BytesIO()
     Image.fromarray(array).save(file, format, **options)
