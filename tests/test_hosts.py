@@ -338,7 +338,7 @@ def test_a_pseudo_label_shard_that_is_missing_is_found(tmp_path):
         scored = pseudo_labels.PseudoLabels(some.astype("S"), some, some / 100, some % 2 == 0, some)
         written.append(pseudo_labels.write_shard(folder, scored, host=host, hosts=3))
     for wrong in (written[1:], written + written[:1]):
-        with pytest.raises(DataError, match="not a shard each"):
+        with pytest.raises(DataError, match="not one shard each"):
             pseudo_labels.finish(folder, wrong)
     assert not files.is_whole(folder)
     pseudo_labels.finish(folder, written[::-1])
