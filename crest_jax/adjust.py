@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from crest_jax import accuracy, backend, command, evaluate, files, program, trained
 from crest_jax.data import records
 from crest_jax.data.records import Images
+from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.errors import ConfigError
 from crest_jax.layout import RunFolder
 from crest_jax.mesh import data_mesh, replicate
@@ -54,7 +55,7 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
     config = trained.config_of(folder)
     last = trained.load(folder)
     test: Iterable[Images] = records.Parts(
-        RunFolder(folder).splits / "test", view=last.view, size=config.eval_batch_size
+        SplitsFolder(RunFolder(folder).splits).test, view=last.view, size=config.eval_batch_size
     )
     if not config.data.stream:
         test = list(test)

@@ -9,6 +9,7 @@ import numpy as np
 
 from crest_jax import hosts
 from crest_jax.data import loading, pipeline, records, stream
+from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.mesh import split
 from crest_jax.program import Run
 from crest_jax.train_step import DeviceBatch
@@ -51,7 +52,7 @@ def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]
         "process": jax.process_index(),
         "processes": jax.process_count(),
     }
-    unlabeled_folders = [run.folder.splits / name for name in streams.unlabeled]
+    unlabeled_folders = [*map(SplitsFolder(run.folder.splits).split, streams.unlabeled)]
     if streams.from_files:
         return partial(
             stream.batches,

@@ -88,7 +88,7 @@ def prepare(config: ConfigDict, folder: RunFolder, source: Source | None = None)
     """Write the splits that are not there yet, read them, and compile what they are given to."""
     checkpoints.check(folder.path)
     weights = hosts.on_first(initial_weights.named_in, config, folder)
-    hosts.on_first(preparation.prepare, config, folder.splits, source)
+    hosts.on_first(preparation.prepare, config, folder.splits, folder.unreadable, source)
     splits = hosts.on_all(loading.load, config.data, folder.splits)
     hosts.on_first(_keep_weights, weights, config, folder, splits)
     initial = hosts.on_all(initial_weights.kept, config, folder)

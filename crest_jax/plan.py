@@ -27,7 +27,8 @@ from ml_collections import ConfigDict
 from crest_jax import files, hosts, initial_weights, program, scoring, stages, workdir
 from crest_jax.data import loading, preparation
 from crest_jax.data.loading import PART
-from crest_jax.data.splits import NAMES, Sizes, Splits, written_sizes
+from crest_jax.data.splits import Sizes, Splits, written_sizes
+from crest_jax.data.splits_folder import NAMES
 from crest_jax.errors import ConfigError, DataError, WorkdirError
 from crest_jax.layout import RunFolder
 from crest_jax.mesh import replicate, split
@@ -167,7 +168,7 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
     if hosts.from_first(preparation.are_whole, of_run):
         sizes = hosts.on_all(written_sizes, config.data, of_run)
         hosts.on_all(_check_splits_fit, config, sizes, available)
-        hosts.on_first(preparation.warn_of_changes, config, of_run)
+        hosts.on_first(preparation.warn_of_changes, config, of_run, RunFolder(folder).unreadable)
         return sizes, hosts.on_all(loading.load, config.data, of_run), f"in {of_run}"
     # The first host fetches missing data before the others read it.
     with tempfile.TemporaryDirectory(prefix="crest_jax_dry_run_") as temporary:
@@ -179,12 +180,12 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
         hosts.on_all(_check_splits_fit, config, sizes, available)
         if config.data.stream:
             return sizes, sizes.without_images(), "labels and a few images read, the others not"
-        return *hosts.on_all(_read_source, config, RunFolder(Path(temporary)).splits), "read"
+        return *hosts.on_all(_read_source, config, RunFolder(Path(temporary))), "read"
 
 
-def _read_source(config: ConfigDict, folder: Path) -> tuple[Sizes, Splits]:
-    preparation.prepare(config, folder)
-    return written_sizes(config.data, folder), loading.load(config.data, folder)
+def _read_source(config: ConfigDict, folder: RunFolder) -> tuple[Sizes, Splits]:
+    preparation.prepare(config, folder.splits, folder.unreadable)
+    return written_sizes(config.data, folder.splits), loading.load(config.data, folder.splits)
 
 
 def host_bytes(config: ConfigDict, sizes: Sizes) -> int:

@@ -9,12 +9,10 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from crest_jax import accuracy, files, schema
+from crest_jax.data.splits_folder import NAMES
 from crest_jax.errors import WorkdirError
 from crest_jax.layout import FORMAT, RunFolder, of_another_format
 from crest_jax.schedule import LAST_EVALUATIONS
-
-# The splits whose sizes are reported.
-SPLITS = ("labeled", "unlabeled", "test", "validation")
 
 # The key of the estimated class distribution of the unlabeled split, in the figures of an
 # evaluation or of a generation.
@@ -124,7 +122,7 @@ def _of_run(classes: int) -> _Fields:
         "fold": schema.COUNT,
         "accuracy": schema.FIGURE,
         "accuracy_logit_adjusted": schema.FIGURE,
-        "splits": schema.Maybe({**dict.fromkeys(SPLITS, split), "test": test}),
+        "splits": schema.Maybe({**dict.fromkeys(NAMES, split), "test": test}),
         "generations": schema.Each(_of_generation(classes)),
     }
 

@@ -125,16 +125,17 @@ class SavedRun:
           DataError: The split is missing or damaged.
         """
         from crest_jax.data import manifest, records, views
-        from crest_jax.data.splits import NAMES
+        from crest_jax.data.splits_folder import NAMES, SplitsFolder
 
         if split not in NAMES:
             raise ConfigError(f"split={split!r} must be one of {', '.join(NAMES)}")
-        folder = self._folder.splits / split
+        splits = SplitsFolder(self._folder.splits)
+        folder = splits.split(split)
         examples = manifest.read(folder)["examples"]
         view = views.view_of(self.config.data, manifest.channels_of(folder))
         for whole in records.Parts(folder, view=view, size=max(examples, 1)):
             return whole
-        shape = manifest.image_shape(self._folder.splits / "labeled", view.size)
+        shape = manifest.image_shape(splits.labeled, view.size)
         return records.Images([], np.zeros((0, *shape), np.uint8), np.zeros(0, np.int32))
 
     def pseudo_labels(self, generation: int) -> "PseudoLabels":

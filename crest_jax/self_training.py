@@ -11,6 +11,7 @@ from crest_jax import files, hosts
 from crest_jax.data import manifest, pseudo_labels, records
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import UNKNOWN, Example
+from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.data.writer import Writer
 from crest_jax.errors import DataError
 from crest_jax.program import Run
@@ -98,15 +99,16 @@ def rewrite_labeled(run: Run, generation: int) -> None:
         host=jax.process_index(),
         hosts=jax.process_count(),
     )
+    splits = SplitsFolder(run.folder.splits)
 
     def write_shards() -> None:
         first, last = writer.rows.start, writer.rows.stop
         known = range(first, min(last, original))
-        for example in records.read(run.folder.splits / "labeled", known):
+        for example in records.read(splits.labeled, known):
             writer.add(example)
         if selection and last > original:
             numbers = range(max(first - original, 0), last - original)
-            for example in _relabeled(run.folder.splits / "unlabeled", selection, numbers):
+            for example in _relabeled(splits.unlabeled, selection, numbers):
                 writer.add(example)
         writer.close()
 

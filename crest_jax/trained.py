@@ -16,6 +16,7 @@ from scipy.special import softmax
 
 from crest_jax import checkpoints, evaluate, program, results, stages, workdir
 from crest_jax.data import manifest, resize, splits
+from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.data.views import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.layout import RunFolder
@@ -194,7 +195,7 @@ def class_distribution(folder: Path, generation: int) -> Float[np.ndarray, " cla
     Raises:
       WorkdirError: The generation's result is missing or damaged.
     """
-    class_names = manifest.read(RunFolder(folder).splits / "labeled")["class_names"]
+    class_names = manifest.read(SplitsFolder(RunFolder(folder).splits).labeled)["class_names"]
     path = RunFolder(folder).generation(generation - 1).result
     return program.shares(results.read_generation(path, len(class_names))["labeled_per_class"])
 

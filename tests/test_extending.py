@@ -279,7 +279,7 @@ def test_unlabeled_images_of_a_named_data_set_are_given_from_python(own, tmp_pat
     )
     settings = load_experiment("digits_lt", **{"data.name": f"{name}:mine"})
     with pytest.raises(DataError, match="has unlabeled images of its own: give it to"):
-        preparation.prepare(settings, tmp_path / "splits")
+        preparation.prepare(settings, tmp_path / "splits", tmp_path / "unreadable.csv")
 
 
 def test_a_missing_loss_is_no_damaged_run(tmp_path):

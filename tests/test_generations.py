@@ -158,7 +158,7 @@ def test_after_nan_a_run_continues_with_other_random_numbers(
 @pytest.mark.parametrize("split", ["labeled", "test"])
 def test_a_damaged_split_stops_the_run(tiny_config, tmp_path, split):
     config = tiny_config()
-    preparation.prepare(config, tmp_path / "splits")
+    preparation.prepare(config, tmp_path / "splits", tmp_path / "unreadable.csv")
     shard = tmp_path / "splits" / split / "shard-00001-of-00002.tfrecord"
     content = shard.read_bytes()
     shard.write_bytes(content[:-30])
@@ -168,7 +168,7 @@ def test_a_damaged_split_stops_the_run(tiny_config, tmp_path, split):
     for file in shard.parent.iterdir():
         file.unlink()
     shard.parent.rmdir()
-    preparation.prepare(config, tmp_path / "splits")
+    preparation.prepare(config, tmp_path / "splits", tmp_path / "unreadable.csv")
     assert shard.read_bytes() == content
 
 
@@ -189,7 +189,7 @@ class Wiring:
     """A run whose model is replaced by a table, to see what is passed to what."""
 
     def __init__(self, config, folder):
-        preparation.prepare(config, folder / "splits")
+        preparation.prepare(config, folder / "splits", folder / "unreadable.csv")
         self.splits = loading.load(config.data, folder / "splits")
         self.predicted_with = []
         built = program.build(config, self.splits)._replace(

@@ -74,7 +74,7 @@ def test_the_target_is_of_what_is_in_the_unlabeled_stream():
 
 def test_each_generation_starts_from_other_weights(tiny_config, tmp_path):
     config = tiny_config()
-    preparation.prepare(config, tmp_path / "splits")
+    preparation.prepare(config, tmp_path / "splits", tmp_path / "unreadable.csv")
     built = program.build(config, loading.load(config.data, tmp_path / "splits"))
     first, again, second = (
         jax.device_get(built.new_state(program.generation_keys(config, number)[0]).params)
@@ -146,7 +146,7 @@ def test_darp_keeps_a_pseudo_label_of_every_image_and_refines_on_schedule(
 ):
     changes = {"generations": 1 + ("crest" in rebalance), "darp.start": 0.5, "darp.every": 3}
     config = tiny_config(f"rebalance={rebalance}", **changes)
-    preparation.prepare(config, tmp_path / "splits")
+    preparation.prepare(config, tmp_path / "splits", tmp_path / "unreadable.csv")
     data = loading.load(config.data, tmp_path / "splits")
     made = {}
     monkeypatch.setattr(

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from crest_jax import files
 from crest_jax.data import decode, manifest, records
 from crest_jax.data.records import Images
-from crest_jax.data.splits import NAMES, Split, Splits, counts_of
+from crest_jax.data.splits import Split, Splits, counts_of
+from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.data.stream import Parts
 from crest_jax.data.tensorflow import tf, without_autograph
 from crest_jax.data.views import AS_STORED, View, view_of
@@ -29,10 +30,11 @@ def load(data: ConfigDict, folder: Path) -> Splits:
     Raises:
       DataError: As for `load_split`; or images of one split differ in shape from those of another.
     """
+    of_splits = SplitsFolder(folder)
     shapes = {
-        name: manifest.image_shape(folder / name, data.image_size)
-        for name in NAMES
-        if manifest.read(folder / name)["examples"]
+        name: manifest.image_shape(path, data.image_size)
+        for name, path in of_splits.all_splits().items()
+        if manifest.read(path)["examples"]
     }
     if len(set(shapes.values())) > 1:
         described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -41,9 +43,9 @@ def load(data: ConfigDict, folder: Path) -> Splits:
             "--config.data.image_size to have them resized"
         )
     return Splits(
-        class_names=tuple(manifest.read(folder / "labeled")["class_names"]),
+        class_names=tuple(manifest.read(of_splits.labeled)["class_names"]),
         image_shape=shapes["labeled"],
-        **{name: load_split(data, folder / name) for name in NAMES},
+        **{name: load_split(data, path) for name, path in of_splits.all_splits().items()},
     )
 
 

@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from crest_jax import files
 from crest_jax.data import catalog, image_folder, long_tail, provenance, writer
 from crest_jax.data.sources import Folders, Source
-from crest_jax.data.splits import NAMES, Sizes
+from crest_jax.data.splits import Sizes
+from crest_jax.data.splits_folder import NAMES, SplitsFolder
 from crest_jax.errors import ConfigError, DataError, UnavailableError
-from crest_jax.layout import RunFolder
 from crest_jax.schema import some
 
 # The file that identifies the data set and the images of which the splits were made.
@@ -71,33 +71,38 @@ def expected_sizes(config: ConfigDict, listing: Path) -> Sizes:
 
 def are_whole(folder: Path) -> bool:
     """Return whether `prepare` has nothing left to write."""
-    return all(files.is_whole(folder / name) for name in NAMES)
+    return all(map(files.is_whole, SplitsFolder(folder).all_splits().values()))
 
 
-def prepare(config: ConfigDict, folder: Path, source: Source | None = None) -> None:
+def prepare(config: ConfigDict, folder: Path, listing: Path, source: Source | None = None) -> None:
     """Write those of the labeled, unlabeled, validation and test records that do not exist yet.
 
     Args:
       config: The config of the run.
       folder: The folder of the splits.
+      listing: The CSV file in which to list user-provided files that cannot be read.
       source: The data set; by default the one that the config names.
 
     Raises:
       DataError: The source is missing, does not fit the config, or is not the one that existing
         splits were made of.
     """
-    missing = [name for name in NAMES if not files.is_whole(folder / name)]
+    missing = {
+        name: path
+        for name, path in SplitsFolder(folder).all_splits().items()
+        if not files.is_whole(path)
+    }
     if not missing:
-        warn_of_changes(config, folder)
+        warn_of_changes(config, folder, listing)
         return
-    source, split, labels = _divided(config, RunFolder(folder.parent).unreadable, source)
+    source, split, labels = _divided(config, listing, source)
     _check_source(source, labels, folder, begun=len(missing) < len(NAMES))
     _warn_of_untested(source.class_names, labels["test"])
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(
                 writer.Writer(
-                    folder / name,
+                    path,
                     examples=len(labels[name]),
                     class_names=source.class_names,
                     shards=config.data.shards,
@@ -105,7 +110,7 @@ def prepare(config: ConfigDict, folder: Path, source: Source | None = None) -> N
                     channels=source.channels,
                 )
             )
-            for name in missing
+            for name, path in missing.items()
         }
         train = len(source.labels("train"))
         member_of = np.full(train, "", dtype=f"<U{max(map(len, split._fields))}")
@@ -168,13 +173,19 @@ def _warn_of_untested(class_names: Sequence[str], tested: Int[np.ndarray, " exam
         )
 
 
-def warn_of_changes(config: ConfigDict, folder: Path) -> None:
-    """Warn if user-provided files have changed since these splits were made of them."""
+def warn_of_changes(config: ConfigDict, folder: Path, listing: Path) -> None:
+    """Warn if user-provided files have changed since these splits were made of them.
+
+    Args:
+      config: The config of the run.
+      folder: The folder of the splits.
+      listing: The CSV file that lists user-provided files that cannot be read.
+    """
     if config.data.name != "image_folder":
         return
     try:
         then = provenance.read(folder / provenance.TABLE)
-        changed = image_folder.changes(_folders(config, RunFolder(folder.parent).unreadable), then)
+        changed = image_folder.changes(_folders(config, listing), then)
     except (ConfigError, DataError, UnavailableError) as error:
         logging.warning(
             "it is not known whether the images are still those that this run has read: %s. The "

@@ -10,8 +10,7 @@ from ml_collections import ConfigDict
 
 from crest_jax.data import manifest
 from crest_jax.data.records import Images, joined
-
-NAMES = ("labeled", "unlabeled", "test", "validation")
+from crest_jax.data.splits_folder import NAMES, SplitsFolder
 
 
 @runtime_checkable
@@ -97,13 +96,14 @@ def written_sizes(data: ConfigDict, folder: Path) -> Sizes:
       DataError: A manifest is missing or damaged; or the labeled images are not resized and differ
         in shape.
     """
-    manifests = {name: manifest.read(folder / name) for name in NAMES}
+    of_splits = SplitsFolder(folder)
+    manifests = {name: manifest.read(path) for name, path in of_splits.all_splits().items()}
     return Sizes(
         {name: each["examples"] for name, each in manifests.items()},
         {name: counts_of(each["examples_per_class"]) for name, each in manifests.items()},
         {name: sum(s["bytes"] for s in each["shards"]) for name, each in manifests.items()},
         tuple(manifests["labeled"]["class_names"]),
-        manifest.image_shape(folder / "labeled", data.image_size),
+        manifest.image_shape(of_splits.labeled, data.image_size),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.image import imsave
 
 from crest_jax.data.sources import UNKNOWN
+from crest_jax.data.splits_folder import NAMES
 from crest_jax.report import text
 from crest_jax.report.charts import Chart, Series, line_chart
 from crest_jax.report.pictures import (
@@ -21,7 +22,7 @@ from crest_jax.report.pictures import (
     Prediction,
     PseudoLabeled,
 )
-from crest_jax.results import SPLITS, truth_is_known
+from crest_jax.results import truth_is_known
 
 # Confusion matrices of more classes are shown as a picture instead of a table.
 _MOST_CELLS = 20
@@ -283,7 +284,7 @@ def _splits(run: Run) -> Splits | None:
     images = ", ".join(
         f"{each['images']:,} {name}"
         for name, each in found.items()
-        if name in SPLITS and each["images"]
+        if name in NAMES and each["images"]
     )
     return Splits(images, found["test"]["held_out"], run.truth_is_known)
 

@@ -83,13 +83,13 @@ def said(tiny_config, photos, tmp_path, caplog):
     config = tiny_config(**{"data.name": "image_folder", "data.labeled": str(photos)})
     config.long_tail = ConfigDict({"beta": 0.5, "split": "random"})
     (tmp_path / "run").mkdir()
-    preparation.prepare(config, tmp_path / "run" / "splits")
+    preparation.prepare(config, tmp_path / "run" / "splits", tmp_path / "unreadable.csv")
 
     def again(**moved):
         config.data.update(moved)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            preparation.prepare(config, tmp_path / "run" / "splits")
+            preparation.prepare(config, tmp_path / "run" / "splits", tmp_path / "unreadable.csv")
         return [record.getMessage() for record in caplog.records]
 
     return again

@@ -28,7 +28,7 @@ def prepared(tiny_config, tmp_path):
         config = tiny_config("gamma=10,beta=0.2", **overrides)
         if long_tail:
             config.long_tail = ConfigDict(long_tail)
-        preparation.prepare(config, tmp_path / name)
+        preparation.prepare(config, tmp_path / name, tmp_path / "unreadable.csv")
         return loading.load(config.data, tmp_path / name)
 
     return prepare
