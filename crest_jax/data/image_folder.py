@@ -23,12 +23,12 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from crest_jax import files
-from crest_jax.data import decode, long_tail, pictures, provenance
+from crest_jax.data import decode, pictures, provenance
 from crest_jax.data.class_names import check_labeled, check_tested, names_of
 from crest_jax.data.listing import Listed, list_files
 from crest_jax.data.pictures import Note
 from crest_jax.data.provenance import File
-from crest_jax.data.sources import UNKNOWN, Example, Folders, Source
+from crest_jax.data.sources import UNKNOWN, Example, Folders, Source, train_and_test
 from crest_jax.errors import DataError
 from crest_jax.schema import some
 
@@ -90,8 +90,7 @@ def image_folder(folders: Folders) -> Source:
     splits = {**found, "train": found["labeled"]}
     if not folders.test:
         labels = np.array([each.label for each in found["labeled"]])
-        held_out = long_tail.hold_out(labels, folders.test_fraction)
-        for name, chosen in (("train", ~held_out), ("test", held_out)):
+        for name, chosen in train_and_test(labels, folders.test_fraction).items():
             splits[name] = [found["labeled"][row] for row in np.flatnonzero(chosen)]
     if not splits["test"]:
         why = "none of data.test can be read" if folders.test else "each class has a single one"
@@ -119,6 +118,7 @@ def image_folder(folders: Folders) -> Source:
         examples,
         divided=bool(folders.unlabeled),
         files=seen,
+        test_is_held_out=not folders.test,
     )
 
 

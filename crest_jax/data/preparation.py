@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from crest_jax import files
 from crest_jax.data import catalog, image_folder, long_tail, provenance, writer
-from crest_jax.data.sources import Folders, Source
+from crest_jax.data.sources import Folders, Source, is_held_out
 from crest_jax.data.splits import Sizes
 from crest_jax.data.splits_folder import NAMES, SplitsFolder
 from crest_jax.errors import ConfigError, DataError, UnavailableError
@@ -229,6 +229,7 @@ def _divided(
         class_table=config.data.class_table,
         folders=_folders(config, listing),
     )
+    assert source.test_is_held_out == is_held_out(config.data)  # results.json reports the latter
     if source.divided and not config.data.unlabeled:
         raise DataError(
             f"data.name={config.data.name} has unlabeled images of its own: give it to "

@@ -73,7 +73,11 @@ class Folders(NamedTuple):
 
 
 def is_held_out(data: ConfigDict) -> bool:
-    """Return whether the test images are held out from the labeled ones of a config's `data`."""
+    """Return whether the test images are held out from the labeled ones of a config's `data`.
+
+    The source that the config names says the same (`Source.test_is_held_out`). User-provided images
+    are tested on with the files of `data.test`, and any other data set with its `data.test_split`.
+    """
     return not (data.test if data.name == "image_folder" else data.test_split)
 
 
@@ -90,6 +94,19 @@ def data_of(config: ConfigDict) -> str:
     return " ".join([config.data.name, *filter(None, folders)])
 
 
+def train_and_test(
+    labels: Int[np.ndarray, " examples"], fraction: float
+) -> dict[str, Bool[np.ndarray, " examples"]]:
+    """Return which labeled examples stay in `train`, and which are held out as `test`.
+
+    Args:
+      labels: The class of every labeled example.
+      fraction: The fraction of each class to hold out, in (0, 1).
+    """
+    is_test = long_tail.hold_out(labels, fraction)
+    return {"train": ~is_test, "test": is_test}
+
+
 def held_out(source: Source, fraction: float) -> Source:
     """Return the source with a part of each class of `train` held out as `test`.
 
@@ -101,13 +118,12 @@ def held_out(source: Source, fraction: float) -> Source:
       DataError: Each class has a single image, so none can be held out.
     """
     labels = source.labels("train")
-    is_test = long_tail.hold_out(labels, fraction)
-    if not is_test.any():
+    chosen = train_and_test(labels, fraction)
+    if not chosen["test"].any():
         raise DataError(
             f"data set {source.name!r} has no class of more than one image, so that none can be "
             "held out to test on: name one of its splits as data.test_split"
         )
-    chosen = {"train": ~is_test, "test": is_test}
 
     def examples(split: str) -> Iterator[Example]:
         if split not in chosen:
@@ -120,7 +136,7 @@ def held_out(source: Source, fraction: float) -> Source:
     return source._replace(
         labels=lambda split: labels[chosen[split]] if split in chosen else source.labels(split),
         examples=examples,
-        order=_order_without(source.order, is_test) if source.order else None,
+        order=_order_without(source.order, chosen["test"]) if source.order else None,
         test_is_held_out=True,
     )
 

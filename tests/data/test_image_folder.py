@@ -300,6 +300,7 @@ def test_a_part_of_each_class_is_held_out_where_there_is_nothing_to_test_on(tmp_
         f"labeled/{name}" for name in numbered(0, ant=40, bee=10, cat=2, dog=1)
     }
     assert not set(train) & set(test)
+    assert source.test_is_held_out
     classes = list(test.values())
     # The only one of a class stays labeled, and of two one does.
     assert {name: classes.count(name) for name in source.class_names} == {
@@ -317,6 +318,7 @@ def test_a_list_may_name_files_in_the_home(tmp_path, monkeypatch):
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
     source = opened(tmp_path, "list.csv", test="list.csv")
     assert source.labels("test").tolist() == [0, 0, 1, 1]
+    assert not source.test_is_held_out
 
 
 def test_images_that_are_twice_there_are_said(folder, caplog):
