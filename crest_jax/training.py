@@ -265,21 +265,26 @@ def _metric_writers() -> ModuleType:
     """Import clu's writers without Keras, which takes longer than all else that they import.
 
     TensorBoard has a callback for Keras among what clu takes from it, and makes it as soon as it is
-    imported. An empty module takes its place, and is forgotten before anything else asks for it.
+    imported. An empty module takes its place, and is forgotten before anything else asks for it. A
+    version of TensorBoard that cannot do with the empty module is imported as it is.
     """
     folder = "tensorboard.plugins.hparams"
     callback, taken = f"{folder}._keras", f"{folder}.api"
-    aside = not {"keras", callback, taken} & set(sys.modules)
-    if aside:
+    if not {"keras", callback, taken} & set(sys.modules):
         sys.modules[callback] = empty = ModuleType(callback)
         empty.Callback = None  # type: ignore[attr-defined]  # a module may have any attribute
-    try:
-        from clu import metric_writers
-    finally:
-        if aside:
-            del sys.modules[callback]
+        try:
+            from clu import metric_writers as without_keras
+        except (AttributeError, ImportError):
+            pass
+        else:
+            return without_keras
+        finally:
+            sys.modules.pop(callback, None)
             if sys.modules.pop(taken, None):
-                del sys.modules[folder].api
+                vars(sys.modules[folder]).pop("api", None)
+    from clu import metric_writers
+
     return metric_writers
 
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -65,3 +67,20 @@ def test_a_terminal_shows_a_bar_unless_the_run_is_quiet(monkeypatch, capsys):
     with hosts.quiet(), training._progress("generation 1 of 2", 3, 10):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_tensorboard_that_needs_its_keras_callback_is_imported_with_it():
+    program = """
+import sys, types
+from crest_jax import training
+
+class Fixed(types.ModuleType):
+    def __setattr__(self, name, value):
+        "Ignore what is set, as if TensorBoard took something else from the module."
+
+training.ModuleType = Fixed
+assert training._metric_writers().SummaryWriter
+assert hasattr(sys.modules["tensorboard.plugins.hparams._keras"], "Callback")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
