@@ -366,7 +366,7 @@ def main() -> None:
         return
     from crest_jax.cpu import library
 
-    print(f"Cores: {cores()}. {library.whose()}.")
+    print(f"Cores: {cores()}. {library.describe()}.")
     pythons = dict.fromkeys(WAYS, sys.executable) | {"PyTorch": arguments.python}
     if subprocess.run([arguments.python, "-c", "import torch"], capture_output=True).returncode:
         print(f"{arguments.python} has no PyTorch, which is left out: --python names one that has.")

@@ -182,7 +182,9 @@ def main() -> None:
         begin(folder, arguments.size, arguments.images, arguments.side)
         options = [f"--size={arguments.size}", f"--slope={arguments.slope}"]
         exact = started(folder, options, REFERENCE)
-        measure.print_heading(f"gradient ({library.whose()})", "error of the whole", "median leaf")
+        measure.print_heading(
+            f"gradient ({library.describe()})", "error of the whole", "median leaf"
+        )
         for name in arguments.ways:
             whole, median = errors(started(folder, options, name), exact)
             measure.print_row(name, f"{whole:.1e}", f"{median:.1e}")

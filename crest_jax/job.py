@@ -115,6 +115,6 @@ def _agree(config: ConfigDict, workdir: Path, *, dry: bool) -> None:
     hosts.on_all(validation.validate, config, devices=jax.device_count(), hosts=jax.process_count())
     hosts.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
-        | {"versions": workdir_lib.versions(), "kernels": library.whose()}
+        | {"versions": workdir_lib.versions(), "kernels": library.describe()}
         | {"plugins": plugins.digests(config)}
     )

@@ -40,7 +40,7 @@ _MOST_BYTES_AT_ONCE = 64 << 20
 
 
 class Streams(NamedTuple):
-    """How the labeled and the unlabeled stream of a generation are read."""
+    """Settings for reading the labeled and the unlabeled stream of a generation."""
 
     batch_size: int  # labeled images of a step, on all devices together
     unlabeled_ratio: int  # mu: unlabeled images of a step for each labeled one
@@ -273,7 +273,7 @@ def who_computes(config: ConfigDict) -> str | None:
     """Say who computes convolutions and norms on a CPU, and what would be faster there."""
     if jax.default_backend() != "cpu":
         return None
-    kernels, said = library.kernels(), library.whose()
+    kernels, said = library.kernels(), library.describe()
     if kernels and kernels.tiles and (config.dtype, config.precision) == ("float32", "default"):
         said += "; --config.dtype=bfloat16 would be faster here"
     return said

@@ -1,4 +1,4 @@
-"""The content of result.json and results.json: the figures of a generation and of a run."""
+"""The content of result.json and results.json: the results of a generation and of a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from crest_jax.errors import WorkdirError
 from crest_jax.layout import FORMAT, RunFolder, of_another_format
 from crest_jax.schedule import LAST_EVALUATIONS
 
-# The key of the estimated class distribution of the unlabeled split, in the figures of an
+# The key of the estimated class distribution of the unlabeled split, in the results of an
 # evaluation or of a generation.
 UNLABELED_DISTRIBUTION = "unlabeled_distribution"
 
@@ -70,7 +70,7 @@ def _of_generation(classes: int) -> _Fields:
     """Return the schema of those members of a result.json that are read."""
     counts = schema.Each(schema.COUNT, classes)
     shares = schema.Each(schema.FIGURE_OR_NONE, classes)
-    figures = schema.Each(schema.FIGURE, classes)
+    numbers = schema.Each(schema.FIGURE, classes)
     label = schema.Kind("a label", lambda value: schema.COUNT.fits(value) and value < classes)
     return {
         "accuracy": schema.FIGURE,
@@ -79,7 +79,7 @@ def _of_generation(classes: int) -> _Fields:
         "per_class_precision": shares,
         "confusion_matrix": schema.CONFUSION_MATRIX,
         "labeled_per_class": counts,
-        "logit_adjustment": {"tau": schema.FIGURE, "class_distribution": figures},
+        "logit_adjustment": {"tau": schema.FIGURE, "class_distribution": numbers},
         "steps": schema.COUNT,
         "seconds": schema.FIGURE,
         "images_per_second": schema.FIGURE,
@@ -94,7 +94,7 @@ def _of_generation(classes: int) -> _Fields:
         },
         "unlabeled_distribution": schema.Maybe(
             {
-                **dict.fromkeys(("estimate", "low", "high", "labeled"), figures),
+                **dict.fromkeys(("estimate", "low", "high", "labeled"), numbers),
                 **dict.fromkeys(("level", "p_value"), schema.FIGURE),
                 "known_from": schema.TEXT,
                 "differs": schema.Each(label),
@@ -159,7 +159,7 @@ def check_classes(line: Mapping[str, Any], classes: int, where: Path) -> None:
 
 
 def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the reported figures of a generation, computed from its evaluations.
+    """Return the reported results of a generation, computed from its evaluations.
 
     The EMA model's confusion matrices of the last evaluations are summed, so that the accuracy is
     the mean of their accuracies, and recall and precision are those of all their predictions
@@ -183,7 +183,7 @@ def summarize_evaluations(history: list[dict[str, Any]]) -> dict[str, Any]:
         "per_class_precision_logit_adjusted": accuracy.per_class_precision(adjusted),
         "confusion_matrix": plain.tolist(),
         "evaluations": len(last),
-        # Selected on the test set, so not a figure to report.
+        # Selected on the test set, so not a result to report.
         "best_on_test": {"step": best["step"], "accuracy": best["test"]["ema"]["accuracy"]},
         "steps": history[-1]["step"],
         "seconds": history[-1]["seconds"],
@@ -237,7 +237,7 @@ def truth_is_known(pseudo_labels: Mapping[str, Any]) -> bool:
     return None not in pseudo_labels["examples"]
 
 
-# The figures of the last generation that results.json has at its top level, too.
+# The results of the last generation that results.json has at its top level, too.
 _HEADLINE = (
     "accuracy", "accuracy_logit_adjusted", "per_class_recall", "per_class_precision",
     "labeled_per_class", "logit_adjustment", "pseudo_labels", "steps", "seconds",
@@ -252,7 +252,7 @@ def of_run(
     splits: Mapping[str, Any],
     generations: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return the content of results.json: the last generation's figures, and all generations.
+    """Return the content of results.json: the last generation's results, and all generations.
 
     Args:
       config: the config of the run.

@@ -1,4 +1,4 @@
-"""How long a generation trains, and at which steps it evaluates and saves."""
+"""The schedule of a generation: its number of steps, its evaluations and its checkpoints."""
 
 from typing import NamedTuple
 

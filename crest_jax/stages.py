@@ -1,4 +1,4 @@
-"""Whether a stage's results are on disk, so that it need not run again."""
+"""Checks whether the results of a stage are on disk, so that the stage need not run again."""
 
 from collections.abc import Callable
 from typing import Any

@@ -100,7 +100,7 @@ def environment() -> dict[str, Any]:
     return {
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "cpus": _visible_cpus(),
-        "kernels": library.whose(),
+        "kernels": library.describe(),
         "variables": backend.variables(),
         **versions(),
     }

@@ -38,7 +38,7 @@ class Algorithm(NamedTuple):
 
     @property
     def unlabeled(self) -> bool:
-        """Whether the algorithm learns from unlabeled images."""
+        """Return whether the algorithm learns from unlabeled images."""
         return self.settings.get("unlabeled_ratio", 1) > 0
 
 

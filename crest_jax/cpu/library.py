@@ -36,15 +36,15 @@ _VECTORS = {16: "AVX-512", 8: "256-bit"}
 
 
 class Kernels(NamedTuple):
-    """What the compiled kernels can do on this machine."""
+    """The capabilities of the compiled kernels on this machine."""
 
     lanes: int  # float32 values in a vector
     tiles: bool  # whether bfloat16 tiles (AMX) can be used
     made_with_tiles: bool = True  # whether the compiler supports tiles for this processor
 
 
-def whose() -> str:
-    """Return what computes convolutions and norms here; it affects the last digits of results."""
+def describe() -> str:
+    """Describe what computes convolutions and norms here, which affects results' last digits."""
     found = kernels()
     if found is None:
         return "float32 and bfloat16: XLA"

@@ -72,7 +72,7 @@ _TURNED = range(2, 9)  # its values for pictures that are not upright
 
 
 class Note(NamedTuple):
-    """What users should know about how a file was read."""
+    """Remarks on how a file was read, which users should know."""
 
     guessed_bits: int | None = None  # significant bits that its 16-bit values were assumed to have
     first_of_several: bool = False  # whether it holds more pictures, which are ignored
@@ -235,7 +235,7 @@ def seen(content: bytes, shape: tuple[int, int, int], view: View, *, max_pixels:
     image, note = read(content, max_pixels=max_pixels, grey=shape[-1] == 1)
     with _reasoned("JPEG or PNG"):
         if view.size:
-            return Seen(pixels.evaluated(image, view), note)
+            return Seen(pixels.decode_for_evaluation(image, view), note)
         return Seen(pixels.whole(image, shape), note)
 
 

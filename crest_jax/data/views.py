@@ -12,7 +12,7 @@ class View(NamedTuple):
     """A way to crop, resize and convert images."""
 
     size: int = 0  # side in pixels of the resulting square; 0 for images as they are stored
-    crop: str = "none"  # which part of the image is used, one of `config.CROPS`
+    crop: str = "none"  # the part of the image that is used: none (all of it), central or random
     channels: int = 3  # of the square: 1 for grey, 3 for colour
 
 

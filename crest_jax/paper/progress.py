@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from crest_jax import results, workdir
 from crest_jax.errors import WorkdirError
 from crest_jax.layout import RunFolder
-from crest_jax.paper.runs import Run
+from crest_jax.paper.runs import PaperRun
 
 Results = Mapping[str, Any]  # content of a run's results.json
 
@@ -25,16 +25,16 @@ class Progress(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Whether all planned generations are finished."""
+        """Return whether all planned generations are finished."""
         return len(self.generations) == self.planned
 
 
-def read(run: Run) -> Progress | None:
+def read(run: PaperRun) -> Progress | None:
     """Read the results of a run so far; None before its first generation is finished.
 
     Raises:
       WorkdirError: The run's files are damaged, or its config is another.
-      ConfigError: As for `Run.config`.
+      ConfigError: As for `PaperRun.config`.
     """
     if not RunFolder(run.workdir).results.exists():
         return None
@@ -45,7 +45,7 @@ def read(run: Run) -> Progress | None:
     return Progress(results.read(run.workdir), config.generations)
 
 
-def read_all(runs: Iterable[Run]) -> dict[Run, Progress]:
+def read_all(runs: Iterable[PaperRun]) -> dict[PaperRun, Progress]:
     """Read the results of those runs that have any; print why unusable ones are left out."""
     begun = {}
     for run in runs:
@@ -59,13 +59,13 @@ def read_all(runs: Iterable[Run]) -> dict[Run, Progress]:
     return begun
 
 
-def is_finished(run: Run) -> bool:
+def is_finished(run: PaperRun) -> bool:
     """Return whether nothing is left to run.
 
     A damaged run counts as unfinished: running it will report or repair the damage.
 
     Raises:
-      ConfigError: As for `Run.config`.
+      ConfigError: As for `PaperRun.config`.
     """
     try:
         progress = read(run)

@@ -1,4 +1,4 @@
-"""What a way of rebalancing offers."""
+"""The interface of a rebalancing."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

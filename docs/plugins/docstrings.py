@@ -1,4 +1,4 @@
-"""What the API reference takes from the sources beside docstrings, as an extension of griffe."""
+"""An extension of griffe, for what the API reference takes from the sources beside docstrings."""
 
 import re
 import textwrap

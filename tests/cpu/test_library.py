@@ -104,7 +104,7 @@ def test_kernels_that_are_left_off_are_not_missed(cache_folder, monkeypatch, fou
     monkeypatch.setenv("CXX", "false")
     assert found() == (None, [])
     monkeypatch.setattr(library, "kernels", library.kernels.__wrapped__)
-    assert library.whose() == "float32 and bfloat16: XLA"
+    assert library.describe() == "float32 and bfloat16: XLA"
 
 
 def test_nothing_is_compiled_for_other_platforms(monkeypatch, found):
