@@ -5,7 +5,7 @@ python -m crest_jax.adjust --workdir=DIR [--tau TAU ...] [--output FILE.json]
 Nothing is trained: the checkpoints of each generation's last evaluations classify the test set
 again by `argmax_y f_y(x) - tau log p(y)` (Menon et al., 2021), where p(y) is the class distribution
 of the labels that the generation was trained on, including pseudo-labels. The mean over these
-evaluations is the figure that results.json reports as `accuracy_logit_adjusted` for the run's own
+evaluations is the value that results.json reports as `accuracy_logit_adjusted` for the run's own
 tau, and as `accuracy` for tau = 0. The file of --output numbers generations from 0, as results.json
 does.
 """
@@ -54,7 +54,7 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
             raise ConfigError(f"tau={tau} must be at least 0, and finite")
     config = trained.config_of(folder)
     last = trained.load(folder)
-    test: Iterable[Images] = records.Parts(
+    test: Iterable[Images] = records.ImageChunks(
         SplitsFolder(RunFolder(folder).splits).test, view=last.view, size=config.eval_batch_size
     )
     if not config.data.stream:
@@ -86,7 +86,7 @@ def _adjusted(
     mesh: Mesh,
     classes: int,
 ) -> list[dict[str, Any]]:
-    """Return the pooled figures of a generation's last evaluations for each tau."""
+    """Return the pooled results of a generation's last evaluations for each tau."""
     confusions = np.zeros((len(taus), classes, classes), np.int64)
     for model in models:
         params, batch_stats = replicate((model.params, model.batch_stats), mesh)
@@ -113,7 +113,7 @@ def main() -> None:
     parser = command.parser(__doc__)
     parser.add_argument("--workdir", type=files.given, required=True, help="a run's folder")
     parser.add_argument("--tau", type=float, nargs="+", default=TAUS, help="each at least 0")
-    parser.add_argument("--output", type=files.given, help="also write the figures, as JSON")
+    parser.add_argument("--output", type=files.given, help="also write the results, as JSON")
     arguments = parser.parse_args()
     if arguments.output:
         files.check_writable(arguments.output)

@@ -36,7 +36,7 @@ def on_devices(run: Run, generation: int) -> Callable[[int], Iterator[DeviceBatc
 
 
 def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]]:
-    """Return a function of `start`, the first step, that yields this host's part of each batch.
+    """Return a function of `start`, the first step, that yields this host's share of each batch.
 
     The unlabeled stream is all training images, labeled ones too unless the config leaves them out,
     in every generation.

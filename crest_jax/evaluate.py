@@ -1,4 +1,4 @@
-"""Predictions of a model, and their figures.
+"""Predictions of a model, and the results that are computed from them.
 
 One compiled pass serves both the test set and the scoring of the unlabeled split.
 """
@@ -24,7 +24,7 @@ from crest_jax.mesh import REPLICATED, SPLIT, over_devices, split
 from crest_jax.rebalancing.logit_adjustment import adjusted_labels
 
 
-class Predictions(NamedTuple):
+class Classification(NamedTuple):
     """A model's predictions for some examples, without augmentation."""
 
     labels: Int[np.ndarray, " examples"]
@@ -37,7 +37,7 @@ class Predictions(NamedTuple):
 Predict = Callable[
     [PyTree, PyTree, UInt8[np.ndarray, "examples height width channels"],
      Float[np.ndarray, " classes"]],
-    Predictions,
+    Classification,
 ]  # fmt: skip
 
 Logits = Callable[
@@ -47,7 +47,7 @@ Logits = Callable[
 
 
 def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
-    """Return `predict(params, batch_stats, images, adjustment) -> Predictions`, in NumPy.
+    """Return `predict(params, batch_stats, images, adjustment) -> Classification`, in NumPy.
 
     `adjustment`, from `logit_adjustment`, is subtracted from the logits for `adjusted_labels`.
 
@@ -75,10 +75,10 @@ def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
         batch_stats: PyTree,
         images: UInt8[np.ndarray, "examples height width channels"],
         adjustment: Float[np.ndarray, " classes"],
-    ) -> Predictions:
+    ) -> Classification:
         if not len(images):  # an empty split has no image shape to compile for
             return nothing()
-        return Predictions(
+        return Classification(
             *mapped(images, params, batch_stats, jnp.asarray(adjustment, jnp.float32))
         )
 
@@ -130,33 +130,35 @@ def _over_batches(
     )
 
     def over_batches(images: np.ndarray, *arguments: PyTree) -> PyTree:
-        parts = []
+        outputs = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             padding = [(0, batch_size - len(batch))] + [(0, 0)] * (images.ndim - 1)
-            parts.append(mapped(split(np.pad(batch, padding), mesh), *arguments))
+            outputs.append(mapped(split(np.pad(batch, padding), mesh), *arguments))
         # Results are fetched only now, so that no batch waits for the result of the one before.
-        fetched = jax.device_get(parts)
+        fetched = jax.device_get(outputs)
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *fetched)
 
     return over_batches
 
 
-def nothing() -> Predictions:
+def nothing() -> Classification:
     """Return the predictions for no examples."""
     none = np.zeros(0, np.int32)
-    return Predictions(none, np.zeros(0, np.float32), none)
+    return Classification(none, np.zeros(0, np.float32), none)
 
 
-def over_parts(
-    parts: Iterable[tuple[Sequence[str], np.ndarray, np.ndarray]],
-    models: Mapping[str, Callable[[np.ndarray], Predictions]],
-) -> tuple[Shaped[np.ndarray, " examples"], Int[np.ndarray, " examples"], dict[str, Predictions]]:
-    """Predict images that come in parts with several models, reading each part once.
+def over_chunks(
+    chunks: Iterable[tuple[Sequence[str], np.ndarray, np.ndarray]],
+    models: Mapping[str, Callable[[np.ndarray], Classification]],
+) -> tuple[
+    Shaped[np.ndarray, " examples"], Int[np.ndarray, " examples"], dict[str, Classification]
+]:
+    """Predict images that come in chunks with several models, reading each chunk once.
 
     Args:
-      parts: ids, images and labels of each part.
-      models: by name, functions from a part's images to their predictions.
+      chunks: ids, images and labels of each chunk.
+      models: by name, functions from a chunk's images to their predictions.
 
     Returns:
       Ids (UTF-8) and labels of all images, and each model's predictions for them.
@@ -164,22 +166,22 @@ def over_parts(
     ids = [np.zeros(0, "S1")]
     labels = [np.zeros(0, np.int32)]
     found = {name: [nothing()] for name in models}
-    for names, images, truth in parts:
+    for names, images, truth in chunks:
         ids.append(np.array([name.encode() for name in names]))
         labels.append(truth)
         for name, predict in models.items():
             found[name].append(predict(images))
     predictions = {
-        name: Predictions(*map(np.concatenate, zip(*several, strict=True)))
+        name: Classification(*map(np.concatenate, zip(*several, strict=True)))
         for name, several in found.items()
     }
     return np.concatenate(ids), np.concatenate(labels), predictions
 
 
 def summarize(
-    labels: Int[np.ndarray, " examples"], predictions: Predictions, classes: int
+    labels: Int[np.ndarray, " examples"], predictions: Classification, classes: int
 ) -> dict[str, Any]:
-    """Return the figures of one evaluation, in per cent, ready for JSON.
+    """Return the results of one evaluation, in per cent, ready for JSON.
 
     Args:
       labels: true classes of this host's examples.

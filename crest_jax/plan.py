@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from crest_jax import files, hosts, initial_weights, program, scoring, stages, workdir
 from crest_jax.data import loading, preparation
-from crest_jax.data.loading import PART
+from crest_jax.data.loading import CHUNK
 from crest_jax.data.splits import Sizes, Splits, written_sizes
 from crest_jax.data.splits_folder import NAMES
 from crest_jax.errors import ConfigError, DataError, WorkdirError
@@ -193,7 +193,7 @@ def host_bytes(config: ConfigDict, sizes: Sizes) -> int:
     image = math.prod(sizes.image_shape)
     if config.data.stream:
         encoded = sum(sizes.bytes.values()) / max(sum(sizes.examples.values()), 1)
-        return round(2 * (PART * image + config.data.window * encoded))
+        return round(2 * (CHUNK * image + config.data.window * encoded))
     # All splits; labeled and unlabeled images joined; and the images that a generation trains on.
     training = sizes.examples["labeled"] + sizes.examples["unlabeled"]
     return image * (sum(sizes.examples.values()) + 2 * training)

@@ -133,7 +133,7 @@ class SavedRun:
         folder = splits.split(split)
         examples = manifest.read(folder)["examples"]
         view = views.view_of(self.config.data, manifest.channels_of(folder))
-        for whole in records.Parts(folder, view=view, size=max(examples, 1)):
+        for whole in records.ImageChunks(folder, view=view, size=max(examples, 1)):
             return whole
         shape = manifest.image_shape(splits.labeled, view.size)
         return records.Images([], np.zeros((0, *shape), np.uint8), np.zeros(0, np.int32))

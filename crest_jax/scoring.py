@@ -1,4 +1,4 @@
-"""Predictions of trained weights on a run's splits, of which every host takes its part."""
+"""Predictions of trained weights on a run's splits, of which every host takes its share."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,8 +12,8 @@ from crest_jax.mesh import to_local
 from crest_jax.program import Program
 from crest_jax.train_state import TrainState
 
-# Predictions on images as they are stored.
-Predictor = Callable[[UInt8[np.ndarray, "images height width channels"]], evaluate.Predictions]
+# A function from images, as they are stored, to predictions.
+Predictor = Callable[[UInt8[np.ndarray, "images height width channels"]], evaluate.Classification]
 
 
 def predictor(
@@ -33,17 +33,19 @@ def predictor(
 def over_share(
     split: Split, models: Mapping[str, Predictor]
 ) -> tuple[
-    Shaped[np.ndarray, " examples"], Int[np.ndarray, " examples"], dict[str, evaluate.Predictions]
+    Shaped[np.ndarray, " examples"],
+    Int[np.ndarray, " examples"],
+    dict[str, evaluate.Classification],
 ]:
-    """Return ids, classes, and each model's predictions on this host's part of a split."""
+    """Return ids, classes, and each model's predictions on this host's share of a split."""
     share = split.share(jax.process_index(), jax.process_count())
-    return hosts.on_all(evaluate.over_parts, share, models)
+    return hosts.on_all(evaluate.over_chunks, share, models)
 
 
 def by_ema(
     split: Split, state: TrainState, program: Program
-) -> tuple[Shaped[np.ndarray, " examples"], Int[np.ndarray, " examples"], evaluate.Predictions]:
-    """Return ids, classes, and the EMA model's predictions on this host's part of a split."""
+) -> tuple[Shaped[np.ndarray, " examples"], Int[np.ndarray, " examples"], evaluate.Classification]:
+    """Return ids, classes, and the EMA model's predictions on this host's share of a split."""
     no_adjustment = np.zeros(state.labeled_distribution.shape)
     model = predictor(state.ema_weights, program, no_adjustment)
     ids, classes, predictions = over_share(split, {"ema": model})

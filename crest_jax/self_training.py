@@ -21,7 +21,7 @@ from crest_jax.train_state import TrainState
 
 
 def score_unlabeled(run: Run, generation: int, state: TrainState) -> PseudoLabels:
-    """Score this host's part of the unlabeled split with the EMA model, and select from it.
+    """Score this host's share of the unlabeled split with the EMA model, and select from it.
 
     There is no augmentation, and no alignment. The last generation selects nothing.
     """
@@ -39,7 +39,7 @@ def score_unlabeled(run: Run, generation: int, state: TrainState) -> PseudoLabel
 
 
 def score_test(run: Run, state: TrainState) -> PseudoLabels:
-    """Score this host's part of the test split with the EMA model, for reports to look at."""
+    """Score this host's share of the test split with the EMA model, for reports to look at."""
     ids, truth, (labels, confidence, _) = by_ema(run.splits.test, state, run.program)
     return PseudoLabels(ids, labels, confidence, np.zeros(len(labels), bool), truth)
 
@@ -67,14 +67,14 @@ def count_pseudo_labels(folder: Path, classes: int) -> Int[np.ndarray, "2 truths
 
     def count() -> Int[np.ndarray, "2 truths classes"]:
         counts = np.zeros((2, classes + 1, classes), np.int64)
-        for part in pseudo_labels.parts(
+        for shard in pseudo_labels.read_shards(
             folder, host=jax.process_index(), hosts=jax.process_count()
         ):
-            manifest.check_labels(part.truth, range(UNKNOWN, classes), str(folder))
-            manifest.check_labels(part.labels, range(classes), str(folder))
-            truth = np.where(part.truth == UNKNOWN, classes, part.truth)
-            np.add.at(counts[0], (truth, part.labels), 1)
-            np.add.at(counts[1], (truth[part.selected], part.labels[part.selected]), 1)
+            manifest.check_labels(shard.truth, range(UNKNOWN, classes), str(folder))
+            manifest.check_labels(shard.labels, range(classes), str(folder))
+            truth = np.where(shard.truth == UNKNOWN, classes, shard.truth)
+            np.add.at(counts[0], (truth, shard.labels), 1)
+            np.add.at(counts[1], (truth[shard.selected], shard.labels[shard.selected]), 1)
         return counts
 
     return hosts.total(hosts.on_all(count))

@@ -9,7 +9,7 @@ import sklearn.metrics
 from jax.sharding import AxisType
 
 from crest_jax import accuracy, evaluate
-from crest_jax.evaluate import Predictions
+from crest_jax.evaluate import Classification
 from crest_jax.mesh import AXIS
 
 CLASSES = 6
@@ -80,7 +80,7 @@ def test_always_predicting_the_majority_earns_one_class():
 
 def test_summary_keeps_plain_and_adjusted_predictions_apart():
     labels, predicted = random_labels(0)
-    predictions = Predictions(predicted, np.ones(len(labels), np.float32), labels)
+    predictions = Classification(predicted, np.ones(len(labels), np.float32), labels)
     summary = evaluate.summarize(labels, predictions, CLASSES)
     confusion = sklearn.metrics.confusion_matrix(labels, predicted, labels=range(CLASSES))
     assert summary["confusion_matrix"] == confusion.tolist()
@@ -201,16 +201,16 @@ def test_no_images_give_no_predictions():
 def test_a_split_may_have_no_parts_and_parts_are_put_together():
     def model(images):
         labels = images[:, 0, 0, 0].astype(np.int32)
-        return evaluate.Predictions(labels, labels / 10, labels + 1)
+        return evaluate.Classification(labels, labels / 10, labels + 1)
 
-    ids, labels, predictions = evaluate.over_parts([], {"ema": model})
+    ids, labels, predictions = evaluate.over_chunks([], {"ema": model})
     assert (len(ids), labels.shape, predictions["ema"].labels.shape) == (0, (0,), (0,))
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
     parts = [
         (["a", "b"], images[:2], np.array([7, 8])),
         (["c", "d", "e"], images[2:], np.arange(3)),
     ]
-    ids, labels, predictions = evaluate.over_parts(parts, {"ema": model, "raw": model})
+    ids, labels, predictions = evaluate.over_chunks(parts, {"ema": model, "raw": model})
     assert ids.tolist() == [b"a", b"b", b"c", b"d", b"e"]
     assert labels.tolist() == [7, 8, 0, 1, 2]
     assert predictions["raw"].adjusted_labels.tolist() == [1, 2, 3, 4, 5]

@@ -96,8 +96,8 @@ WAYS = (
     lambda folder: records.load_encoded([folder], View(4, "random")),
     partial(loaded, view=AS_STORED),
     partial(loaded, view=View(4, "central")),
-    lambda folder: list(stream.Parts(folder, view=View(4, "none"), size=4)),
-    lambda folder: list(stream.Parts(folder, view=AS_STORED, size=4)),
+    lambda folder: list(stream.StreamedChunks(folder, view=View(4, "none"), size=4)),
+    lambda folder: list(stream.StreamedChunks(folder, view=AS_STORED, size=4)),
     streamed,
     partial(streamed, view=View(4, "random")),
 )

@@ -202,7 +202,7 @@ class Wiring:
         labels = self.splits.unlabeled.images.labels.copy()
         labels[::3] = 9  # a third of the pseudo-labels are wrong
         confidence = np.linspace(0.2, 1.0, len(labels)).astype(np.float32)
-        return evaluate.Predictions(labels, confidence, labels)
+        return evaluate.Classification(labels, confidence, labels)
 
     def pseudo_labels(self, generation):
         unused = dict.fromkeys(TrainState._fields)

@@ -244,7 +244,7 @@ def test_streamed_images_are_not_read(ran, tmp_path, monkeypatch):
     assert "the others not" in source
     assert (data.labeled.examples, data.unlabeled.examples) == (47, 432)
     assert data.unlabeled.per_class.tolist() == sizes.per_class["unlabeled"].tolist()
-    assert not list(data.unlabeled.parts)
+    assert not list(data.unlabeled.chunks)
 
 
 def test_the_shape_of_resized_images_is_known_before_they_are(ran, tmp_path):

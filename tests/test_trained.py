@@ -191,7 +191,7 @@ def test_images_of_any_size_are_seen_as_the_runs_own_where_it_resizes(run, test_
         for image in images:
             content = io.BytesIO()
             Image.fromarray(image[..., 0]).save(content, "png")
-            seen.append(decode.evaluated(content.getvalue(), view).numpy())
+            seen.append(decode.decode_for_evaluation(content.getvalue(), view).numpy())
         np.testing.assert_array_equal(model._seen(images), np.stack(seen))
     whole = trained.load(run)._replace(view=View(8, "none", 1))
     several = [images[0], test_images.images[1], images[2][..., 0]]

@@ -42,7 +42,9 @@ _no_larger_than = tf.function(
 )
 
 
-def evaluated(image: tf.Tensor | bytes, view: View) -> UInt8[tf.Tensor, "height width channels"]:
+def decode_for_evaluation(
+    image: tf.Tensor | bytes, view: View
+) -> UInt8[tf.Tensor, "height width channels"]:
     """Decode an image as evaluations see it, which is the same every time."""
     if not view.size:
         return stored(image)
@@ -51,7 +53,7 @@ def evaluated(image: tf.Tensor | bytes, view: View) -> UInt8[tf.Tensor, "height 
     return central(image, view.size, view.channels)
 
 
-def trained_on(
+def decode_for_training(
     image: tf.Tensor | bytes, view: View, seed: Int[tf.Tensor, "2"]
 ) -> UInt8[tf.Tensor, "height width channels"]:
     """Decode an image as a training step sees it.
@@ -63,7 +65,7 @@ def trained_on(
     """
     if view.crop == "random":
         return random_resized_crop(image, view.size, seed, view.channels)
-    return evaluated(image, view)
+    return decode_for_evaluation(image, view)
 
 
 def stored(image: tf.Tensor | bytes) -> UInt8[tf.Tensor, "height width channels"]:

@@ -1,4 +1,4 @@
-"""Reading the splits of an experiment from disk, into memory or a part at a time."""
+"""Reading the splits of an experiment from disk, into memory or a chunk at a time."""
 
 from functools import partial
 
@@ -11,13 +11,13 @@ from crest_jax.data import decode, manifest, records
 from crest_jax.data.records import Images
 from crest_jax.data.splits import Split, Splits, counts_of
 from crest_jax.data.splits_folder import SplitsFolder
-from crest_jax.data.stream import Parts
+from crest_jax.data.stream import StreamedChunks
 from crest_jax.data.tensorflow import tf, without_autograph
 from crest_jax.data.views import AS_STORED, View, view_of
 from crest_jax.errors import DataError
 
 # The number of images that evaluation and scoring load at a time from a split that is streamed.
-PART = 4096
+CHUNK = 4096
 
 
 def load(data: ConfigDict, folder: Path) -> Splits:
@@ -50,7 +50,7 @@ def load(data: ConfigDict, folder: Path) -> Splits:
 
 
 def load_split(data: ConfigDict, folder: Path) -> Split:
-    """Read one split into memory, or prepare to read it a part at a time.
+    """Read one split into memory, or prepare to read it a chunk at a time.
 
     Args:
       data: The `data` of a config.
@@ -63,10 +63,10 @@ def load_split(data: ConfigDict, folder: Path) -> Split:
     view = view_of(data, manifest.channels_of(folder))
     if data.stream:
         manifest.shards(folder)  # checks that no shard is missing or truncated
-        parts: Parts | list[Images] = Parts(folder, view=view, size=PART)
+        chunks: StreamedChunks | list[Images] = StreamedChunks(folder, view=view, size=CHUNK)
     else:
-        parts = [load_images(folder, view)]
-    return Split(described["examples"], counts_of(described["examples_per_class"]), parts)
+        chunks = [load_images(folder, view)]
+    return Split(described["examples"], counts_of(described["examples_per_class"]), chunks)
 
 
 @without_autograph
@@ -90,7 +90,7 @@ def load_images(folder: Path, view: View = AS_STORED) -> Images:
     decoded = (
         tf.data.Dataset.from_tensor_slices(encoded)
         .map(
-            partial(decode.evaluated, view=view),
+            partial(decode.decode_for_evaluation, view=view),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )

@@ -16,7 +16,7 @@ from crest_jax.errors import DataError
 ORDERS = ("same", "reversed")
 
 
-class Split(NamedTuple):
+class SplitRows(NamedTuple):
     """Rows of the train set, each split in ascending order."""
 
     labeled: Int[np.ndarray, " labeled"]
@@ -124,7 +124,7 @@ def split(
     order: Int[np.ndarray, " examples"] | None = None,
     validation_fraction: float = 0.0,
     class_names: tuple[str, ...] | None = None,
-) -> Split:
+) -> SplitRows:
     """Draw the long-tailed train set, and from it the labeled, unlabeled and validation splits.
 
     The images of the long-tailed set do not depend on the fold, so that different folds differ only
@@ -148,7 +148,7 @@ def split(
     Raises:
       DataError: A class has fewer examples than it must keep, or would have no labeled example.
     """
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in Split._fields}
+    rows_of: dict[str, list[np.ndarray]] = {name: [] for name in SplitRows._fields}
     for label, (labeled, unlabeled) in enumerate(zip(labeled_sizes, unlabeled_sizes, strict=True)):
         name = class_names[label] if class_names else str(label)
         rows = np.flatnonzero(labels == label)
@@ -172,7 +172,7 @@ def split(
             shuffled = np.random.default_rng([label, fold + 1]).permutation(kept)
         # 1e-9: a rounding error must not make 28 validation examples of 0.29 * 100.
         training = labeled - math.floor(labeled * validation_fraction + 1e-9)
-        parts["labeled"].append(shuffled[:training])
-        parts["validation"].append(shuffled[training:labeled])
-        parts["unlabeled"].append(shuffled[labeled:])
-    return Split(**{name: np.sort(np.concatenate(rows)) for name, rows in parts.items()})
+        rows_of["labeled"].append(shuffled[:training])
+        rows_of["validation"].append(shuffled[training:labeled])
+        rows_of["unlabeled"].append(shuffled[labeled:])
+    return SplitRows(**{name: np.sort(np.concatenate(rows)) for name, rows in rows_of.items()})

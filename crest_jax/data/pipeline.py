@@ -60,7 +60,7 @@ def batches(
       stop: One past the last step.
       labeled_probabilities: If given, labeled examples are drawn with these probabilities,
         independently and with replacement, instead of epoch by epoch.
-      process: The index of this host, which gets its contiguous part of the global batch.
+      process: The index of this host, which gets its contiguous share of the global batch.
       processes: The number of hosts; must divide `batch_size`.
     """
 
@@ -118,7 +118,7 @@ def _looked_up(
     Args:
       split: The split that the rows index.
       size: The number of this stream's examples in the global batch.
-      first: The position in the global batch where the host's part begins.
+      first: The position in the global batch where the host's share begins.
       seed: The seed of the run.
       order: The number of the stream's order.
     """
@@ -131,7 +131,7 @@ def _looked_up(
     def crops(step: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         places = step * size + first + tf.range(rows.shape[0], dtype=tf.int64)
         return tf.map_fn(
-            lambda each: decode.trained_on(
+            lambda each: decode.decode_for_training(
                 each[0], split.view, tf.random.fold_in(stream_seed, each[1])
             ),
             (tf.gather(images, rows), places),

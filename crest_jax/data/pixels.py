@@ -25,7 +25,7 @@ def check_pixels(height: int, width: int) -> None:
         raise ValueError(f"it must have no more than {MOST_PIXELS} pixels, not {height} x {width}")
 
 
-def evaluated(image: bytes, view: View) -> UInt8[np.ndarray, "height width channels"]:
+def decode_for_evaluation(image: bytes, view: View) -> UInt8[np.ndarray, "height width channels"]:
     """Decode an image as evaluations see it.
 
     Args:
@@ -46,7 +46,7 @@ def whole(
     """Decode a whole image and squeeze it into this height, width and number of channels.
 
     Raises:
-      Exception: As for `evaluated`.
+      Exception: As for `decode_for_evaluation`.
     """
     height, width, channels = shape
     return resize.resized(decoded(image, channels), height, width)
@@ -60,7 +60,7 @@ def decoded(image: bytes, channels: int = 0) -> UInt8[np.ndarray, "height width 
       channels: The number of channels of the result, 1 or 3; 0 for those of the image, with alpha.
 
     Raises:
-      Exception: As for `evaluated`.
+      Exception: As for `decode_for_evaluation`.
     """
     with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as picture:
         check_pixels(picture.height, picture.width)

@@ -209,7 +209,7 @@ def _folders(config: ConfigDict, listing: Path) -> Folders:
 
 def _divided(
     config: ConfigDict, listing: Path, source: Source | None = None
-) -> tuple[Source, long_tail.Split, dict[str, Int[np.ndarray, " examples"]]]:
+) -> tuple[Source, long_tail.SplitRows, dict[str, Int[np.ndarray, " examples"]]]:
     """Return the source, the rows of its train set by split, and the labels of each split.
 
     Args:

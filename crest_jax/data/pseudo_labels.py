@@ -48,7 +48,7 @@ class PseudoLabels(NamedTuple):
     truth: Int[np.ndarray, " unlabeled"]
 
 
-class ShardEntry(TypedDict):
+class PseudoLabelShard(TypedDict):
     """A shard as the manifest describes it, with the fields of `_MANIFEST`."""
 
     file: str
@@ -71,7 +71,9 @@ def write(folder: Path, pseudo_labels: PseudoLabels) -> None:
     finish(folder, [write_shard(folder, pseudo_labels, host=0, hosts=1)])
 
 
-def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: int) -> ShardEntry:
+def write_shard(
+    folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: int
+) -> PseudoLabelShard:
     """Write the pseudo-labels of one host as a shard, and return its manifest entry.
 
     One host must have created the folder with `files.begin_folder`.
@@ -92,7 +94,7 @@ def write_shard(folder: Path, pseudo_labels: PseudoLabels, *, host: int, hosts: 
     }
 
 
-def finish(folder: Path, written: Sequence[ShardEntry]) -> None:
+def finish(folder: Path, written: Sequence[PseudoLabelShard]) -> None:
     """Write the manifest, which completes the folder.
 
     Call this on one host, once all hosts have written their shards.
@@ -119,12 +121,12 @@ def read(folder: Path) -> PseudoLabels:
     """Read all shards of a folder.
 
     Raises:
-      DataError: As for `parts`.
+      DataError: As for `read_shards`.
     """
-    return PseudoLabels(*map(np.concatenate, zip(*parts(folder), strict=True)))
+    return PseudoLabels(*map(np.concatenate, zip(*read_shards(folder), strict=True)))
 
 
-def parts(folder: Path, *, host: int = 0, hosts: int = 1) -> Iterator[PseudoLabels]:
+def read_shards(folder: Path, *, host: int = 0, hosts: int = 1) -> Iterator[PseudoLabels]:
     """Yield the pseudo-labels of a folder, with one shard in memory at a time.
 
     Args:
@@ -145,7 +147,7 @@ def check(folder: Path) -> None:
     Raises:
       DataError: A shard or the manifest is missing or damaged.
     """
-    for _ in parts(folder):
+    for _ in read_shards(folder):
         pass
 
 
@@ -183,7 +185,7 @@ def selected(folder: Path, numbers: range) -> Selected:
     return Selected(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def _entries(folder: Path) -> list[ShardEntry]:
+def _entries(folder: Path) -> list[PseudoLabelShard]:
     """Return the manifest's entries for the shards."""
     path = folder / files.MANIFEST
     try:
@@ -200,7 +202,7 @@ def _entries(folder: Path) -> list[ShardEntry]:
     return manifest["shards"]
 
 
-def _read_shard(folder: Path, entry: ShardEntry) -> PseudoLabels:
+def _read_shard(folder: Path, entry: PseudoLabelShard) -> PseudoLabels:
     path = folder / entry["file"]
     try:
         content = files.read_bytes(path)

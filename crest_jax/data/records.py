@@ -35,16 +35,16 @@ class Encoded(NamedTuple):
     view: View
 
 
-def joined(parts: Sequence[Images]) -> Images:
-    """Return the examples of one or more parts as one, in their order."""
-    # An empty part has no image shape to agree on.
-    first, *others = [part for part in parts if part.ids] or parts[:1]
+def joined(chunks: Sequence[Images]) -> Images:
+    """Return the examples of one or more chunks as one, in their order."""
+    # An empty chunk has no image shape to agree on.
+    first, *others = [chunk for chunk in chunks if chunk.ids] or chunks[:1]
     if not others:
         return first
     return Images(
-        list(chain.from_iterable(part.ids for part in (first, *others))),
-        np.concatenate([first.images, *(part.images for part in others)]),
-        np.concatenate([first.labels, *(part.labels for part in others)]),
+        list(chain.from_iterable(chunk.ids for chunk in (first, *others))),
+        np.concatenate([first.images, *(chunk.images for chunk in others)]),
+        np.concatenate([first.labels, *(chunk.labels for chunk in others)]),
     )
 
 
@@ -115,10 +115,10 @@ def load_encoded(folders: Sequence[Path], view: View) -> Encoded:
     )
 
 
-class Parts:
-    """A split in its original order, read and decoded a part at a time on every iteration.
+class ImageChunks:
+    """A split in its original order, read and decoded a chunk at a time on every iteration.
 
-    Images are decoded one by one, without TensorFlow; `stream.Parts` is for many images.
+    Images are decoded one by one, without TensorFlow; `stream.StreamedChunks` is for many images.
     """
 
     def __init__(self, folder: Path, *, view: View, size: int):
@@ -127,12 +127,12 @@ class Parts:
         Args:
           folder: The folder of records.
           view: The view of an image that evaluations use.
-          size: The number of images in a part.
+          size: The number of images in a chunk.
         """
         self._folder, self._view, self._size = folder, view, size
 
     def __iter__(self) -> Iterator[Images]:
-        """Yield the parts.
+        """Yield the chunks.
 
         Raises:
           DataError: As for `read`; or images differ in shape, or cannot be decoded.
@@ -155,7 +155,7 @@ def _decoded(
     example: Example, view: View, folder: Path
 ) -> UInt8[np.ndarray, "height width channels"]:
     try:
-        return pixels.evaluated(example.image, view)
+        return pixels.decode_for_evaluation(example.image, view)
     except Exception as error:  # damaged images make decoders raise all kinds of exceptions
         raise DataError(
             f"{manifest.name_of(folder)}: image {example.id} cannot be decoded "

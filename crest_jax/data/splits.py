@@ -15,13 +15,13 @@ from crest_jax.data.splits_folder import NAMES, SplitsFolder
 
 @runtime_checkable
 class Streamed(Protocol):
-    """The parts of a split that are read again on every iteration."""
+    """The chunks of a split that are read again on every iteration."""
 
     def __iter__(self) -> Iterator[Images]:
-        """Yield the parts."""
+        """Yield the chunks."""
 
     def share(self, host: int, hosts: int) -> "Streamed":
-        """Return the parts of a host's share."""
+        """Return the chunks of a host's share."""
 
 
 class Split(NamedTuple):
@@ -29,20 +29,20 @@ class Split(NamedTuple):
 
     examples: int
     per_class: Int[np.ndarray, " classes"] | None  # None if the classes are not known
-    # Either the whole split in memory, or parts that are read again on every iteration.
-    parts: Sequence[Images] | Streamed
+    # Either the whole split in memory, or chunks that are read again on every iteration.
+    chunks: Sequence[Images] | Streamed
 
     @property
     def images(self) -> Images:
         """The whole split, in memory."""
-        return joined(list(self.parts))
+        return joined(list(self.chunks))
 
     def share(self, host: int, hosts: int) -> Sequence[Images] | Streamed:
         """Return a host's contiguous share; the shares in the order of hosts make up the split."""
-        if not isinstance(self.parts, Sequence):
-            return self.parts.share(host, hosts)
+        if not isinstance(self.chunks, Sequence):
+            return self.chunks.share(host, hosts)
         if hosts == 1:
-            return self.parts
+            return self.chunks
         rows = slice(self.examples * host // hosts, self.examples * (host + 1) // hosts)
         ids, images, labels = self.images
         return [Images(ids[rows], images[rows], labels[rows])]

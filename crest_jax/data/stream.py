@@ -6,7 +6,7 @@ their beginning. An epoch is therefore its shards in a random order, interleaved
 then shuffled within windows. To start in the middle, whole shards are skipped without being opened,
 and the first few that are opened are read up to the position without being decoded.
 
-Shards are dealt out to *lanes*, each a separate stream that contributes its part of every batch.
+Shards are dealt out to *lanes*, each a separate stream that contributes its share of every batch.
 Hosts take whole lanes, so a host opens only its own shards, and batches do not depend on the number
 of hosts.
 """
@@ -67,7 +67,7 @@ def batches(
       generation: The generation, from 0; each has its own order.
       start: The first step.
       stop: One past the last step.
-      process: The index of this host, which gets its contiguous part of the global batch.
+      process: The index of this host, which gets its contiguous share of the global batch.
       processes: The number of hosts; must divide `lanes`.
 
     Raises:
@@ -81,7 +81,7 @@ def batches(
 
     @without_autograph
     def stream(shards: Sequence[Sequence[Shard]], order: int, size: int) -> tf.data.Dataset:
-        """Return a data set of this host's part of each global batch."""
+        """Return a data set of this host's share of each global batch."""
         lane_streams = [
             _lane(
                 shards[lane],
@@ -93,7 +93,7 @@ def batches(
             for lane in lanes
         ]
         return tf.data.Dataset.zip(tuple(lane_streams)).map(
-            lambda *parts: tuple(tf.concat(leaves, axis=0) for leaves in zip(*parts, strict=True))
+            lambda *lanes: tuple(tf.concat(leaves, axis=0) for leaves in zip(*lanes, strict=True))
         )
 
     labeled_stream = stream(labeled_shards, 0, batch_size)
@@ -199,7 +199,7 @@ def _lane(
 
     def parsed(place: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         _, image, label = parse(record)
-        seen = decode.trained_on(image, streaming.view, _folded(_folded(seed, -1), place))
+        seen = decode.decode_for_training(image, streaming.view, _folded(_folded(seed, -1), place))
         if not streaming.view.size:
             seen = tf.ensure_shape(seen, shards[0].image_shape)
         return seen, label
@@ -222,8 +222,8 @@ def _records(path: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
     return tf.data.TFRecordDataset(path).apply(tf.data.experimental.assert_cardinality(count))
 
 
-class Parts:
-    """A split in its original order, read and decoded a part at a time on every iteration."""
+class StreamedChunks:
+    """A split in its original order, read and decoded a chunk at a time on every iteration."""
 
     def __init__(self, folder: Path, *, view: View, size: int, host: int = 0, hosts: int = 1):
         """Prepare to read; nothing is read before iteration.
@@ -231,19 +231,21 @@ class Parts:
         Args:
           folder: The folder of records.
           view: The view of an image that evaluations use.
-          size: The number of images in a part.
+          size: The number of images in a chunk.
           host: The index of the host whose share of the shards to read.
           hosts: The number of hosts.
         """
         self._folder, self._view, self._size = folder, view, size
         self._host, self._hosts = host, hosts
 
-    def share(self, host: int, hosts: int) -> "Parts":
-        """Return the parts that a host must process, from contiguous shards."""
-        return Parts(self._folder, view=self._view, size=self._size, host=host, hosts=hosts)
+    def share(self, host: int, hosts: int) -> "StreamedChunks":
+        """Return the chunks that a host must process, from contiguous shards."""
+        return StreamedChunks(
+            self._folder, view=self._view, size=self._size, host=host, hosts=hosts
+        )
 
     def __iter__(self) -> Iterator[Images]:
-        """Yield the parts.
+        """Yield the chunks.
 
         Raises:
           DataError: A shard is missing, damaged, or shorter than its manifest says; an image cannot
@@ -266,11 +268,11 @@ class Parts:
 
     @without_autograph
     def _decoded(self, shards: Sequence[Shard]) -> tf.data.Dataset:
-        """Return a data set of the ids, images and labels of some shards, a part at a time."""
+        """Return a data set of the ids, images and labels of some shards, a chunk at a time."""
 
         def parsed(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             name, image, label = parse(record)
-            return name, decode.evaluated(image, self._view), label
+            return name, decode.decode_for_evaluation(image, self._view), label
 
         files = tf.constant([str(shard.path) for shard in shards], tf.string)
         count = tf.constant(sum(shard.examples for shard in shards), tf.int64)

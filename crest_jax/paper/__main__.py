@@ -28,12 +28,12 @@ from etils.epath import Path
 from crest_jax import command, files
 from crest_jax.errors import ConfigError
 from crest_jax.paper import cells, curves, progress
-from crest_jax.paper.cells import Cell
+from crest_jax.paper.cells import PaperCell
 from crest_jax.paper.comparison import compare
 from crest_jax.paper.execution import run_all
 from crest_jax.paper.figures import FIGURES, PaperFigure, render
 from crest_jax.paper.published import TABLES
-from crest_jax.paper.runs import Run, Setting
+from crest_jax.paper.runs import PaperRun, Setting
 from crest_jax.paper.scales import SCALES
 from crest_jax.paper.table import comma_separated, markdown
 
@@ -149,14 +149,14 @@ def _check_flags(for_runs: Sequence[str]) -> None:
             raise ConfigError(f"{flag} cannot follow --: put --config.field=value before it")
 
 
-def _list(named: Mapping[Run, Sequence[str]], scale: str, *, unfinished: bool) -> None:
+def _list(named: Mapping[PaperRun, Sequence[str]], scale: str, *, unfinished: bool) -> None:
     at_scale = "" if scale == "full" else f" ({scale} scale)"
     for number, (run, names) in enumerate(named.items(), 1):
         if not (unfinished and progress.is_finished(run)):
             print(f"{shlex.join(run.command)}  # {number}{at_scale}: {'; '.join(names)}")
 
 
-def _chosen(runs: Sequence[Run], cell: int | None) -> Sequence[Run]:
+def _chosen(runs: Sequence[PaperRun], cell: int | None) -> Sequence[PaperRun]:
     if cell is None:
         return runs
     if not 1 <= cell <= len(runs):
@@ -164,7 +164,7 @@ def _chosen(runs: Sequence[Run], cell: int | None) -> Sequence[Run]:
     return [runs[cell - 1]]
 
 
-def _write_table(title: str, in_table: Sequence[Cell], note: str, output: Path | None) -> None:
+def _write_table(title: str, in_table: Sequence[PaperCell], note: str, output: Path | None) -> None:
     compared = compare(in_table)
     print(markdown(title, compared, note=note), end="")
     if output:
@@ -173,7 +173,7 @@ def _write_table(title: str, in_table: Sequence[Cell], note: str, output: Path |
 
 def _write_figure(
     figure: PaperFigure,
-    in_figure: Mapping[str, Sequence[Run]],
+    in_figure: Mapping[str, Sequence[PaperRun]],
     setting: Setting,
     output: Path | None,
 ) -> None:

@@ -3,23 +3,23 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from crest_jax.paper.published import Column, Row, Table, Value
-from crest_jax.paper.runs import Run, Setting
+from crest_jax.paper.published import Column, PaperTable, Row, Value
+from crest_jax.paper.runs import PaperRun, Setting
 
 
-class Cell(NamedTuple):
+class PaperCell(NamedTuple):
     """A published value of a table, and the runs that ours comes from, one for each fold."""
 
     row: Row
     column: Column
     published: Value
-    runs: tuple[Run, ...]
+    runs: tuple[PaperRun, ...]
 
 
-def of_table(table: Table, setting: Setting) -> list[Cell]:
+def of_table(table: PaperTable, setting: Setting) -> list[PaperCell]:
     """Return every cell that has a published value and is run in this setting, row by row."""
     return [
-        Cell(
+        PaperCell(
             row,
             column,
             published,
@@ -31,9 +31,9 @@ def of_table(table: Table, setting: Setting) -> list[Cell]:
     ]
 
 
-def named_runs(found: Sequence[Cell]) -> dict[Run, list[str]]:
+def named_runs(found: Sequence[PaperCell]) -> dict[PaperRun, list[str]]:
     """Return every run once, with the names of the cells that come from it."""
-    columns: dict[Run, dict[str, list[str]]] = {}
+    columns: dict[PaperRun, dict[str, list[str]]] = {}
     for cell in found:
         for run in cell.runs:
             columns.setdefault(run, {}).setdefault(cell.row.name, []).append(cell.column.name)

@@ -8,12 +8,12 @@ import numpy as np
 
 from crest_jax.errors import WorkdirError
 from crest_jax.paper import cells, progress
-from crest_jax.paper.cells import Cell
+from crest_jax.paper.cells import PaperCell
 from crest_jax.paper.progress import Progress
 from crest_jax.paper.published import Column, Row, Value
 
 
-class Comparison(NamedTuple):
+class ComparedCell(NamedTuple):
     """A cell of a table: the published value, and ours from the folds that have it so far."""
 
     row: str
@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
         return None if self.ours is None else self.ours.mean - self.published.mean
 
 
-def compare(found: Sequence[Cell]) -> list[Comparison]:
+def compare(found: Sequence[PaperCell]) -> list[ComparedCell]:
     """Compare our value with the published one in every cell; print why runs are left out."""
     begun = progress.read_all(cells.named_runs(found))
     compared = []
@@ -52,7 +52,7 @@ def compare(found: Sequence[Cell]) -> list[Comparison]:
                 del begun[run]
         by_fold = tuple(value for value in ours if value is not None)
         compared.append(
-            Comparison(cell.row.name, cell.column.name, cell.published, by_fold, len(cell.runs))
+            ComparedCell(cell.row.name, cell.column.name, cell.published, by_fold, len(cell.runs))
         )
     return compared
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from crest_jax.paper import progress
 from crest_jax.paper.figures import PaperFigure
 from crest_jax.paper.progress import Progress, Results
-from crest_jax.paper.runs import Run, Setting
+from crest_jax.paper.runs import PaperRun, Setting
 
 
 class Finished(NamedTuple):
@@ -25,7 +25,7 @@ class Finished(NamedTuple):
         ]
 
 
-def of_figure(figure: PaperFigure, setting: Setting) -> dict[str, tuple[Run, ...]]:
+def of_figure(figure: PaperFigure, setting: Setting) -> dict[str, tuple[PaperRun, ...]]:
     """Return the runs of every curve of a figure in this setting, one for each fold."""
     return {
         curve.name: setting.runs(curve.experiment, curve.arguments, curve.fields)
@@ -34,12 +34,12 @@ def of_figure(figure: PaperFigure, setting: Setting) -> dict[str, tuple[Run, ...
     }
 
 
-def named_runs(curves: Mapping[str, Sequence[Run]]) -> dict[Run, list[str]]:
+def named_runs(curves: Mapping[str, Sequence[PaperRun]]) -> dict[PaperRun, list[str]]:
     """Return every run, with the name of its curve."""
     return {run: [name] for name, of_curve in curves.items() for run in of_curve}
 
 
-def collect(curves: Mapping[str, Sequence[Run]]) -> Finished:
+def collect(curves: Mapping[str, Sequence[PaperRun]]) -> Finished:
     """Read the results of the finished runs of curves; print why unusable runs are left out."""
     begun = progress.read_all(named_runs(curves))
     folds, missing = {}, []

@@ -9,13 +9,13 @@ from types import FrameType
 from crest_jax import command
 from crest_jax.errors import Preempted
 from crest_jax.paper import progress
-from crest_jax.paper.runs import Run
+from crest_jax.paper.runs import PaperRun
 
 # Exit statuses of a run that was told to stop and can be continued.
 _STOPPED, _INTERRUPTED = Preempted.exit_status, command.INTERRUPTED
 
 
-def run_all(runs: Sequence[Run], flags: Sequence[str] = ()) -> int:
+def run_all(runs: Sequence[PaperRun], flags: Sequence[str] = ()) -> int:
     """Run or continue all unfinished runs, one after the other.
 
     A run that fails does not keep the others from running. A signal to stop does, once the current

@@ -37,7 +37,7 @@ class Row(NamedTuple):
     generation: int | None = None  # as in `Column`
 
 
-class Table(NamedTuple):
+class PaperTable(NamedTuple):
     """One of the paper's tables."""
 
     title: str
@@ -85,7 +85,7 @@ def _by_beta_and_gamma(experiment: str, title: str, gammas: Sequence[int]) -> tu
 _FIRST = {"generation": 1}
 _LOGIT_ADJUSTED = {"reported": "accuracy_logit_adjusted"}
 
-_TABLE_1 = Table(
+_TABLE_1 = PaperTable(
     "Accuracy on CIFAR10-LT and CIFAR100-LT by label fraction and imbalance ratio",
     (
         *_by_beta_and_gamma("cifar10_lt", "CIFAR10-LT", (50, 100, 200)),
@@ -115,7 +115,7 @@ _TABLE_1 = Table(
     folds=5,
 )
 
-_TABLE_2 = Table(
+_TABLE_2 = PaperTable(
     "Accuracy on CIFAR10-LT, β=10%, after 6 x 2^16 steps each",
     _columns("cifar10_lt", "CIFAR10-LT", {f"γ={g}": f"gamma={g},beta=0.1" for g in (50, 100, 200)}),
     (
@@ -152,7 +152,7 @@ _TABLE_2 = Table(
     folds=5,
 )
 
-_TABLE_3 = Table(
+_TABLE_3 = PaperTable(
     "Accuracy on CIFAR10 under DARP's protocol",
     _columns("cifar10_darp", "CIFAR10", {f"γ={g}": f"gamma={g}" for g in (50, 100, 150)}),
     (
@@ -175,7 +175,7 @@ _TABLE_3 = Table(
     folds=5,
 )
 
-_TABLE_4 = Table(
+_TABLE_4 = PaperTable(
     "Mean recall on ImageNet127, β=10%, by generation",
     tuple(Column(f"Gen{number}", "imagenet127", generation=number) for number in (1, 2, 3)),
     (
@@ -192,7 +192,7 @@ _TABLE_4 = Table(
 _ON_TEST = {"reported": "per_class_recall"}
 _ON_UNLABELED = {"reported": "pseudo_labels.recall"}
 
-_TABLE_5 = Table(
+_TABLE_5 = PaperTable(
     "Recall by class on CIFAR10-LT, γ=100, β=10%",
     tuple(
         Column(name, "cifar10_lt", arguments_of("gamma=100,beta=0.1"), label=label)

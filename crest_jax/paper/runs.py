@@ -12,7 +12,7 @@ from crest_jax.errors import ConfigError
 from crest_jax.paper.scales import SCALES
 
 
-class Run(NamedTuple):
+class PaperRun(NamedTuple):
     """A run that cells of a table, or a curve of a figure, come from."""
 
     experiment: str
@@ -69,7 +69,7 @@ class Setting(NamedTuple):
 
     def runs(
         self, experiment: str, arguments: Mapping[str, str], own: Mapping[str, str] = {}
-    ) -> tuple[Run, ...]:
+    ) -> tuple[PaperRun, ...]:
         """Return the runs of an experiment, one for each fold.
 
         Args:
@@ -84,7 +84,9 @@ class Setting(NamedTuple):
             for fold in range(self.folds)
         )
 
-    def _run(self, experiment: str, arguments: Mapping[str, str], own: Mapping[str, str]) -> Run:
+    def _run(
+        self, experiment: str, arguments: Mapping[str, str], own: Mapping[str, str]
+    ) -> PaperRun:
         scale = SCALES[self.scale]
         smaller = scale.arguments_of(experiment, arguments)
         scaled = scale.fields_of(
@@ -93,7 +95,7 @@ class Setting(NamedTuple):
         # Name the run after the experiment that runs, not after the one that it replaces.
         runs_as = scale.experiment or experiment
         name = "-".join([runs_as, *(f"{key}={value}" for key, value in {**smaller, **own}.items())])
-        return Run(
+        return PaperRun(
             runs_as,
             tuple(smaller.items()),
             tuple({**own, **scaled, **self.fields}.items()),

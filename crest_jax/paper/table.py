@@ -4,11 +4,11 @@ import csv
 import io
 from collections.abc import Sequence
 
-from crest_jax.paper.comparison import Comparison
+from crest_jax.paper.comparison import ComparedCell
 from crest_jax.paper.published import Value
 
 
-def markdown(title: str, compared: Sequence[Comparison], *, note: str) -> str:
+def markdown(title: str, compared: Sequence[ComparedCell], *, note: str) -> str:
     """Return a Markdown table: a row per method, cells with ours, the paper's, the difference.
 
     Args:
@@ -28,7 +28,7 @@ def markdown(title: str, compared: Sequence[Comparison], *, note: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def comma_separated(title: str, compared: Sequence[Comparison], *, note: str) -> str:
+def comma_separated(title: str, compared: Sequence[ComparedCell], *, note: str) -> str:
     """Return CSV with a line per cell.
 
     Arguments are as for `markdown`; title and note are repeated in every line.
@@ -47,7 +47,7 @@ def comma_separated(title: str, compared: Sequence[Comparison], *, note: str) ->
     return lines.getvalue()
 
 
-def _cell(cell: Comparison) -> str:
+def _cell(cell: ComparedCell) -> str:
     ours = "-" if cell.ours is None else _value(cell.ours)
     difference = "-" if cell.difference is None else f"{cell.difference:+.1f}"
     finished = f"{len(cell.by_fold)} of {cell.folds}"

@@ -48,5 +48,7 @@ def write(output: Path, folders: Sequence[Path], *, pictures: bool = True) -> No
     runs = []
     for name, path in zip(names, paths, strict=True):
         found, config = results.read(path), to_plain(workdir.read_config(path))
-        runs.append(contents.Run(printable(name), found, config, pictures_of(path, found, config)))
+        runs.append(
+            contents.ReportedRun(printable(name), found, config, pictures_of(path, found, config))
+        )
     files.write_text(output, html.page(runs))

@@ -31,7 +31,7 @@ _ACCURACY = "Class-balanced test accuracy (%)"
 _RECALL = "Recall on the test set (%)"
 
 
-class Run(NamedTuple):
+class ReportedRun(NamedTuple):
     """A run that a page is made from."""
 
     name: str
@@ -61,12 +61,12 @@ class Run(NamedTuple):
 
     @property
     def several_generations(self) -> bool:
-        """Whether there is more than one generation."""
+        """Return whether there is more than one generation."""
         return len(self.generations) > 1
 
     @property
     def is_estimated(self) -> bool:
-        """Whether the unlabeled set's class distribution is estimated.
+        """Return whether the unlabeled set's class distribution is estimated.
 
         It is not in runs of an earlier version, and in runs without unlabeled images.
         """
@@ -74,7 +74,7 @@ class Run(NamedTuple):
 
     @property
     def truth_is_known(self) -> bool:
-        """Whether it is known which pseudo-labels are right."""
+        """Return whether it is known which pseudo-labels are right."""
         return truth_is_known(self.last["pseudo_labels"])
 
 
@@ -92,7 +92,7 @@ class Comparison(NamedTuple):
     charts: Sequence[Chart]
 
 
-class Splits(NamedTuple):
+class SplitSizes(NamedTuple):
     """The size of a run's splits, and the facts about them that readers should know."""
 
     images: str
@@ -138,7 +138,7 @@ class ClassAroundCut(NamedTuple):
     below: Sequence[Thumbnail]
 
 
-class PseudoLabels(NamedTuple):
+class ShownPseudoLabels(NamedTuple):
     """Pseudo-labels around the cut after a generation, which is counted from 1."""
 
     generation: int
@@ -160,7 +160,7 @@ class Section(NamedTuple):
 
     name: str
     setting: str
-    splits: Splits | None
+    splits: SplitSizes | None
     headline: Sequence[tuple[str, str]]
     charts: Sequence[Chart]
     several_generations: bool
@@ -169,12 +169,12 @@ class Section(NamedTuple):
     generations: Table
     tau: str  # of the logit adjustment
     confusion: ConfusionMatrix
-    pseudo_labels: PseudoLabels | None
+    pseudo_labels: ShownPseudoLabels | None
     changed: Changed | None
     config: str  # with the environment, as JSON
 
 
-def comparison(runs: Sequence[Run]) -> Comparison:
+def comparison(runs: Sequence[ReportedRun]) -> Comparison:
     """Return the table and the charts that compare several runs."""
     table = _table(
         ("run", [run.name for run in runs]),
@@ -200,7 +200,7 @@ def comparison(runs: Sequence[Run]) -> Comparison:
     return Comparison(table, charts)
 
 
-def section(run: Run) -> Section:
+def section(run: ReportedRun) -> Section:
     """Return what is shown of a run."""
     names = run.class_names
     pseudo_labeled, moved = run.pictures
@@ -223,7 +223,7 @@ def section(run: Run) -> Section:
     )
 
 
-def pseudo_labels(found: PseudoLabeled, class_names: Sequence[str]) -> PseudoLabels:
+def pseudo_labels(found: PseudoLabeled, class_names: Sequence[str]) -> ShownPseudoLabels:
     """Return pseudo-labels around the cut, with the model's confidence.
 
     The caption has the true class too where it is known and another.
@@ -239,7 +239,7 @@ def pseudo_labels(found: PseudoLabeled, class_names: Sequence[str]) -> PseudoLab
         ClassAroundCut(name, [*map(thumbnail, each.selected)], [*map(thumbnail, each.below)])
         for name, each in zip(class_names, found.by_class, strict=True)
     ]
-    return PseudoLabels(found.generation + 1, rows)
+    return ShownPseudoLabels(found.generation + 1, rows)
 
 
 def changed(moved: Moved, class_names: Sequence[str]) -> Changed:
@@ -266,7 +266,7 @@ def per_cent(share: float) -> str:
     return f"{100 if share == 1 else min(round(100 * share, 1), 99.9):g} %"
 
 
-def _setting(run: Run) -> str:
+def _setting(run: ReportedRun) -> str:
     model = run.config["model"]
     labeled = run.config["batch_size"]
     return (
@@ -276,7 +276,7 @@ def _setting(run: Run) -> str:
     )
 
 
-def _splits(run: Run) -> Splits | None:
+def _splits(run: ReportedRun) -> SplitSizes | None:
     """Return the sizes of the splits; None if the run's version did not store them."""
     found = run.results.get("splits")
     if found is None:
@@ -286,10 +286,10 @@ def _splits(run: Run) -> Splits | None:
         for name, each in found.items()
         if name in NAMES and each["images"]
     )
-    return Splits(images, found["test"]["held_out"], run.truth_is_known)
+    return SplitSizes(images, found["test"]["held_out"], run.truth_is_known)
 
 
-def _headline(run: Run) -> list[tuple[str, str]]:
+def _headline(run: ReportedRun) -> list[tuple[str, str]]:
     """Return the names and values of a run's main results."""
     planned = run.config["generations"]
     trained = f"{len(run.generations)} of {planned} generations" if planned > 1 else "1 generation"
@@ -302,7 +302,7 @@ def _headline(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _charts(run: Run) -> list[Chart]:
+def _charts(run: ReportedRun) -> list[Chart]:
     charts = [*_charts_by_class(run), _pseudo_labels_chart(run)]
     if run.several_generations:
         charts = [_accuracy_chart(run), *charts, _labeled_chart(run)]
@@ -311,7 +311,7 @@ def _charts(run: Run) -> list[Chart]:
     return charts
 
 
-def _accuracy_chart(run: Run) -> Chart:
+def _accuracy_chart(run: ReportedRun) -> Chart:
     series = [
         Series("as trained", _of_generations(run, "accuracy"), 0),
         Series("logit-adjusted", _of_generations(run, "accuracy_logit_adjusted"), 1),
@@ -319,7 +319,7 @@ def _accuracy_chart(run: Run) -> Chart:
     return line_chart(_ACCURACY, series, _counted(len(run.generations)), "generation")
 
 
-def _charts_by_class(run: Run) -> list[Chart]:
+def _charts_by_class(run: ReportedRun) -> list[Chart]:
     """Chart recall and precision by class, of the first and the last generation."""
 
     def chart(title: str, first: Sequence[Any], last: Sequence[Any]) -> Chart:
@@ -344,7 +344,7 @@ def _charts_by_class(run: Run) -> list[Chart]:
     return charts
 
 
-def _pseudo_labels_chart(run: Run) -> Chart:
+def _pseudo_labels_chart(run: ReportedRun) -> Chart:
     """Chart the pseudo-labels that the last generation was given, or those of the only one."""
     *before, _ = run.generations
     pseudo = (before[-1] if before else run.last)["pseudo_labels"]
@@ -360,7 +360,7 @@ def _pseudo_labels_chart(run: Run) -> Chart:
     return line_chart(title, series, run.class_names, "class", counts=True)
 
 
-def _labeled_chart(run: Run) -> Chart:
+def _labeled_chart(run: ReportedRun) -> Chart:
     """Chart the labeled set of the first two generations and of the last."""
     series = [
         Series(f"generation {number}", each["labeled_per_class"], number - 1)
@@ -371,7 +371,7 @@ def _labeled_chart(run: Run) -> Chart:
     return line_chart(title, series, run.class_names, "class", counts=True)
 
 
-def _unlabeled_chart(run: Run) -> Chart:
+def _unlabeled_chart(run: ReportedRun) -> Chart:
     shares = _unlabeled_shares(run)
     series = [
         Series("estimate", shares["estimate"], 0),
@@ -390,7 +390,7 @@ def _right(counts: Sequence[int], precision: Sequence[int | float | None]) -> li
     return [round(count * (share or 0.0) / 100) for count, share in pairs]
 
 
-def _classes(run: Run) -> Table:
+def _classes(run: ReportedRun) -> Table:
     """Return a table by class: the first and the last generation, and what was selected for it."""
     tested = run.results["splits"]["test"]["per_class"] if "splits" in run.results else None
 
@@ -419,7 +419,7 @@ def _classes(run: Run) -> Table:
     return _table(*columns)
 
 
-def _unlabeled_shares(run: Run) -> dict[str, list[float]]:
+def _unlabeled_shares(run: ReportedRun) -> dict[str, list[float]]:
     """Return class distributions of the labeled and the unlabeled set, in per cent.
 
     The keys are `labeled`, `estimate` (of the unlabeled set), its bounds `low` and `high`, and
@@ -436,7 +436,7 @@ def _unlabeled_shares(run: Run) -> dict[str, list[float]]:
     return shares
 
 
-def _unlabeled(run: Run) -> Unlabeled:
+def _unlabeled(run: ReportedRun) -> Unlabeled:
     """Return the unlabeled set's classes, as estimated by the last generation."""
     unlabeled = run.last["unlabeled_distribution"]
     columns_of = {name: _formatted(shares) for name, shares in _unlabeled_shares(run).items()}
@@ -456,7 +456,7 @@ def _unlabeled(run: Run) -> Unlabeled:
     )
 
 
-def _generations(run: Run) -> Table:
+def _generations(run: ReportedRun) -> Table:
     """Return a table with a row for each generation."""
     pseudo = [each["pseudo_labels"] for each in run.generations]
     temperatures = _of_generations(run, "temperature")
@@ -499,15 +499,15 @@ def _confusion_matrix(
     return ConfusionMatrix(class_names, [*zip(class_names, rows, strict=True)], None)
 
 
-def _of_generations(run: Run, name: str) -> list[Any]:
+def _of_generations(run: ReportedRun, name: str) -> list[Any]:
     return [each[name] for each in run.generations]
 
 
-def _method(run: Run) -> str:
+def _method(run: ReportedRun) -> str:
     return f"{run.results['method']}, rebalance={run.results['rebalance']}"
 
 
-def _data(run: Run) -> str:
+def _data(run: ReportedRun) -> str:
     long_tail = [
         f"{name} = {value:g}" if isinstance(value, int | float) else f"{name} = {value}"
         for name, value in run.results["long_tail"].items()

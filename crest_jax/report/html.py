@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from crest_jax.report import contents
-from crest_jax.report.contents import Run
+from crest_jax.report.contents import ReportedRun
 
 # The templates only arrange the values of `contents`. What they insert is escaped.
 TEMPLATES = Environment(
@@ -18,7 +18,7 @@ TEMPLATES = Environment(
 )
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[ReportedRun]) -> str:
     """Return the page as HTML.
 
     Args:

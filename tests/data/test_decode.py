@@ -115,7 +115,10 @@ def test_grey_images_can_stay_grey():
         for crop in ("none", "central", "random"):
             view = views.View(8, crop, channels=1)
             image = encoded(grey, kind)
-            for seen in (decode.trained_on(image, view, seed), decode.evaluated(image, view)):
+            for seen in (
+                decode.decode_for_training(image, view, seed),
+                decode.decode_for_evaluation(image, view),
+            ):
                 assert seen.shape == (8, 8, 1)
                 assert (seen.numpy() == 77).all()
 
@@ -142,10 +145,13 @@ def test_a_view_says_what_training_and_evaluation_see():
     expected = {"none": (whole, whole), "central": (central, central), "random": (crop, central)}
     for name, (trained, evaluated) in expected.items():
         view = views.View(16, name)
-        np.testing.assert_array_equal(decode.trained_on(image, view, seed), trained)
-        np.testing.assert_array_equal(decode.evaluated(image, view), evaluated)
+        np.testing.assert_array_equal(decode.decode_for_training(image, view, seed), trained)
+        np.testing.assert_array_equal(decode.decode_for_evaluation(image, view), evaluated)
     as_stored = views.View()
-    for seen in (decode.trained_on(image, as_stored, seed), decode.evaluated(image, as_stored)):
+    for seen in (
+        decode.decode_for_training(image, as_stored, seed),
+        decode.decode_for_evaluation(image, as_stored),
+    ):
         np.testing.assert_array_equal(seen, smooth(60, 90))
 
 

@@ -451,7 +451,7 @@ def test_a_picture_is_seen_as_a_record_of_it_is():
         for view in (View(6, "none"), View(6, "central"), View(6, "random")):
             found = pictures.seen(content, (6, 6, 3), view, max_pixels=10**6).pixels
             record = normalised(content)
-            np.testing.assert_array_equal(found, decode.evaluated(record, view).numpy())
+            np.testing.assert_array_equal(found, decode.decode_for_evaluation(record, view).numpy())
 
 
 def test_all_of_a_picture_is_squeezed_into_the_shape_of_those_as_stored():

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from crest_jax.data import decode, loading, pixels, resize, sixteen_bits, writer
-from crest_jax.data.records import Parts, joined
+from crest_jax.data.records import ImageChunks, joined
 from crest_jax.data.sources import Example
 from crest_jax.data.views import AS_STORED, View
 from crest_jax.errors import DataError
@@ -58,7 +58,8 @@ def test_evaluations_see_the_same_either_way(size, channels, crop):
     for kind in ("PNG", "JPEG"):
         image = encoded(smooth(*size, channels), kind)
         np.testing.assert_array_equal(
-            pixels.evaluated(image, view), decode.evaluated(image, view).numpy()
+            pixels.decode_for_evaluation(image, view),
+            decode.decode_for_evaluation(image, view).numpy(),
         )
 
 
@@ -162,7 +163,7 @@ def test_parts_of_records_are_what_evaluations_load(tmp_path, view):
     ]
     writer.write(tmp_path / "test", examples, class_names=("a", "b", "c"), shards=3)
     loaded = loading.load_images(tmp_path / "test", view)
-    parts = Parts(tmp_path / "test", view=view, size=4)
+    parts = ImageChunks(tmp_path / "test", view=view, size=4)
     for _ in range(2):  # they can be read again
         assert [len(part.ids) for part in parts] == [4, 4, 2]
         whole = joined(list(parts))
@@ -182,4 +183,4 @@ def test_parts_of_records_that_cannot_be_used_say_why(tmp_path, second, said):
     examples = [Example("a", encoded(noise(4, 4), "PNG"), 0), Example("b", second, 0)]
     writer.write(tmp_path / "test", examples, class_names=("a",), shards=1)
     with pytest.raises(DataError, match=said):
-        list(Parts(tmp_path / "test", view=AS_STORED, size=2))
+        list(ImageChunks(tmp_path / "test", view=AS_STORED, size=2))

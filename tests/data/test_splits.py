@@ -109,9 +109,9 @@ def test_grey_images_are_resized_and_stay_grey(prepared, crop):
 
 def test_streamed_parts_are_what_would_be_in_memory(prepared, monkeypatch):
     whole = prepared(DARP, "whole")
-    monkeypatch.setattr(loading, "PART", 64)
+    monkeypatch.setattr(loading, "CHUNK", 64)
     streamed = prepared(DARP, "streamed", **{"data.stream": True})
-    assert [len(part.ids) for part in streamed.test.parts] == [64] * 7 + [52]
+    assert [len(chunk.ids) for chunk in streamed.test.chunks] == [64] * 7 + [52]
     for name in ("labeled", "unlabeled", "test"):
         expected = getattr(whole, name)
         for _ in range(2):  # read anew each time

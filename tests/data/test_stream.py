@@ -11,7 +11,7 @@ from tensorflow.python.autograph.impl import api
 from crest_jax import files
 from crest_jax.data import loading, manifest, stream, writer
 from crest_jax.data.sources import Example
-from crest_jax.data.stream import Parts, Streaming
+from crest_jax.data.stream import StreamedChunks, Streaming
 from crest_jax.data.views import AS_STORED, View
 from crest_jax.errors import DataError
 
@@ -144,7 +144,7 @@ def test_autograph_has_nothing_to_convert(folders, monkeypatch):
     monkeypatch.setattr(api, "_convert_actual", spy)
     batches(folders, stop=1)
     batches(folders, STREAMING._replace(view=View(4, "random")), stop=1)
-    list(Parts(folders[0], view=View(4, "central"), size=50))
+    list(StreamedChunks(folders[0], view=View(4, "central"), size=50))
     loading.load_images(folders[0], View(4, "none"))
     assert not converted
 
@@ -253,7 +253,7 @@ def test_a_flipped_byte_is_found_when_it_is_read(folders, tmp_path):
     with pytest.raises(DataError, match=rf"{shard.name} has changed .*: delete {labeled} "):
         batches((labeled, folders[1]), stop=20)
     with pytest.raises(DataError, match=rf"{shard.name} has changed .*: delete {labeled} "):
-        list(Parts(labeled, view=View(), size=10))
+        list(StreamedChunks(labeled, view=View(), size=10))
 
 
 def test_more_lanes_than_shards_with_examples_are_refused(folders, tmp_path):
@@ -285,7 +285,7 @@ def test_large_images_are_cropped_at_random_and_the_same_way_each_time(tmp_path)
     assert found[0].labeled.shape == found[0].unlabeled.shape == (6, 16, 16, 3)
     images = np.concatenate([batch.labeled for batch in found]).reshape(48, -1)
     assert len(np.unique(images, axis=0)) > 30, "another crop every time"
-    (part,) = Parts(tmp_path / "all", view=View(16, "central"), size=50)
+    (part,) = StreamedChunks(tmp_path / "all", view=View(16, "central"), size=50)
     assert part.images.shape == (12, 16, 16, 3)
     assert part.ids == [str(number) for number in range(12)]
     grey = Streaming(View(16, "random", channels=1), lanes=2, window=8)
@@ -318,7 +318,7 @@ def test_shards_without_the_records_that_they_should_have_are_not_read_for_ever(
     with pytest.raises(DataError, match="has changed since it was written"):
         batches((folder, folders[1]), stop=1)
     with pytest.raises(DataError, match="has changed since it was written"):
-        list(Parts(folder, view=AS_STORED, size=8))
+        list(StreamedChunks(folder, view=AS_STORED, size=8))
 
 
 def test_a_manifest_whose_shards_do_not_add_up_is_found(folders, tmp_path):
@@ -336,4 +336,4 @@ def test_a_label_of_no_class_is_found(folders, tmp_path):
     with pytest.raises(DataError, match=r"has label [3-6], which is not in 0\.\.2"):
         batches((folder, folders[1]), stop=4)
     with pytest.raises(DataError, match=r"has label [3-6], which is not in 0\.\.2"):
-        list(Parts(folder, view=AS_STORED, size=8))
+        list(StreamedChunks(folder, view=AS_STORED, size=8))

@@ -6,7 +6,7 @@ import time
 
 from crest_jax.paper import cells, progress
 from crest_jax.paper.execution import run_all
-from crest_jax.paper.runs import Run
+from crest_jax.paper.runs import PaperRun
 
 
 def test_a_failing_run_is_named_and_the_others_go_on(monkeypatch, capsys, cells_of, finish):
@@ -66,7 +66,7 @@ def test_sigterm_reaches_the_run_whose_status_is_the_commands(tmp_path, monkeypa
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
         f"pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
     )
-    monkeypatch.setattr(Run, "command", ["python", "-c", program])
+    monkeypatch.setattr(PaperRun, "command", ["python", "-c", program])
     monkeypatch.setattr(progress, "is_finished", lambda run: False)
 
     def preempt():

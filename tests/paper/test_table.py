@@ -1,13 +1,13 @@
 import csv
 
 from crest_jax.paper import table
-from crest_jax.paper.comparison import Comparison
+from crest_jax.paper.comparison import ComparedCell
 from crest_jax.paper.published import Value
 
 COMPARED = [
-    Comparison("FixMatch", "γ=50", Value(80.0, 0.5), (78.0, 80.0), 2),
-    Comparison("FixMatch", "γ=100", Value(70.0, 1.25), (71.26,), 2),
-    Comparison("CReST", "γ=50", Value(84.0), (), 2),
+    ComparedCell("FixMatch", "γ=50", Value(80.0, 0.5), (78.0, 80.0), 2),
+    ComparedCell("FixMatch", "γ=100", Value(70.0, 1.25), (71.26,), 2),
+    ComparedCell("CReST", "γ=50", Value(84.0), (), 2),
 ]
 
 

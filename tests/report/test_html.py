@@ -71,7 +71,7 @@ def run():
         "accuracy_logit_adjusted": 80.37,
         "generations": [generation(0, [98.7, 85.0, 8.9]), generation(1, [93.8, 84.0, 60.3])],
     }
-    return html.Run("pets-run", results, CONFIG)
+    return html.ReportedRun("pets-run", results, CONFIG)
 
 
 CONFIG = to_plain(load_experiment("digits_lt")) | {"generations": 2}
@@ -231,7 +231,7 @@ def test_a_run_of_one_generation_has_no_before(run):
 def test_several_runs_are_compared(run):
     other = copy.deepcopy(run.results)
     other["rebalance"] = "none"
-    page = html.page([run, html.Run("baseline", other, CONFIG)])
+    page = html.page([run, html.ReportedRun("baseline", other, CONFIG)])
     text = Text(page)
     data = "pets, gamma = 90, beta = 0.1, fold 3"
     assert ["pets-run", "79.4", "80.4", "2", "fixmatch, rebalance=crest_plus", data] in text.rows
@@ -348,7 +348,7 @@ def page_with_names(run, names):
         "environment": {first: third},
     }
     config = {**run.config, "model": {**run.config["model"], "name": second}}
-    shown = html.Run(first, results, config, pictures(3, each=1, moved=1))
+    shown = html.ReportedRun(first, results, config, pictures(3, each=1, moved=1))
     return html.page([shown, shown._replace(name=third)])
 
 
