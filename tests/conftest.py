@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and settings that all tests share."""
 
 import os
 import shlex
@@ -81,9 +81,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def parsed_unchecked():
-    """Annotations of what parses records, byte by byte, are checked where it is tested alone.
+    """Do not check the annotations of functions that parse records byte by byte.
 
-    There are hundreds of calls for each image of each run, of functions of bytes and integers.
+    They are called hundreds of times for each image of each run. Their own tests check them.
     """
     # Not at the top: the package is imported with the checks that are set up after this file.
     from crest_jax.data import records
@@ -105,7 +105,7 @@ def tmp_path(tmp_path):
 
 @pytest.fixture(scope="session")
 def make_folder(tmp_path_factory):
-    """Makes an empty folder, for what several tests share."""
+    """Makes an empty folder for files that several tests share."""
     return lambda name: Path(tmp_path_factory.mktemp(name))
 
 

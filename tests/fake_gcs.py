@@ -110,7 +110,7 @@ class FakeGcs:
         }
 
     def find(self, bucket: str, name: str, query: dict) -> Blob:
-        """The object that a request reads, deletes or copies."""
+        """Return the object that a request reads, deletes or copies."""
         blob = self.objects.get((bucket, name))
         if blob is None:
             raise ApiError(404, f"No such object: {bucket}/{name}")

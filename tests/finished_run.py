@@ -1,4 +1,4 @@
-"""What finished runs leave: results with every figure that is read of them."""
+"""Results of finished runs, with every value that is read from them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from crest_jax.layout import FORMAT
 
 
 def generation(classes: int, **figures: Any) -> dict[str, Any]:
-    """A result.json, with some of its figures given."""
+    """Return a result.json, with some of its values given."""
     pseudo_labels = {
         **{name: [0] * classes for name in ("examples", "predicted", "selected")},
         **{name: [None] * classes for name in ("precision", "selected_precision", "recall")},
@@ -32,7 +32,7 @@ def generation(classes: int, **figures: Any) -> dict[str, Any]:
 
 
 def results(generations: Sequence[Mapping[str, Any]], **fields: Any) -> dict[str, Any]:
-    """A results.json of these generations, with some of its fields given."""
+    """Return a results.json of these generations, with some of its fields given."""
     classes = len(generations[0]["per_class_recall"])
     return {
         "format": FORMAT,

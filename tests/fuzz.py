@@ -19,7 +19,7 @@ REMOVED = object()
 
 
 def settings(*, short: int) -> hypothesis.settings:
-    """How many examples: `short`, or those that FUZZ asks for."""
+    """Return settings for `short` examples, or as many as FUZZ asks for."""
     long = int(os.environ.get("FUZZ", "0"))
     return hypothesis.settings(
         max_examples=long or short,
@@ -31,7 +31,7 @@ def settings(*, short: int) -> hypothesis.settings:
 
 
 def check_message(error: Exception) -> None:
-    """Of an error of ours: readable, bounded, and nothing that a terminal would obey."""
+    """Check that the message of our error is readable, bounded and free of control characters."""
     text = str(error)
     assert text.strip()
     assert len(text) < 20_000
@@ -39,7 +39,7 @@ def check_message(error: Exception) -> None:
 
 
 def values() -> st.SearchStrategy:
-    """Of JSON, with what JSON should not have."""
+    """Draw values of JSON, including some that JSON should not have."""
     scalars = st.one_of(
         st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6),
         st.sampled_from([10**30, -1, 0, 2**63, 2**64, 1e308, "../../etc/passwd", "/etc/passwd",
@@ -137,12 +137,12 @@ def damaged_bytes(draw, content: bytes) -> bytes:
 
 
 def checksum(data: bytes) -> bytes:
-    """As TFRecords have it: CRC-32C, rotated, plus a constant."""
+    """Return the checksum of TFRecords: CRC-32C, rotated, plus a constant."""
     crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def framed(record: bytes, length: int | None = None) -> bytes:
-    """A TFRecord, which may be said to be longer than it is."""
+    """Return a TFRecord, which may claim to be longer than it is."""
     head = struct.pack("<Q", len(record) if length is None else length)
     return head + checksum(head) + record + checksum(record)

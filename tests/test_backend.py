@@ -1,4 +1,4 @@
-"""What the environment may say to JAX, and what a command makes of it."""
+"""Settings of JAX in the environment, and which of them a command accepts."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ OTHERS = {
 
 
 def drawn(config):
-    """What the keys of a generation are, and what is drawn with them."""
+    """Return the keys of a generation, and numbers drawn with them."""
     first, second = generation_keys(config, 1)
     shuffled = jax.random.permutation(first, 10)
     uniform = jax.random.uniform(second, (3, 5))

@@ -26,7 +26,7 @@ def gcs():
 
 @pytest.fixture(scope="module")
 def start(gcs):
-    """Starts Python, whose buckets are this store's."""
+    """Starts Python with this store's buckets."""
     environment = os.environ | gcs.environment
 
     def start(*arguments):

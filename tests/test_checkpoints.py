@@ -168,7 +168,7 @@ def test_a_checkpoint_without_what_else_belongs_to_its_step_is_passed_over(tmp_p
 
 @pytest.mark.parametrize("when", ["save", "wait_until_finished"])
 def test_a_checkpoint_that_cannot_be_saved_is_an_error_that_says_so(tmp_path, monkeypatch, when):
-    """At once or in the background. The tests of faults fill the disk of a whole run."""
+    """It fails at once or in the background. The tests of faults fill the disk of a whole run."""
     folder = tmp_path / "checkpoints"
 
     def fail(*_, **__):
@@ -249,7 +249,7 @@ def test_what_is_saved_is_there_whatever_the_folder_is_called(tmp_path, monkeypa
 
 
 def test_a_pattern_does_not_match_the_checkpoints_of_another_run(tmp_path):
-    """While both save, `run*` must not take what `run1` has written for its own."""
+    """While both save, `run*` must not take the files of `run1` for its own."""
     with (
         checkpoints.open_checkpoints(tmp_path / "run1", lasting=()) as other,
         checkpoints.open_checkpoints(tmp_path / "run*", lasting=()) as manager,

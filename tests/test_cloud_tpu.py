@@ -1,4 +1,4 @@
-"""The scripts of cloud_tpu/, where `gcloud`, `docker` and `curl` only write down what they get."""
+"""The scripts of cloud_tpu/, with stand-ins for `gcloud`, `docker` and `curl` that log calls."""
 
 import json
 import os
@@ -89,7 +89,7 @@ class Cloud:
         return self.run(SCRIPTS / "submit.sh", *flags, *words, "--", *command, **environment)
 
     def run_on_host(self, *statuses, host=0):
-        """What a host does with what was submitted last, when its containers end like this."""
+        """Run the last submitted script on a host whose containers end with these statuses."""
         (self.folder / "statuses").write_text("".join(f"{status}\n" for status in statuses))
         return self.run(self.folder / "startup.sh", HOST=str(host), pause="0")
 
@@ -100,7 +100,7 @@ def cloud(tmp_path):
 
 
 def verbs(calls):
-    """What was asked of queued resources."""
+    """Return the requests about queued resources."""
     return [call[4] for call in calls if call[:4] == ["gcloud", "compute", "tpus",
                                                       "queued-resources"]]  # fmt: skip
 
@@ -315,7 +315,7 @@ def test_the_first_host_deletes_the_slice_and_any_that_gives_up(cloud):
 
 @pytest.fixture(scope="module")
 def listing(tmp_path_factory):
-    """What `crest_jax.paper --list` prints for Table 4, where JAX can use no device.
+    """The output of `crest_jax.paper --list` for Table 4, where JAX can use no device.
 
     On a TPU the program that starts a run must leave the devices to it.
     """

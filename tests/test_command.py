@@ -1,4 +1,4 @@
-"""What commands have in common, with small ones in processes of their own."""
+"""The common parts of commands, with small commands in processes of their own."""
 
 import os
 import pathlib

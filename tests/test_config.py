@@ -773,7 +773,7 @@ def test_self_training_needs_something_unlabeled():
 
 @pytest.mark.parametrize("rebalance", ["crest", "crest_plus+rs"])
 def test_self_training_takes_more_than_one_generation(rebalance):
-    """As when rebalance is changed by itself, and not as an argument of the experiment."""
+    """This happens if rebalance is changed as a field, and not as an argument of the experiment."""
     config = default_config(parse_arguments("rebalance=none"))
     config.rebalance = rebalance
     config.alignment.target = alignment_targets(rebalance)[0]

@@ -1,4 +1,4 @@
-"""The site that `make docs` builds."""
+"""Tests of the site that `make docs` builds."""
 
 import html.parser
 import importlib.util

@@ -17,7 +17,7 @@ RNG = np.random.default_rng
 
 
 def random_labels(seed, examples=500):
-    """Imbalanced truth without an example of class 5, and predictions that never say 3."""
+    """Return imbalanced classes without an example of class 5, and predictions that are never 3."""
     rng = RNG(seed)
     labels = rng.choice(CLASSES, examples, p=[0.5, 0.25, 0.15, 0.07, 0.03, 0.0])
     guesses = rng.choice([0, 1, 2, 4, 5], examples)

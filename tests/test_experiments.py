@@ -1,4 +1,4 @@
-"""What is said of a --config that is no experiment, and of a field that it has not."""
+"""Messages about a --config that is no experiment, and about a field that it does not have."""
 
 import pathlib
 

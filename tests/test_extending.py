@@ -1,4 +1,4 @@
-"""What docs/extending.md shows, as a user has it: files outside the package."""
+"""The examples of docs/extending.md as files outside the package."""
 
 import hashlib
 import importlib

@@ -1,4 +1,4 @@
-"""Whatever a config says, it is usable, or it is an error of ours that says why."""
+"""Any config is usable, or refused with an error of ours that says why."""
 
 import math
 
@@ -110,7 +110,7 @@ def with_floats(config):
 
 
 def use(config):
-    """What is done with a config before there is data, short of compiling."""
+    """Do all that is done with a config before there is data, without compiling."""
     with_floats(config)
     assert not differences(to_plain(completed(to_plain(config))), to_plain(config))
     model_of(config, 10, axis_name=None)

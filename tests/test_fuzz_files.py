@@ -1,4 +1,4 @@
-"""Whatever a file says, it is read, or it is an error of ours that names it."""
+"""Any file is read, or refused with an error of ours that names it."""
 
 import hashlib
 import io
@@ -37,7 +37,7 @@ CLASSES = ("cat", "dog", "emu")
 
 
 def survives(read):
-    """Reads; an error of ours is as good, if it can be read."""
+    """Read; an error of ours with a readable message is fine, too."""
     try:
         return read()
     except CrestError as error:
@@ -77,7 +77,7 @@ def manifest(split):
 
 
 def loaded(folder, view):
-    """Of the same number everywhere."""
+    """Return arrays with the same number everywhere."""
     images = loading.load_images(folder, view)
     assert len(images.ids) == len(images.images) == len(images.labels)
 
@@ -105,7 +105,7 @@ WAYS = (
 
 @pytest.fixture(scope="module")
 def damaged(split, make_folder):
-    """Another folder with the shards of the first."""
+    """Return another folder with the shards of the first."""
     folder = make_folder("damaged") / "labeled"
     folder.mkdir()
     for path in split.iterdir():
@@ -191,7 +191,7 @@ PSEUDO_LABELS = PseudoLabels(
 
 
 class Joker:
-    """Unpickled, it would leave a file."""
+    """An object that writes a file if it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -230,7 +230,7 @@ def npy(header, data=b"\0" * 12):
 
 @st.composite
 def archives(draw):
-    """What may be in an archive of pseudo-labels."""
+    """Draw the content of an archive of pseudo-labels."""
     members = {}
     for name, array in PSEUDO_LABELS._asdict().items():
         file = io.BytesIO()

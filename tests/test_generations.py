@@ -35,7 +35,7 @@ def learned(tiny_config, make_folder):
 
 
 def test_the_second_generation_compiles_nothing(tiny_config, tmp_path, caplog, monkeypatch):
-    """By JAX's own log."""
+    """JAX logs what it compiles."""
     logged_before = []
     run_generation = generations.run_generation
 
@@ -268,7 +268,7 @@ def test_selections_replace_each_other_and_do_not_accumulate(wiring):
 
 @pytest.fixture
 def second_generation(monkeypatch):
-    """What the second generation of a wired run trains with."""
+    """The inputs of the second generation of a wired run."""
     seen = {}
 
     def batches(labeled, unlabeled, **where):
@@ -322,7 +322,7 @@ def test_the_unlabeled_stream_may_leave_the_labeled_images_out(
 def test_a_run_that_stopped_between_comes_back_to_where_it_evaluates(
     tiny_config, tmp_path, monkeypatch
 ):
-    """From step 7 of 12, with evaluations every 6 steps and checkpoints every 4."""
+    """It continues from step 7 of 12, with evaluations every 6 steps and checkpoints every 4."""
     wiring = Wiring(tiny_config(), tmp_path)
     given = []
 

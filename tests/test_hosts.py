@@ -55,7 +55,7 @@ def start_two(workdir, **changes):
 
 
 def end(processes):
-    """Waits for them: exit statuses, and what they said."""
+    """Wait for the hosts; return their exit statuses and outputs."""
     printed = [process.communicate(timeout=240) for process in processes]
     return [process.returncode for process in processes], printed
 
@@ -100,7 +100,7 @@ def generations(folder):
 
 
 def assert_same_run(folder, expected):
-    """Figures within rounding; the same pseudo-labels, selections and labeled sets."""
+    """Assert results equal within rounding, and the same pseudo-labels and labeled sets."""
     for number, (ours, theirs) in enumerate(
         zip(generations(folder), generations(expected), strict=True)
     ):
@@ -220,7 +220,7 @@ except HostError as error:
 
 
 def test_slurm_around_a_single_process_is_no_other_host():
-    """As in an interactive allocation, without srun."""
+    """This is the case in an interactive allocation, without srun."""
     ran = subprocess.run(
         [sys.executable, "-c", ALONE], cwd=REPOSITORY, env={**os.environ, "SLURM_NTASKS": "4"},
         capture_output=True, text=True, check=False,
@@ -349,7 +349,7 @@ def test_a_pseudo_label_shard_that_is_missing_is_found(tmp_path):
 
 
 def test_records_of_several_hosts_are_those_of_one(tmp_path, one_process):
-    """Byte for byte; and neither a shard too few nor one too many is taken for whole."""
+    """They are equal byte for byte; a folder with a shard too few or too many is not whole."""
     source = one_process / "splits" / "labeled"
     examples = list(records.read(source))
     names = manifest.read(source)["class_names"]

@@ -1,4 +1,4 @@
-"""Runs on one's own images: what a model sees, and what is said where the truth is not known."""
+"""Runs on one's own images: the model's inputs, and results where the truth is not known."""
 
 import csv
 import io
@@ -132,7 +132,7 @@ def test_the_report_claims_no_precision(run, tmp_path):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_unlabeled_stream_is_all_training_images(config_of, unlabeled, run, stream):
-    """Labeled ones too, as in the paper, whose classes are known."""
+    """As in the paper, it includes the labeled images, whose classes are known."""
     config = config_of(**unlabeled, **{"data.stream": stream})
     loaded = loading.load(config.data, run / "splits")
     built = program.build(config, loaded)

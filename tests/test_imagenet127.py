@@ -103,7 +103,7 @@ def finished(data_dir, make_folder):
 
 
 def results_of(folder):
-    """What must not depend on when a run was stopped."""
+    """Return results that must not depend on when a run was stopped."""
     results = json.loads((folder / "results.json").read_text())
     timed = ("seconds", "images_per_second", "environment")
     return [
@@ -164,7 +164,7 @@ def test_its_model_sees_the_middle_of_ones_own_images(finished, tmp_path):
 
 
 def test_the_papers_own_step_of_resnet_50_gives_the_state_that_it_takes(finished, data_dir):
-    """Traced and not compiled, at the paper's sizes on 8 devices."""
+    """The step is traced and not compiled, at the paper's sizes on 8 devices."""
     config = load_experiment("imagenet127")
     config.data.image_size = MINIATURE["data.image_size"]
     loaded = loading.load(config.data, finished / "splits")

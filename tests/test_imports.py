@@ -1,4 +1,4 @@
-"""What may import TensorFlow, JAX, and the paper's tables, and what TensorFlow may see."""
+"""Which modules import TensorFlow, JAX and the paper's tables; and TensorFlow's devices."""
 
 import ast
 import importlib
@@ -150,7 +150,7 @@ def test_without_a_home_no_folder_is_made_in_its_place(tmp_path):
 
 
 def imported(file):
-    """The modules that a file imports anywhere, and what it imports from them, by dotted names."""
+    """Return the modules that a file imports anywhere, and the names from them, with dots."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):

@@ -47,7 +47,7 @@ def test_a_mistake_is_one_readable_error(command_line, arguments, status, messag
 
 @pytest.mark.parametrize("library", ["jax/_src/dispatch.py", "orbax/checkpoint/handler.py"])
 def test_the_news_of_libraries_is_not_shown_wherever_they_are(library):
-    """As in `.venv` of a clone, whose folder has the name of the package."""
+    """One place is `.venv` in a clone whose folder has the name of the package."""
     packages = "/home/me/crest_jax/.venv/lib/python3.11/site-packages"
 
     def is_shown(path, level):
@@ -79,7 +79,7 @@ ARGUMENTS = (
 
 
 def test_other_arguments_have_another_default_workdir():
-    """One plain name within `runs`, whatever paths are among them."""
+    """It is one plain name within `runs`, even if there are paths among the arguments."""
     folders = {default_workdir(f"experiments/image_folder.py:{text}") for text in ARGUMENTS}
     assert len(folders) == len(ARGUMENTS)
     for folder in folders:
@@ -97,7 +97,7 @@ def test_default_workdirs_are_the_same_for_the_same_arguments_only(one, other):
 
 
 def deferred(then=lambda: None):
-    """What a SIGTERM within the step loop does."""
+    """Send SIGTERM where it is deferred, as within the step loop."""
     with preemption.deferred_sigterm() as preempted:
         assert not preempted()
         signal.raise_signal(signal.SIGTERM)
@@ -131,7 +131,7 @@ def test_a_terminal_that_is_closed_counts_as_sigterm_unless_it_is_to_be_ignored(
 
 
 def test_sigterm_is_no_error_that_others_handle():
-    """As a library may that tries something else, or a user's loop over several runs."""
+    """A library may handle errors to try something else, or a user's loop over several runs."""
 
     def handled():
         with preemption.raised_on_sigterm():

@@ -80,7 +80,7 @@ def test_crest_and_darp_with_mixmatch(run):
 
 
 def test_all_labels_can_be_used(run):
-    """The fully supervised bound: nothing is unlabeled."""
+    """This is the fully supervised bound: nothing is unlabeled."""
     _, results = run("method=supervised,rebalance=none,beta=1.0", steps=40)
     assert results["accuracy"] > CHANCE + MARGIN
     assert sum(results["pseudo_labels"]["predicted"]) == 0
@@ -138,7 +138,7 @@ def test_a_distribution_of_other_classes_is_refused_before_training(run):
 
 
 def test_another_algorithm_is_one_function_and_one_registry_line(run, tiny_config, monkeypatch):
-    """As docs/architecture.md says: everything else follows from these two."""
+    """Everything else follows from these two, as docs/architecture.md says."""
 
     def pi_model(inputs, *, consistency):
         keys = jnp.moveaxis(jax.vmap(jax.random.split)(inputs.unlabeled_keys), 1, 0)

@@ -28,7 +28,7 @@ def gradient(weights):
 
 
 def sgd(weights, decay):
-    """Sutskever et al., 2013, with the L2 term in the loss."""
+    """SGD as in Sutskever et al., 2013, with the L2 term in the loss."""
     velocity = np.zeros_like(weights)
     for step in range(STEPS):
         slope = gradient(weights) + decay * weights

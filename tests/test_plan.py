@@ -1,4 +1,4 @@
-"""Dry runs, beside the runs that they are about."""
+"""Dry runs, compared with the runs that they describe."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ from crest_jax.schedule import Schedule
 
 
 def tree(folder):
-    """Everything below a folder: paths, times of change and contents."""
+    """Return everything below a folder: paths, times of change and contents."""
     return {
         path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
         for path in pathlib.Path(folder).rglob("*")
@@ -34,7 +34,7 @@ def bytes_of(folder):
 
 
 def dry_run(config, folder):
-    """What it prints."""
+    """Return the output of a dry run."""
     return printed_by(job.dry_run, config, folder)
 
 
@@ -101,7 +101,7 @@ def test_examples_by_class_are_those_of_the_run(ran):
 
 
 def test_who_computes_is_said_as_by_the_run(ran):
-    """Below the model."""
+    """The line is below that of the model."""
     lines = ran.printed.splitlines()
     (model,) = (number for number, line in enumerate(lines) if line.startswith("model "))
     computing = program.who_computes(ran.config)
@@ -128,7 +128,7 @@ def test_what_is_written_is_about_as_much_as_planned(ran):
 
 @pytest.mark.parametrize("schedule", [Schedule(12, 6, 4), Schedule(60, 5, 7), Schedule(9, 2, 100)])
 def test_the_checkpoints_that_stay_are_the_last_two_and_the_reported(schedule):
-    """By going through the steps as training does."""
+    """The test goes through the steps as training does."""
     last = [step for step in range(1, schedule.steps + 1)
             if step % schedule.eval_every == 0 or step == schedule.steps][-5:]  # fmt: skip
     saved = []
@@ -166,7 +166,7 @@ def test_a_finished_run_has_nothing_left_to_do(ran):
 
 
 def refusals(config, folder):
-    """What a dry run and then the run say is wrong."""
+    """Return the errors of a dry run and of the run after it."""
     said = []
     for do in (job.dry_run, job.run):
         with pytest.raises((ConfigError, DataError, WorkdirError)) as caught:

@@ -20,7 +20,7 @@ def test_reseeding_changes_the_order_of_examples_and_the_random_numbers_but_no_f
 
 
 def test_a_fold_changes_the_first_weights_the_order_of_examples_and_the_random_numbers(tiny_config):
-    """Where the labeled images are given, folds would else be one and the same run."""
+    """Where the labeled images are given, folds would otherwise be the same run."""
     seen = set()
     for fold in range(5):
         config = tiny_config(f"fold={fold}")
@@ -44,7 +44,7 @@ def of_classes(per_class, unlabeled):
 
 
 def test_rates_and_target_are_of_the_long_tails_formula_or_of_the_labeled_counts():
-    """CIFAR100-LT, gamma = 100, beta = 10 %, where rounding up makes the largest difference."""
+    """The setting is CIFAR100-LT, gamma = 100, beta = 10 %, where rounding up matters most."""
     config = load_experiment("cifar100_lt", "gamma=100,beta=0.1,rebalance=crest_plus")
     formula = 100 ** (-np.arange(100) / 99)
     counts = np.ceil(np.floor(500 * formula + 1e-6) * 0.1 - 1e-9).astype(int)

@@ -1,4 +1,4 @@
-"""The notebook docs/quickstart.ipynb."""
+"""A test of the notebook docs/quickstart.ipynb."""
 
 import pytest
 from conftest import QUICKLY, REPOSITORY

@@ -1,4 +1,4 @@
-"""Runs of a few steps give the figures that were recorded before.
+"""Runs of a few steps give the results that were recorded before.
 
 A change of the order of examples, of random numbers, augmentation, losses, the optimiser, selection
 or evaluation shows here. Where such a change is meant, record them again:
@@ -27,7 +27,7 @@ RUNS = {
 
 
 def figures(arguments, folder):
-    """What a run gives: to the digit where it is counted, otherwise nearly."""
+    """Return a run's results: counts exactly, and other values approximately."""
     changes = {**TINY, **RUNS[arguments], "steps": 8, "eval_every": 4}
     job.run(load_experiment("digits_lt", arguments, **changes), folder, pictures=False)
     results = json.loads((folder / "results.json").read_text())

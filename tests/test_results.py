@@ -7,7 +7,7 @@ from crest_jax.rebalancing.label_shift import Interval
 
 
 def with_unknown(confusion, predicted):
-    """Beside examples whose class is known, some of which only the prediction is."""
+    """Counts of examples of known class, and of some of which only the prediction is known."""
     return np.concatenate([confusion, [predicted]])
 
 

@@ -183,7 +183,7 @@ def test_devices_change_nothing_whatever_the_algorithm(fresh, method):
 
 @pytest.mark.parametrize("method", ["fixmatch", "supervised"])
 def test_a_batch_in_two_parts_is_one_on_two_devices(fresh, method):
-    """Each with batch norm of its own, which is what two devices have that do not synchronise."""
+    """Each part has its own batch norm, like two devices that do not synchronise."""
     loss = FIXMATCH if method == "fixmatch" else loss_of(method)
     parts = run(build(1, loss=loss, accumulation=2), fresh)
     assert_same_history(parts, run(build(2, loss=loss, sync=False), fresh))
@@ -276,7 +276,7 @@ def test_darp_replaces_the_pseudo_targets_from_its_first_step_on(fresh):
 
 def test_devices_change_nothing_in_darp():
     def loss(inputs):
-        """As little as there is to a pseudo-target, so that it compiles in a moment."""
+        """A minimal loss with a pseudo-target, which compiles in a moment."""
         logits, batch_stats = inputs.forward(inputs.weak(inputs.unlabeled, inputs.unlabeled_keys))
         guesses = inputs.align(jax.lax.stop_gradient(jax.nn.softmax(logits)))
         error = optax.softmax_cross_entropy(logits, inputs.refine(guesses)).mean()

@@ -1,4 +1,4 @@
-"""What can be done with a run's model afterwards: predict, and export."""
+"""The use of a run's model afterwards: prediction and export."""
 
 import concurrent.futures
 import csv
@@ -67,7 +67,7 @@ def pictures(test_images, make_folder):
 
 
 def logits_of(model, images):
-    """As the evaluations see them."""
+    """Return the logits of images as evaluations see them."""
     mesh = data_mesh()
     return evaluate.make_logits(model.model, mesh, batch_size=200)(
         *replicate((model.params, model.batch_stats), mesh), images
@@ -182,7 +182,7 @@ def test_predictions_from_python_are_those_of_evaluations(run, test_images):
 
 
 def test_images_of_any_size_are_seen_as_the_runs_own_where_it_resizes(run, test_images):
-    """Against files of the same images, as evaluations read them."""
+    """They are compared with files of the same images, as evaluations read them."""
     images = test_images.images[:3].repeat(3, axis=1).repeat(2, axis=2)
     for crop in ("none", "central", "random"):
         view = View(8, crop, 1)
@@ -323,7 +323,7 @@ def test_a_mistake_is_one_readable_error(
 
 
 def test_how_an_image_was_stored_does_not_show(tmp_path):
-    """Turned by EXIF, 16 bits deep, transparent."""
+    """The images are turned by EXIF, 16 bits deep, or transparent."""
     pixels = np.zeros((4, 6), np.uint8)
     pixels[0, 0] = 200
     exif = Image.Exif()
@@ -399,7 +399,7 @@ def exported(run, make_folder):
 
 
 def test_an_exported_model_needs_nothing_of_this_package(run, exported, test_images, tmp_path):
-    """Loaded in a process of its own, for batches of 1 and of 5."""
+    """It is loaded in another process, for batches of 1 and of 5."""
     np.save(tmp_path / "images.npy", test_images.images[:5])
     script = """
 import pathlib, sys
@@ -465,7 +465,7 @@ def test_the_description_says_what_the_logits_are(run, exported):
 
 
 def test_a_run_whose_config_has_fewer_fields_can_still_be_used(run, tmp_path):
-    """As an earlier version of the same format has written it."""
+    """An earlier version of the same format has written such a config."""
     earlier = tmp_path / "run"
     shutil.copytree(run, earlier)
     content = files.read_json(earlier / "config.json")

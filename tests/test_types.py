@@ -1,4 +1,4 @@
-"""Whether the annotations agree with each other, with the code, and with the packages it uses."""
+"""The annotations agree with each other, with the code, and with the packages it uses."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The main job as a user starts it: what it leaves, and what the same command does then."""
+"""The main job as a user starts it, its files, and the effect of the same command afterwards."""
 
 import os
 import pathlib

@@ -26,7 +26,7 @@ def config():
 
 
 def contents(folder):
-    """Files by name; the lock is whoever's was there last."""
+    """Return the content of files by name, without the lock, which belongs to the last process."""
     found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     return found | {name: b"" for name in found if name == ".lock"}
 
@@ -133,7 +133,7 @@ MAY_CHANGE = {"data.data_dir", "data.download", "heartbeat_timeout", "steps_at_o
 
 
 def test_every_field_that_changes_is_named_but_for_those_that_may(config):
-    """By its whole name: `data.test_fraction` is not `data.test`."""
+    """A field is named by its whole name: `data.test_fraction` is not `data.test`."""
 
     fields = dict(flat(config.to_dict()))
     assert fields.keys() > MAY_CHANGE
@@ -310,7 +310,7 @@ def test_what_is_sealed_is_parsed_as_it_was(value):
 
 
 def test_any_flipped_bit_in_a_figure_or_a_name_is_found(tmp_path):
-    """Of every byte in turn; what is left as it was is white space, or the digest's own name."""
+    """Each byte is changed in turn; only white space and the digest's name may change unnoticed."""
     value = {"accuracy": 81.25, "steps": [12, 600], "name": "seven"}
     content = json.dumps(files.sealed(value)).encode()
     unnoticed = 0

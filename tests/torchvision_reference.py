@@ -28,12 +28,12 @@ TORCH_MOMENTUM = 0.1
 
 
 def images() -> np.ndarray:
-    """Images in [-1, 1], channels last."""
+    """Return images in [-1, 1], channels last."""
     return np.random.default_rng(0).uniform(-1, 1, IMAGES).astype(np.float32)
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The parameter or statistic that PyTorch knows by this name, in PyTorch's layout."""
+    """Return the parameter or statistic of this name in PyTorch, in PyTorch's layout."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if len(shape) > 1:
         # The variance of He et al. (2015), which is a third of the squared limit.
@@ -50,7 +50,7 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def sample(values: np.ndarray) -> np.ndarray:
-    """A few of the values, from all over the array."""
+    """Return a few of the values, from all over the array."""
     return values.ravel()[np.linspace(0, values.size - 1, 12).astype(int)]
 
 
@@ -86,7 +86,7 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 
 def flax_leaf(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """The weight in our layout: kernels are HWIO for OIHW, and IO for OI."""
+    """Return the weight in our layout: kernels are HWIO for OIHW, and IO for OI."""
     order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[len(shape)]
     theirs = tuple(shape[axis] for axis in order)
     return weight(torch_name(path), theirs).transpose(np.argsort(order))
@@ -144,7 +144,7 @@ def compute() -> dict[str, Any]:
 
 
 def stored() -> Mapping[str, Any]:
-    """What `compute` returned when it was last written."""
+    """Return the stored results of `compute`."""
     return json.loads(STORED.read_text())
 
 

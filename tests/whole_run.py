@@ -1,4 +1,4 @@
-"""Whole runs of the tiny digits experiment as a user starts them, and what comes of them."""
+"""Whole runs of the tiny digits experiment as a user starts them, and their results."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ UNTIMED = ("seconds", "images_per_second", "digest")
 
 
 def figures(workdir):
-    """results.json without times and environment, and the selections."""
+    """Return results.json without times and environment, and the selections."""
 
     def untimed(value):
         if isinstance(value, dict):

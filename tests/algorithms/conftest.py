@@ -75,19 +75,19 @@ class Step:
         return inputs._replace(**changes)
 
     def logits(self, images, weights):
-        """Of the linear model."""
+        """Return the logits of the linear model."""
         return images.reshape(len(images), PIXELS) @ jnp.asarray(weights, jnp.float32)
 
     def student_logits(self, images):
-        """The same in NumPy and float64."""
+        """Return the student's logits, in NumPy and float64."""
         return np.asarray(images, np.float64).reshape(len(images), PIXELS) @ self.student
 
     def teacher_logits(self, images):
-        """Likewise, of the teacher."""
+        """Return the teacher's logits, in NumPy and float64."""
         return np.asarray(images, np.float64).reshape(len(images), PIXELS) @ self.teacher
 
     def scaled(self, ratio):
-        """What alignment does: probabilities times a ratio per class, normalised."""
+        """Multiply probabilities by a ratio per class and normalise them, as alignment does."""
 
         def align(probs):
             scaled = probs * ratio
@@ -96,7 +96,7 @@ class Step:
         return align
 
     def gradient(self, loss, *, forward_pass=0):
-        """Of the loss, with respect to the logits of one of the step's forward passes."""
+        """Return the gradient of the loss with respect to the logits of a forward pass."""
 
         def total(offset):
             self.start()

@@ -117,7 +117,7 @@ def test_no_gradient_reaches_the_weak_view(step):
 
 
 def test_weak_views_with_a_pass_of_their_own_make_the_same_loss(step):
-    """But for batch statistics, which a linear model does not look at."""
+    """Only batch statistics differ, and a linear model does not use them."""
     joint = fixmatch(step.inputs(), threshold=0.6, unlabeled_weight=2.0)
     labeled, weak, strong = views_of(step)
     step.start()

@@ -15,7 +15,7 @@ def loss(inputs, **changes):
 
 
 def predictions(step):
-    """Of student and teacher on their views."""
+    """Return the predictions of student and teacher on their views."""
     student = softmax(step.student_logits(step.forward[1]), axis=1)
     (views,) = step.taught
     return student, softmax(step.teacher_logits(views), axis=1)

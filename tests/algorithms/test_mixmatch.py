@@ -21,7 +21,7 @@ def loss(inputs, **changes):
 
 
 def guesses_by_hand(step, temperature=0.5, ratio=1):
-    """Mean prediction on two views, aligned and sharpened; the mean itself beside it."""
+    """Return the mean prediction on two views, aligned and sharpened, and the mean itself."""
     first, second = (softmax(step.student_logits(views), axis=1) for views in step.weak[1:])
     mean = (first + second) / 2
     powered = (mean * ratio / (mean * ratio).sum(axis=1, keepdims=True)) ** (1 / temperature)
@@ -29,7 +29,7 @@ def guesses_by_hand(step, temperature=0.5, ratio=1):
 
 
 def mixtures_by_hand(step, targets):
-    """Mixed images and targets, given the targets of the unlabeled images.
+    """Return mixed images and targets, given the targets of the unlabeled images.
 
     Everyone's partner is the example before, by the test's own shuffle; how much of whom is in a
     mixture is read off its pixels.

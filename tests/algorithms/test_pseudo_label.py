@@ -17,7 +17,7 @@ def loss(inputs, **changes):
 
 
 def by_hand(step, *, threshold=0.8, weight=3.0, ratio=1, refined=None):
-    """Labeled and unlabeled terms, total, and the part of unlabeled images above the threshold."""
+    """Return labeled and unlabeled terms, total, and the share of images above the threshold."""
     labeled, unlabeled = map(step.student_logits, step.forward)
     supervised = -log_softmax(labeled, axis=1)[range(LABELED), step.labels].mean()
     q = softmax(unlabeled, axis=1) * ratio

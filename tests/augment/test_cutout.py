@@ -11,7 +11,7 @@ cutout = jax.jit(augment.cutout, static_argnames=("fraction", "fill"))
 
 
 def holes(height, width, **options):
-    """Where cutout wrote into images that are 1 everywhere; shape [batch, height, width]."""
+    """Return where cutout wrote into images that are 1 everywhere; shape [batch, height, width]."""
     keys = jax.random.split(jax.random.key(0), BATCH)
     cut = np.asarray(cutout(jnp.ones((BATCH, height, width, 2)), keys, **options))
     assert np.isin(cut, [0, 1]).all()

@@ -73,7 +73,7 @@ def apply(name, images, magnitude, sign):
 
 
 def by_pillow(name, pixels, magnitude, sign):
-    """The operation as Pillow does it, its argument computed in float32."""
+    """Apply the operation with Pillow, its argument computed in float32."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     factor = float(np.float32(1.8) * magnitude + np.float32(0.1))
     add = int(np.float32(110) * magnitude)
@@ -212,7 +212,7 @@ def small():
 
 
 def inverted(images, result):
-    """Which images came out inverted; the others must be as they were."""
+    """Return which images came out inverted; the others must be as they were."""
     changed = np.array([np.array_equal(a, 255 - b) for a, b in zip(result, images, strict=True)])
     assert np.array_equal(result[~changed], images[~changed])
     return changed

@@ -11,7 +11,7 @@ weak = jax.jit(augment.weak, static_argnames=("flip", "shift"))
 
 
 def noise(batch, height, width, channels):
-    """Images no crop of which equals another."""
+    """Return images of which no two crops are equal."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (batch, height, width, channels), dtype=np.uint8)
 

@@ -65,7 +65,7 @@ def test_random_shapes_agree_with_float64_on_any_number_of_threads(tmp_path, bui
 
 
 class Way(NamedTuple):
-    """How a convolution is computed."""
+    """A way to compute a convolution."""
 
     dtype: type
     precision: lax.Precision
@@ -82,7 +82,7 @@ WAYS = {
 
 @contextmanager
 def computing(way: Way) -> Iterator[bool]:
-    """Computes with tiles, or without; whether that can be."""
+    """Compute with tiles or without; yield whether the machine can do so."""
     kernels = library.kernels()
     with mock.patch.object(library, "kernels", return_value=kernels._replace(tiles=way.tiles)):
         yield kernels.tiles or not way.tiles
@@ -107,7 +107,7 @@ def with_gradients(x, kernel, dy, stride, precision):
 
 
 def by_way(way, x, kernel, dy, stride):
-    """A convolution and both of its gradients, and the program that computes them."""
+    """Return a convolution and both of its gradients, and the program that computes them."""
     arrays = [jnp.asarray(array, way.dtype) for array in (x, kernel, dy)]
     lowered = jax.jit(
         partial(with_gradients, stride=stride, precision=way.precision)
@@ -164,7 +164,7 @@ def test_without_tiles_bfloat16_is_computed_in_float32(channels, features, strid
 def test_vectors_take_the_place_of_tiles_that_would_be_mostly_zeros(
     length, channels, features, by_vectors
 ):
-    """Then `high` has the bits of float32. Forward, gradient of images, gradient of the kernel."""
+    """The result of `high` then equals that of float32, forward and in both gradients."""
     arrays = (
         normal(4, length, length, channels),
         normal(3, 3, channels, features),
@@ -202,7 +202,7 @@ SPOTS = [  # which of x, kernel and dy; where; and what is there
 
 @functools.cache
 def finite_in_xla_s(shape):
-    """Where XLA's convolution and its gradients are finite, for each spot; and the arrays."""
+    """Return where XLA's convolution and its gradients are finite for each spot, and the arrays."""
     channels, features, size, stride = shape
     x, kernel = normal(3, 9, 7, channels), normal(size, size, channels, features)
 
@@ -242,7 +242,7 @@ def test_what_is_not_finite_reaches_what_it_reaches_in_xla_s(way, shape):
 
 
 def bits():
-    """Digests of convolutions and gradients by all ways; also of another process."""
+    """Return digests of convolutions and gradients in all ways; another process calls this too."""
     digests = []
     for way in WAYS.values():
         with computing(way) as possible:

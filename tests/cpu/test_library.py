@@ -17,7 +17,7 @@ from crest_jax.cpu import library
 
 @pytest.fixture
 def tmp_path(tmp_path):
-    """On a disk, as all that is compiled."""
+    """An empty folder on a disk, where compiled files belong."""
     return Path(tmp_path)
 
 
@@ -43,7 +43,7 @@ def compiler(monkeypatch, tmp_path):
 
 @pytest.fixture
 def found(caplog):
-    """Looks for kernels as a new process does, and returns them and what is said."""
+    """Look for kernels as a new process does; return them and the log messages."""
 
     def look() -> tuple[library.Kernels | None, list[str]]:
         caplog.clear()
@@ -228,7 +228,7 @@ def test_a_cache_that_others_can_change_is_not_used(cache_folder):
 
 @needs_compiler
 def test_a_library_says_what_the_flags_allow(tmp_path):
-    """For a processor that has no tiles, and no vectors of 16 float32."""
+    """The flags are those of a processor without tiles and without vectors of 16 float32."""
     flags = [*library._FLAGS, "-O0", "-mno-avx512f", "-mno-amx-tile", "-mno-amx-bf16"]
     try:
         compiled = library.compile_library(tmp_path, "kernels", flags)

@@ -38,7 +38,7 @@ def arrays(shape, dtype=jnp.float32):
 
 
 def results(x, y, dy, past, numbers, *, slope, both):
-    """All that the kernels compute; with every array that may be left out, or with none."""
+    """Return all results of the kernels, with every optional array or with none."""
     total, sums = cpu.norm.sums(x, y if both else None, numbers[0])
     z = cpu.norm.forward(x, y if both else None, numbers[:3], slope)
     kept = z if both else None
@@ -48,7 +48,7 @@ def results(x, y, dy, past, numbers, *, slope, both):
 
 
 def by_hand(x, y, dy, past, numbers, *, slope, both, rounded):
-    """The same in float64, from its definition."""
+    """Return the same results in float64, from the definition."""
     x, y, dy, past, numbers = (np.asarray(a, np.float64) for a in (x, y, dy, past, numbers))
     factor, mean, bias, rise, offset = numbers
     axes = tuple(range(x.ndim - 1))
@@ -123,7 +123,7 @@ def test_activations_of_what_is_not_finite_are_ieee_s(slope):
 
 
 def bits():
-    """Results in a form to compare; also run by another process."""
+    """Return results in a form to compare; another process calls this too."""
     assert library.kernels()
     hashes = []
     for shape in [(3001, 48), (9001, 3), (300, 1024)]:

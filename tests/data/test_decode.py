@@ -53,7 +53,7 @@ def test_grey_images_are_in_colour_afterwards():
 
 @pytest.fixture(scope="module")
 def crops():
-    """Where many crops of one image lie: top, bottom, left and right, as parts of its sides."""
+    """Return top, bottom, left and right of many crops of an image, as fractions of its sides."""
     image = encoded(smooth(200, 300), "PNG")
     crop = tf.function(lambda seed: decode.random_resized_crop(image, 16, seed))
     corners = []

@@ -36,7 +36,7 @@ def lay_down(folder, files):
 
 
 def numbered(first, **counts):
-    """Names of so many pictures in each folder, with numbers from `first` on."""
+    """Return names of so many pictures in each folder, with numbers from `first` on."""
     names = [f"{name}/{n}.png" for name, count in counts.items() for n in range(count)]
     return {name: number for number, name in enumerate(names, first)}
 
@@ -67,7 +67,7 @@ def examples(source, split):
 
 
 def by_id(source, split):
-    """Class names, or None, by id."""
+    """Return the class names by id, with None for unknown classes."""
     return {
         example.id: None if example.label == UNKNOWN else source.class_names[example.label]
         for example in examples(source, split)
@@ -189,7 +189,7 @@ def test_folders_that_do_not_fit_are_errors_that_say_how(folder, files, options,
 
 
 def warnings_of(caplog, *arguments, **options):
-    """What is said when images are opened."""
+    """Return the warnings that are logged when images are opened."""
     with caplog.at_level(logging.WARNING, "absl"):
         opened(*arguments, **options)
     return [record.getMessage() for record in caplog.records]

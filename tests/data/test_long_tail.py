@@ -14,7 +14,7 @@ CIFAR10_GAMMA_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 
 
 def exact_sizes(n_max, gamma, classes):
-    """The formula in 50 digits, with a power that comes out whole taken as whole."""
+    """Evaluate the formula in 50 digits; a power that is nearly whole is taken as whole."""
     with localcontext() as context:
         context.prec = 50
         sizes = []

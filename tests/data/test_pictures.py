@@ -37,7 +37,7 @@ def normalised(content, **options):
 
 
 def pixels_of(content):
-    """As TensorFlow decodes what records hold; one channel is none."""
+    """Return a record's image as TensorFlow decodes it, without the axis of a single channel."""
     pixels = tf.io.decode_image(content, expand_animations=False).numpy()
     assert pixels.dtype == np.uint8
     assert pixels.shape[-1] in (1, 3)
@@ -151,7 +151,7 @@ def test_a_tiff_whose_white_is_0_is_no_negative(photometric, bits):
 
 
 def of_bits(bits, channels=1):
-    """Samples that need all of so many bits."""
+    """Return samples that need all of so many bits."""
     samples = RNG.integers(0, 2**bits, (9, 14, channels)).astype(np.uint16)
     samples[0, 0] = 2**bits - 1
     return samples
@@ -178,7 +178,7 @@ def test_of_16_bits_the_fewest_count_that_hold_the_largest_value(kind, channels,
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_png_may_say_how_many_bits_count(channels):
-    """In sBIT; and whether they are the lower ones, or scaled to 16, shows in the values."""
+    """sBIT has their number; the values show whether they are the lower bits or scaled to 16."""
     dark = of_bits(9, channels)
     dark[..., channels - (channels % 2 == 0) :] = 2**12 - 1  # alpha
     said = [(b"sBIT", bytes([12] * channels))]
@@ -273,7 +273,7 @@ def test_what_was_guessed_and_what_was_not_looked_at_is_said_once():
     ("kind", "several"), [("GIF", True), ("TIFF", True), ("PNG", True), ("MPO", False)]
 )
 def test_files_of_several_pictures_are_noted(kind, several):
-    """But for telephones', whose second one is a preview."""
+    """Pictures of telephones are not noted, since their second picture is a preview."""
     more = {"save_all": True, "append_images": [Image.fromarray(GREYS[::-1])]}
     for options, expected in (({}, False), (more, several)):
         content = file_of(GREYS, kind, **options)
@@ -373,7 +373,7 @@ def test_a_file_that_was_cut_short_does_not_decode(kind):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_in_a_file_the_error_is_one_of_ours(seed):
-    """Bytes changed at random, in files of all kinds."""
+    """The bytes of files of all kinds are changed at random."""
     rng = np.random.default_rng(seed)
     for kind in pictures.FORMATS:
         content = np.frombuffer(file_of(COLOURS, kind), np.uint8).copy()

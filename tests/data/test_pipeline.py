@@ -21,7 +21,7 @@ def numbered(examples, first=0):
 
 
 def numbers_of(images):
-    """The rows that images of `numbered` are."""
+    """Return the rows that images of `numbered` stand for."""
     return images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 0, 1]
 
 
@@ -32,7 +32,7 @@ def stream(labeled=10, unlabeled=23, **changes):
 
 
 def rows(batches, field="labeled"):
-    """Everything that a stream has yielded, in order."""
+    """Return everything that a stream has yielded, in order."""
     return np.concatenate([numbers_of(getattr(batch, field)) for batch in batches])
 
 
@@ -211,7 +211,7 @@ def resampled(**changes):
 
 
 def test_classes_are_drawn_equally_often_over_100_000_draws():
-    """Each class, and each example of a class."""
+    """This holds for each class, and for each example of a class."""
     sizes = [300, 120, 60, 15, 5]
     labels = np.repeat(np.arange(5), sizes)
     labeled = numbered(500)._replace(labels=labels.astype(np.int32))
@@ -276,7 +276,7 @@ def test_the_parts_of_all_processes_are_the_resampled_batch_of_one():
 
 
 def chi_square(permutations):
-    """Whether every example is at every position equally often: the test's p-value.
+    """Return the p-value of a test whether every example is at every position equally often.
 
     Rows and columns of the table of counts add up to the number of permutations each, which
     leaves (n - 1)^2 degrees of freedom.

@@ -79,7 +79,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def said(tiny_config, photos, tmp_path, caplog):
-    """What is said when the splits of a run are there already."""
+    """Log messages of preparing splits that exist already."""
     config = tiny_config(**{"data.name": "image_folder", "data.labeled": str(photos)})
     config.long_tail = ConfigDict({"beta": 0.5, "split": "random"})
     (tmp_path / "run").mkdir()

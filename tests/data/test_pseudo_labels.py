@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def refused(folder, content=None, **changes):
-    """What reading says when the folder has this archive, and a manifest that is right about it."""
+    """Return the error of reading a folder with this archive and a manifest that matches it."""
     path = folder / "manifest.json"
     manifest = files.read_json(path)
     if content is not None:
@@ -45,7 +45,7 @@ def refused(folder, content=None, **changes):
 
 
 def archive(method=zipfile.ZIP_DEFLATED, **arrays):
-    """As NumPy writes it, with some fields replaced by arrays, or by bytes of their own."""
+    """Return an archive as NumPy writes it, with some fields replaced by arrays or by bytes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as made:
         for name, field in (EXAMPLES._asdict() | arrays).items():
@@ -64,7 +64,7 @@ def test_what_is_written_is_read_back(folder):
 
 
 class Joker:
-    """Unpickled, it would make a folder."""
+    """An object that makes a folder if it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)

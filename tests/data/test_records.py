@@ -23,7 +23,7 @@ CLASSES = ("cat", "dog", "emu")
 
 @pytest.fixture(autouse=True)
 def parsed_checked(parsed_unchecked, monkeypatch):
-    """Here annotations are checked of all functions."""
+    """Check the annotations of all functions in this module."""
     for function in parsed_unchecked:
         monkeypatch.setattr(function, "__no_type_check__", False)
 
@@ -35,7 +35,7 @@ def encoded(array, format="PNG", **options):
 
 
 def make_examples(count=11, side=5, seed=0):
-    """Images and examples of them, with ids and labels in no order."""
+    """Make images and examples of them, with ids and labels in no order."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     # Two of three classes occur. Half the files are stored uncompressed, as no encoder would by
@@ -60,7 +60,7 @@ def shard(folder, number=1):
 
 
 def boundaries(path):
-    """Offsets at which a record of a TFRecord file ends: length, CRC, data, CRC."""
+    """Return the offsets at which a field of a TFRecord ends: length, CRC, data, CRC."""
     content = path.read_bytes()
     offset, ends = 0, []
     while offset < len(content):
@@ -80,7 +80,7 @@ def edit_manifest(folder, **changes):
 
 
 def damage_of(folder):
-    """What `load` says of a damaged folder."""
+    """Return the message of the error that loading a damaged folder raises."""
     with pytest.raises(DataError) as caught:
         loading.load_images(folder)
     return str(caught.value)
@@ -454,7 +454,7 @@ def test_encoded_images_are_those_of_the_folders_one_after_the_other(unknown, fo
 
 
 def made(tmp_path, *framed_records):
-    """A folder of one shard with these records, whose size and digest its manifest has."""
+    """Make a folder of one shard with these records, and a manifest with its size and digest."""
     folder = tmp_path / "splits" / "labeled"
     writer.write(folder, make_examples(len(framed_records))[1], class_names=CLASSES, shards=1)
     content = b"".join(framed_records)
@@ -466,7 +466,7 @@ def made(tmp_path, *framed_records):
 
 
 def image_record(image):
-    """One whose id is that of the first of `make_examples`."""
+    """Return a record with the id of the first of `make_examples`."""
     (example,) = make_examples(1)[1]
     return serialized(id=example.id.encode(), image=image, label=0)
 
@@ -515,13 +515,13 @@ def test_json_that_python_would_choke_on_is_no_manifest(folder, content):
 
 
 def test_memory_is_not_taken_for_images_that_are_not_there(folder):
-    """Three terabytes, by the manifest."""
+    """The manifest claims images of three terabytes."""
     edit_manifest(folder, image_shape=[300_000, 300_000, 3])
     assert "has shape (5, 5, 3), but by the manifest it is (300000, 300000, 3)" in damage_of(folder)
 
 
 def bomb(width, height):
-    """A PNG of less than a kilobyte that says that it has so many pixels."""
+    """Return a PNG of less than a kilobyte that claims to have so many pixels."""
 
     def chunk(kind, data):
         crc = struct.pack(">I", zlib.crc32(kind + data))
@@ -552,7 +552,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path, view):
 
 
 def test_neither_jpeg_nor_png_is_not_decoded(tmp_path):
-    """GIF has frames, each of which is said to be as large as it likes."""
+    """A GIF has frames, each of which may claim any size."""
     file = io.BytesIO()
     Image.new("L", (5, 5)).save(file, "GIF")
     folder = made(tmp_path, framed(image_record(file.getvalue())))

@@ -372,7 +372,7 @@ def test_a_part_of_each_class_of_train_can_be_held_out(train_only, tmp_path):
 
 
 def _train_of(data_dir):
-    """All images of `train`, as they are without any being held out."""
+    """Return all images of `train` of a source that holds none out."""
     source = tfds_lib.source("tiny", data_dir=str(data_dir), download=False, test_split="")
     return source.examples("train")
 

@@ -35,7 +35,7 @@ def prepared(tiny_config, tmp_path):
 
 
 def sizes(largest, gamma, classes=10):
-    """N_1 gamma^(-(l-1)/(L-1)), one class after the other."""
+    """Return N_1 gamma^(-(l-1)/(L-1)) for each class."""
     return [int(largest * gamma ** (-label / (classes - 1)) + 1e-9) for label in range(classes)]
 
 
@@ -87,7 +87,7 @@ def test_more_than_there_is_of_a_class_is_refused(prepared):
 
 
 def test_a_tail_that_is_there_by_nature_is_only_labeled(prepared):
-    """As ImageNet127's: all images of every class, and a part of each labeled."""
+    """As for ImageNet127, all images of a class are kept, and a part of them is labeled."""
     data = prepared({"beta": 0.1, "split": "random"})
     both = np.add(counts(data.labeled), counts(data.unlabeled))
     train = np.bincount(load_digits().target) - 50

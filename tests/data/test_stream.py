@@ -56,7 +56,7 @@ def folders(make_folder):
 
 @pytest.fixture(autouse=True)
 def few_at_once(monkeypatch):
-    """Of the 2 to 4 shards of a lane, so that an epoch has several groups."""
+    """Interleave few of the 2 to 4 shards of a lane, so that an epoch has several groups."""
     monkeypatch.setattr(stream, "INTERLEAVED", INTERLEAVED)
 
 
@@ -76,7 +76,7 @@ def assert_same(ours, others):
 
 
 def lane_streams(found, field, lanes=4):
-    """What each lane has given, in order."""
+    """Return what each lane has yielded, in order."""
     parts = [np.split(numbers_of(getattr(batch, field)), lanes) for batch in found]
     return [np.concatenate(of_lane) for of_lane in zip(*parts, strict=True)]
 
@@ -166,7 +166,7 @@ def test_a_stream_that_starts_later_is_the_rest_of_one_that_started_before(folde
 
 
 def test_a_start_far_away_opens_no_shard_that_it_passes_over(folders, long, tmp_path):
-    """With what a lane reads first in its epoch emptied of everything but its size."""
+    """The shards that a lane reads first in its epoch keep their size, but have no content."""
     (numbers, *_) = lane_streams(long, "labeled")
     shard_of = {
         int(example.id): shard.path.name
@@ -201,7 +201,7 @@ def test_hosts_share_the_batches_of_one(folders, long, hosts):
 
 
 def test_a_host_opens_only_its_own_shards(folders, tmp_path):
-    """With the shards of the other lanes emptied of everything but their size."""
+    """The shards of the other lanes keep their size, but have no content."""
     mine = tmp_path / "labeled"
     mine.mkdir()
     for number, file in enumerate(sorted(folders[0].glob("*.tfrecord"))):
@@ -299,7 +299,7 @@ def test_large_images_are_cropped_at_random_and_the_same_way_each_time(tmp_path)
 
 
 def with_shards(folders, tmp_path, change):
-    """A copy of the labeled set with other shards, and a manifest that is changed."""
+    """Return a copy of the labeled set with other shards and a changed manifest."""
     folder = tmp_path / "labeled"
     shutil.copytree(folders[0], folder)
     manifest = files.read_json(folder / "manifest.json")

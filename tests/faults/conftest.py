@@ -1,4 +1,4 @@
-"""The long form is asked for: FAULTS=long, as `make test-faults` does."""
+"""Tests of the long form run only with FAULTS=long, which `make test-faults` sets."""
 
 import os
 

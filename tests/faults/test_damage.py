@@ -23,7 +23,7 @@ def truncate(path) -> None:
 
 
 def flip(path) -> None:
-    """A bit in the middle."""
+    """Flip a bit in the middle."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -62,7 +62,7 @@ def patched():
 
 @pytest.fixture(scope="module")
 def config(tiny_config, patched):
-    """Of a run whose step is compiled once for all of this module."""
+    """The config of a run whose step is compiled once for this module."""
     config = tiny_config()
     build = program.build
     built = []
@@ -86,7 +86,7 @@ def whole(config, make_folder):
 
 @pytest.fixture(scope="module")
 def interrupted(whole, make_folder):
-    """The same, as it was after step 8 of its second generation, with checkpoints of 6 and 8."""
+    """The run as it was after step 8 of its second generation, with checkpoints of 6 and 8."""
     workdir = make_folder("interrupted") / "run"
     shutil.copytree(whole, workdir)
     here = workdir / "generation_01"
@@ -99,7 +99,7 @@ def interrupted(whole, make_folder):
 
 
 def outcome(config, workdir, name, damage, capsys) -> tuple[str, str]:
-    """What a run does about a file, and what it says."""
+    """Run, and return the run's reaction to a file and its output."""
     damage(workdir / name)
     capsys.readouterr()
     try:
@@ -115,7 +115,7 @@ def outcome(config, workdir, name, damage, capsys) -> tuple[str, str]:
 
 
 def follow(message, workdir) -> bool:
-    """Does what an error says to do."""
+    """Follow the instructions of an error."""
     advised = re.search(r"(?:delete|move) (\S+) (?:elsewhere )?and run again", message)
     if not advised:
         return False

@@ -34,7 +34,7 @@ STAGES = {
 
 
 def stage_of(workdir) -> str:
-    """What a run was at, by what it has left."""
+    """Return the stage that a run was at, from its files."""
     generation = "generation_01" if (workdir / "generation_01").exists() else "generation_00"
     here = workdir / generation
     if len(list(workdir.glob("splits/*/manifest.json"))) < 4:
@@ -74,13 +74,13 @@ def stop(process) -> None:
 
 
 def fill_the_disk(process) -> None:
-    """No file of this process grows from now on."""
+    """Let no file of this process grow from now on."""
     _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, hard))
 
 
 def our_error(text: str) -> str:
-    """The one line of it; threads of other libraries may have had something to say around it."""
+    """Return the line of our error; threads of other libraries may have printed lines around it."""
     assert "/crest_jax/generations.py" not in text, "no traceback of ours"
     (error,) = (line for line in text.splitlines() if line.startswith("error: "))
     return error

@@ -27,14 +27,14 @@ def normal(*shape, seed=0):
 
 
 def windows(x, size, stride, pads):
-    """What the kernel meets at [batch, y, x, ky, kx, channel], of the padded images."""
+    """Return the values under the kernel in padded images: [batch, y, x, ky, kx, channel]."""
     padded = np.pad(x, [(0, 0), *pads, (0, 0)])
     seen = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
     return np.moveaxis(seen[:, ::stride, ::stride], 3, -1)
 
 
 def by_hand(x, kernel, dy, stride, pads):
-    """The convolution and both gradients in float64, from their definitions."""
+    """Return the convolution and both gradients in float64, from their definitions."""
     x, kernel, dy = (array.astype(np.float64) for array in (x, kernel, dy))
     size = kernel.shape[0]
     seen = windows(x, size, stride, pads)
@@ -167,7 +167,7 @@ def test_devices_sum_their_gradients_of_a_kernel(compiled):
 
 @needs_compiler
 def test_devices_sum_their_gradients_of_shared_images(compiled):
-    """Where each device has a kernel of its own."""
+    """Each device has its own kernel."""
     x, kernel = normal(2, 8, 8, 16), normal(3, 3, 16, 32)
 
     def gradient(x, kernel, total):

@@ -48,7 +48,7 @@ class FlaxNorm:
 
 
 def variables_of(channels, *, mean=0.3):
-    """Of a norm of which nothing is as it was initially."""
+    """Return variables of a norm, all of which differ from their initial values."""
     numbers = normal(4, channels, seed=9)
     return {
         "params": {"scale": 1 + 0.5 * numbers[0], "bias": numbers[1]},
@@ -57,7 +57,7 @@ def variables_of(channels, *, mean=0.3):
 
 
 def with_gradients(layer, variables, images, gradients):
-    """Outputs, new statistics, and gradients of parameters and of all images that are given.
+    """Return outputs, new statistics, and gradients of parameters and of all given images.
 
     Args:
       images: x, what is added before the norm, and what is added behind it; or None.
@@ -111,7 +111,7 @@ ADDITIONS = [
 
 
 def by_hand(variables, images, gradients, *, slope, epsilon, momentum):
-    """What `with_gradients` returns, in float64, from the formulas."""
+    """Return the results of `with_gradients` in float64, from the formulas."""
     x, before, behind = (0 if a is None else np.asarray(a, np.float64) for a in images)
     dy, dsum = (0 if a is None else np.asarray(a, np.float64) for a in gradients)
     variables = jax.tree.map(partial(np.asarray, dtype=np.float64), variables)
@@ -153,7 +153,7 @@ def test_norm_and_gradients_are_their_formulas_in_float64(form, slope, additions
 @pytest.mark.parametrize("additions", ADDITIONS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 3e-6), (jnp.bfloat16, 2e-2)])
 def test_norm_is_flax_s_with_its_activation(form, dtype, tolerance, additions):
-    """Within the rounding of what comes out: of arrays that are in bfloat16, as are their sums."""
+    """They agree within the rounding of the results; in bfloat16, sums are rounded as well."""
     settings = {"use_running_average": False, "negative_slope": 0.1, "momentum": 0.9}
     variables = variables_of(32)
     images, gradients = jax.tree.map(
@@ -241,7 +241,7 @@ def test_what_is_not_finite_reaches_what_it_reaches_in_xla(monkeypatch, value):
 
 
 def over_4_devices(layer, variables, images, gradients):
-    """What `with_gradients` returns, of images that are split; statistics of each device."""
+    """Return `with_gradients` for images split over devices, with each device's statistics."""
 
     def on_device(variables, images, gradients):
         y, statistics, (of_params, of_images) = with_gradients(layer, variables, images, gradients)
@@ -372,7 +372,7 @@ def test_models_have_the_variables_and_gradients_that_flax_s_norm_gives_them(
         return jax.eval_shape(partial(model.init, train=True), jax.random.key(0), images)
 
     def value(path, leaf):
-        """By the name alone, whatever the order of layers; nowhere 0, which would hide a branch."""
+        """Return a value that depends on the name alone; 0 would hide a branch, and never occurs."""
         drawn = normal(*leaf.shape, seed=zlib.crc32(jax.tree_util.keystr(path).encode()))
         if leaf.ndim == 1:
             return 1 + 0.3 * drawn

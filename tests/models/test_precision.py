@@ -1,4 +1,4 @@
-"""How exact a model's products of float32 are, by its `precision`."""
+"""The exactness of a model's float32 products for each `precision`."""
 
 import re
 
@@ -28,7 +28,7 @@ def variables_of(model):
 
 
 def lowered(model, platform):
-    """A model's gradient, as it is given to XLA."""
+    """Return the program of a model's gradient that XLA is given."""
     variables = variables_of(model)
 
     def loss(params, statistics, images):
@@ -41,7 +41,7 @@ def lowered(model, platform):
 
 
 def precisions(text):
-    """Of both sides of every convolution and product of matrices."""
+    """Return the precisions of both operands of every convolution and matrix product."""
     products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", text)
     return [tuple(re.findall(r"(?:precision |\b)(DEFAULT|HIGH|HIGHEST)\b", line))
             for line in products]  # fmt: skip

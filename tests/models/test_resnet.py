@@ -63,7 +63,7 @@ def ours():
 
 @pytest.fixture(scope="module", params=["stored", "live"])
 def theirs(request):
-    """What torchvision computes: as it was written down, and where it is installed, now."""
+    """torchvision's results: the stored ones, and those computed now if it is installed."""
     if request.param == "stored":
         return torchvision_reference.stored()
     pytest.importorskip("torchvision", exc_type=ImportError)
@@ -71,7 +71,7 @@ def theirs(request):
 
 
 def assert_close(ours, theirs):
-    """To the rounding of 50 layers in float32."""
+    """Assert that arrays are equal within the rounding of 50 layers in float32."""
     np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5 * np.abs(theirs).max())
 
 
@@ -86,7 +86,7 @@ def test_resnet_50_is_torchvisions(ours, theirs, mode):
 
 
 def test_running_statistics_move_as_torchvisions(ours, theirs):
-    """But for the variance, of which Flax keeps the batch's own, and PyTorch the unbiased one."""
+    """Only the variance differs: Flax keeps that of the batch, and PyTorch the unbiased one."""
     moved = ours["train"]["statistics"]
     assert moved.keys() == theirs["train"]["statistics"].keys()
     assert len(moved) == 2 * (1 + 3 * 16 + 4)

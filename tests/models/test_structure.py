@@ -15,7 +15,7 @@ from crest_jax.models.structure import structure
 
 
 class Reader:
-    """What `layout` says."""
+    """Reads the `layout` of a model."""
 
     def __init__(self, described, weights):
         self.described, self.weights = described, weights

@@ -4,7 +4,7 @@ from crest_jax.paper import comparison, progress
 
 
 def value_of(run, cell):
-    """Ours, as `compare` has it."""
+    """Return our value, as `compare` computes it."""
     so_far = progress.read(run)
     return None if so_far is None else comparison.value_of(so_far, cell.row, cell.column)
 

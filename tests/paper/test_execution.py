@@ -59,7 +59,7 @@ def test_a_failing_run_is_named_and_the_others_go_on(monkeypatch, capsys, cells_
 
 
 def test_sigterm_reaches_the_run_whose_status_is_the_commands(tmp_path, monkeypatch, cells_of):
-    """With real processes; what a run itself does on SIGTERM is tested elsewhere."""
+    """The processes are real; other tests show what a run itself does on SIGTERM."""
     started = tmp_path / "started"
     program = (
         "import pathlib, signal, sys, time; "

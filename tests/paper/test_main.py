@@ -53,7 +53,7 @@ def test_flags_after_two_dashes_are_for_the_run(command, tmp_path, monkeypatch):
 
 
 def test_a_run_with_another_config_is_no_run_of_the_papers(command, tmp_path, cells_of, finish):
-    """One with fewer steps, say, whose folder is the same."""
+    """A run with fewer steps, for example, has the same folder."""
     (cell,) = cells_of(5, folds=1)[:1]
     finish(cell.runs[0], *[{"per_class_recall": [50.0] * 10}] * 15, steps=100)
     arguments = ["--table=5", "--collect", f"--runs={tmp_path}"]

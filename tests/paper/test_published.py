@@ -8,7 +8,7 @@ from crest_jax.paper.published import TABLES
 
 
 def means(number, row):
-    """A row's means, by its name."""
+    """Return a row's means, by its name."""
     (found,) = [each for each in TABLES[number].rows if each.name == row]
     return np.array([np.nan if value is None else value.mean for value in found.published])
 

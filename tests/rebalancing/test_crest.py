@@ -13,7 +13,7 @@ SHUFFLED = np.random.default_rng(3).permutation(10)
 
 
 def select_one_by_one(pseudo_labels, confidence, rates):
-    """What `select` should do, class by class and example by example."""
+    """Select as `select` should, class by class and example by example."""
     selected = [False] * len(pseudo_labels)
     for label, rate in enumerate(rates):
         candidates = [row for row, guess in enumerate(pseudo_labels) if guess == label]
@@ -24,13 +24,13 @@ def select_one_by_one(pseudo_labels, confidence, rates):
 
 
 def select(pseudo_labels, confidence, rates):
-    """Of one host that has everything at once."""
+    """Select on one host that has all examples at once."""
     (selected,) = crest.select([Scores(pseudo_labels, confidence)], rates)
     return selected
 
 
 def select_among_hosts(parts_of_hosts, rates):
-    """What each host selects, in threads that exchange nothing but what they gather."""
+    """Return the selection of each host, in threads that exchange only what they gather."""
     hosts = len(parts_of_hosts)
     barrier = threading.Barrier(hosts)
     shared = [None] * hosts

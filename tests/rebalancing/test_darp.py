@@ -27,7 +27,7 @@ def long_tail(examples, classes, gamma=20.0):
 
 
 def objective(refined, probs):
-    """sum_m KL(M_m || q_m) / H(q_m), with SciPy's own terms."""
+    """Return sum_m KL(M_m || q_m) / H(q_m), with SciPy's terms."""
     return (kl_div(refined, probs).sum(axis=1) / entr(probs).sum(axis=1)).sum()
 
 
@@ -88,7 +88,7 @@ def solved_by_coordinate_ascent(probs, counts, rounds):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_refining_solves_the_papers_problem(seed):
-    """Against a general convex solver."""
+    """The results are those of a general convex solver."""
     probs = pseudo_labels(seed, 8, 4, sharpness=1.5).astype(np.float64)
     probs /= probs.sum(axis=1, keepdims=True)
     counts = 8 * np.random.default_rng(seed).dirichlet(np.full(4, 3.0))
@@ -100,7 +100,7 @@ def test_refining_solves_the_papers_problem(seed):
 
 @pytest.mark.parametrize(("sharpness", "floor"), [(2.0, 1e-4), (30.0, 1e-5)])
 def test_the_published_iteration_comes_to_the_same(sharpness, floor):
-    """Also where most rows are surer than those that are told apart."""
+    """This holds even if most rows are surer than those that are told apart."""
     examples, classes = 200, 5
     probs = pseudo_labels(7, examples, classes, sharpness=sharpness, floor=floor)
     surer = (entr(probs).sum(axis=1) < 0.01).mean()
@@ -118,7 +118,7 @@ def test_the_published_iteration_comes_to_the_same(sharpness, floor):
      (2000, 100, 4.0, 50.0)],
 )  # fmt: skip
 def test_rows_sum_to_one_and_columns_to_their_targets(examples, classes, sharpness, gamma):
-    """From all but uniform to all but one-hot rows, towards long tails of classes."""
+    """Rows range from nearly uniform to nearly one-hot, and targets are long tails."""
     probs = pseudo_labels(3, examples, classes, sharpness=sharpness)
     counts = long_tail(examples, classes, gamma)
     given = np.abs(probs.sum(axis=0) / counts - 1).max()

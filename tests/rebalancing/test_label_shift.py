@@ -27,7 +27,7 @@ def test_a_perfect_model_is_believed():
 @pytest.mark.parametrize("predicted", [[700, 300, 0], [4500, 1800, 3700], [0, 0, 40]])
 @pytest.mark.parametrize("examples", [1, 20])
 def test_it_is_the_most_probable_distribution(predicted, examples):
-    """Against a general solver, also where no exact solution has shares of 0 and above."""
+    """A general solver gives the same, even if no exact solution has shares of 0 and above."""
     confusion = np.array([[8, 2, 0], [1, 8, 1], [5, 0, 5]]) * examples
     predicted = np.array(predicted)
     rates = 0.999 * confusion / (10 * examples) + 0.001 / 3

@@ -8,7 +8,7 @@ from crest_jax.report.charts import LOOKS, Series, line_chart
 
 
 def drawn(chart):
-    """The chart as a template draws it; XML is stricter than HTML."""
+    """Return the chart as a template draws it, parsed as XML, which is stricter than HTML."""
     macros = html.TEMPLATES.get_template("charts.html.j2").module
     return ElementTree.fromstring(macros.line_chart(chart))
 

@@ -93,7 +93,7 @@ class Text(HTMLParser):
 
     @property
     def shown(self):
-        """All words, with a single space between them."""
+        """Return all words, with a single space between them."""
         return " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag, attributes):
@@ -105,7 +105,7 @@ class Text(HTMLParser):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
-        """Closed in itself, as the shapes of a chart are."""
+        """Handle an element that is closed in itself, such as the shape of a chart."""
         self.elements.append((tag, *(name for name, _ in attributes)))
 
     def handle_endtag(self, tag):
@@ -290,7 +290,7 @@ def test_what_is_no_run_is_named(tmp_path):
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_shows_it_without_a_sideways_scroll(run, tmp_path, width, dark):
-    """In a frame, which may be narrower than a window, and asked what it looks like there."""
+    """A browser shows the page in a frame, which may be narrower than a window, and measures it."""
     (tmp_path / "page.html").write_text(html.page([run]))
     probe = """
       const page = document.querySelector("iframe").contentDocument;

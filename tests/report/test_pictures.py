@@ -16,7 +16,7 @@ EACH = 20  # images of a split, of either class
 
 
 def png(level, size=4):
-    """A grey square of one level, by which it is known again."""
+    """Return a grey square of one level, by which it is recognised."""
     content = io.BytesIO()
     Image.new("L", (size, size), level).save(content, "PNG")
     return content.getvalue()
@@ -90,7 +90,7 @@ def test_test_images_that_changed_are_counted_and_shown(run):
 
 
 def test_rare_classes_are_among_the_images_that_changed(tmp_path):
-    """100 of one class and 3 of another, of which 40 are shown."""
+    """There are 100 images of one class and 3 of another, and 40 of them are shown."""
     truth = np.array([0] * 100 + [1] * 3)
     predictions = PseudoLabels(
         np.array([b""] * 103), truth, np.linspace(1, 0, 103, dtype=np.float32), truth > 9, truth

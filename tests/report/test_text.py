@@ -29,7 +29,7 @@ def result():
 
 
 def fields(line):
-    """The words of a line, without the brackets around some."""
+    """Return the words of a line, without the brackets around some."""
     return line.replace("(", " ").replace(")", " ").split()
 
 
