@@ -29,7 +29,7 @@ def entry(main: Callable[[], None]) -> Callable[[], None]:
     traceback, and the command exits with the status of that error.
 
     Args:
-      main: A function that reads `sys.argv`. It returns on success, raises CrestError or SystemExit
+      main: a function that reads `sys.argv`. It returns on success, raises CrestError or SystemExit
         on failure, and raises Preempted on SIGTERM.
 
     Returns:

@@ -39,8 +39,8 @@ def given(text: str, name: str = "") -> Path:
     name begins with `~` is given as `./~`.
 
     Args:
-      text: The path as the user gave it.
-      name: The name of the flag or config field, for the error message.
+      text: the path as the user gave it.
+      name: the name of the flag or config field, for the error message.
 
     Raises:
       ConfigError: The path is neither on a disk nor in a bucket, or there is no such home.
@@ -69,7 +69,7 @@ def home(user: str = "") -> Path | None:
     """Return a user's home folder; None if there is no such user or no home.
 
     Args:
-      user: The user's name; by default the user of this process, whose HOME takes precedence.
+      user: the user's name; by default the user of this process, whose HOME takes precedence.
     """
     try:
         if user:

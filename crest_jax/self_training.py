@@ -127,7 +127,7 @@ def _relabeled(unlabeled: Path, selection: Path, numbers: range) -> Iterator[Exa
       numbers: which of the selected ones, in their order.
 
     Raises:
-      DataError: something is missing or damaged, or one is not of the other.
+      DataError: A file is missing or damaged, or the pseudo-labels are of another unlabeled split.
     """
     rows, ids, labels = pseudo_labels.selected(selection, numbers)
     if not len(rows):

@@ -21,14 +21,14 @@ def load(
     """Open a data set by its name: bundled digits, a user's own images, or one of TFDS.
 
     Args:
-      name: One of `digits.BUNDLED`, `image_folder`, `module:name` of a function that returns a
+      name: one of `digits.BUNDLED`, `image_folder`, `module:name` of a function that returns a
         `Source`, or a TFDS name such as `cifar10` or `imagenet_resized/64x64`.
-      data_dir: The folder of TFDS's prepared data; empty for its default, ~/tensorflow_datasets.
-      download: Whether TFDS may download and prepare a data set that is missing.
-      test_split: The TFDS split to test on; empty to test on a part of `train`.
-      test_fraction: The fraction of each class in that part, in (0, 1).
-      class_table: A file for `grouped`; empty leaves the classes as they are.
-      folders: The locations of the images of `image_folder`; no other data set needs them.
+      data_dir: the folder of TFDS's prepared data; empty for its default, ~/tensorflow_datasets.
+      download: whether TFDS may download and prepare a data set that is missing.
+      test_split: the TFDS split to test on; empty to test on a part of `train`.
+      test_fraction: the fraction of each class in that part, in (0, 1).
+      class_table: a file for `grouped`; empty leaves the classes as they are.
+      folders: the locations of the images of `image_folder`; no other data set needs them.
 
     Raises:
       DataError: The data set is unknown, missing, or lacks `image`, `label` or a split; or the

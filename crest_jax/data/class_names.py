@@ -51,9 +51,9 @@ def check_labeled(where: str, labeled: Sequence[Listed], class_names: Sequence[s
     """Check the classes of the labeled images, and warn of those that may be a mistake.
 
     Args:
-      where: The location of the labeled images, as the config gives it.
-      labeled: The files of the labeled images.
-      class_names: The names of their classes.
+      where: the location of the labeled images, as the config gives it.
+      labeled: the files of the labeled images.
+      class_names: the names of their classes.
 
     Raises:
       DataError: There is only one class, the classes are parts of a data set, or a name is not

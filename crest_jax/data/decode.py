@@ -59,9 +59,9 @@ def decode_for_training(
     """Decode an image as a training step sees it.
 
     Args:
-      image: An encoded JPEG or PNG.
-      view: The view of the image.
-      seed: The seed of the part that is cut out, if the view's crop is random.
+      image: an encoded JPEG or PNG.
+      view: the view of the image.
+      seed: the seed of the part that is cut out, if the view's crop is random.
     """
     if view.crop == "random":
         return random_resized_crop(image, view.size, seed, view.channels)
@@ -102,9 +102,9 @@ def central(
     The side of the square is `CENTRAL_PART` of the image's shorter side.
 
     Args:
-      image: An encoded JPEG or PNG.
-      size: The side of the result in pixels.
-      channels: The number of channels of the result, 1 or 3.
+      image: an encoded JPEG or PNG.
+      size: the side of the result in pixels.
+      channels: the number of channels of the result, 1 or 3.
     """
     pixels = tf.io.decode_image(_checked(image), channels=channels, expand_animations=False)
     return _central(pixels, size)
@@ -131,10 +131,10 @@ def random_resized_crop(
     2015). Only this part of a JPEG is decoded.
 
     Args:
-      image: An encoded JPEG or PNG.
-      size: The side of the result in pixels.
-      seed: The seed of the part that is cut out.
-      channels: The number of channels of the result, 1 or 3.
+      image: an encoded JPEG or PNG.
+      size: the side of the result in pixels.
+      seed: the seed of the part that is cut out.
+      channels: the number of channels of the result, 1 or 3.
     """
     image = _checked(image)
 

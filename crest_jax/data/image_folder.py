@@ -126,8 +126,8 @@ def changes(folders: Folders, then: Mapping[str, File]) -> list[str]:
     """Describe what has changed since a run read the files; return an empty list if nothing has.
 
     Args:
-      folders: The locations of the files now.
-      then: The files as the run read them, by id, from `provenance.read`.
+      folders: the locations of the files now.
+      then: the files as the run read them, by id, from `provenance.read`.
 
     Raises:
       DataError: A folder or list does not exist, or is no longer a folder or list of images.
@@ -169,9 +169,9 @@ def _readable(
     """Read all files, and report those that cannot be read as pictures.
 
     Args:
-      listed: The files of each set.
-      label_of: The label of each class; that of None is for images without a class.
-      folders: The settings for reading them.
+      listed: the files of each set.
+      label_of: the label of each class; that of None is for images without a class.
+      folders: the settings for reading them.
 
     Returns:
       The readable images of each set, and all files, readable or not.
@@ -223,9 +223,9 @@ def _report(unreadable: Sequence[_Unreadable], total: int, folders: Folders) -> 
     """List the files that cannot be read, and warn of them.
 
     Args:
-      unreadable: The files that cannot be read.
-      total: The number of all files, readable or not.
-      folders: The settings, which say where to list the files, and how many are allowed.
+      unreadable: the files that cannot be read.
+      total: the number of all files, readable or not.
+      folders: the settings, which say where to list the files, and how many are allowed.
 
     Raises:
       DataError: More files than allowed should have been readable.

@@ -18,7 +18,7 @@ def decoded(picture: JpegImageFile) -> UInt8[np.ndarray, "height width channels"
     """Decode a JPEG to grey or RGB.
 
     Args:
-      picture: A JPEG that Pillow has opened, but not decoded yet.
+      picture: a JPEG that Pillow has opened, but not decoded yet.
     """
     if picture.mode == "CMYK":
         return _from_cmyk(picture)

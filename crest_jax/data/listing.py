@@ -127,9 +127,9 @@ def _from_csv(field: str, table: Path, columns: Sequence[str]) -> list[Listed]:
     """Return the files that a CSV file names, sorted; their paths are relative to its folder.
 
     Args:
-      field: The field of the config's `data` that names the CSV file; also the name of the set.
-      table: The CSV file.
-      columns: The columns that it must have. If `label` is not among them, it may be present and is
+      field: the field of the config's `data` that names the CSV file; also the name of the set.
+      table: the CSV file.
+      columns: the columns that it must have. If `label` is not among them, it may be present and is
         ignored.
 
     Raises:

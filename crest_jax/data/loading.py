@@ -24,8 +24,8 @@ def load(data: ConfigDict, folder: Path) -> Splits:
     """Read the splits that `prepare` wrote.
 
     Args:
-      data: The `data` of a config.
-      folder: The folder of the splits.
+      data: the `data` of a config.
+      folder: the folder of the splits.
 
     Raises:
       DataError: As for `load_split`; or images of one split differ in shape from those of another.
@@ -53,8 +53,8 @@ def load_split(data: ConfigDict, folder: Path) -> Split:
     """Read one split into memory, or prepare to read it a chunk at a time.
 
     Args:
-      data: The `data` of a config.
-      folder: The folder of the split.
+      data: the `data` of a config.
+      folder: the folder of the split.
 
     Raises:
       DataError: A file is missing or damaged, or images differ in shape.
@@ -74,8 +74,8 @@ def load_images(folder: Path, view: View = AS_STORED) -> Images:
     """Read and decode all images of a folder.
 
     Args:
-      folder: The folder of records.
-      view: The view of an image that evaluations use. If it keeps images as they are stored, they
+      folder: the folder of records.
+      view: the view of an image that evaluations use. If it keeps images as they are stored, they
         must all have the same shape.
 
     Raises:

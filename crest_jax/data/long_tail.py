@@ -29,7 +29,7 @@ def class_sizes(n_max: int, gamma: float, classes: int) -> Int[np.ndarray, " cla
 
     Args:
       n_max: N_1, the size of the largest class.
-      gamma: The imbalance ratio N_1 / N_L, at least 1.
+      gamma: the imbalance ratio N_1 / N_L, at least 1.
       classes: L, the number of classes.
     """
     exponents = -np.arange(classes) / max(classes - 1, 1)
@@ -45,7 +45,7 @@ def ideal_distribution(gamma: float, classes: int) -> Float[np.ndarray, " classe
     few labels the two differ: `ceil(N_l beta)` makes the rare classes more frequent than they are.
 
     Args:
-      gamma: The imbalance ratio N_1 / N_L, at least 1.
+      gamma: the imbalance ratio N_1 / N_L, at least 1.
       classes: L, the number of classes.
     """
     powers = gamma ** (-np.arange(classes) / max(classes - 1, 1))
@@ -59,7 +59,7 @@ def by_fraction(
 
     Args:
       sizes: N_l, the sizes of the classes, labeled and unlabeled examples together.
-      beta: The fraction that is labeled, in (0, 1].
+      beta: the fraction that is labeled, in (0, 1].
     """
     # 1e-9: a rounding error must not make six labeled examples of 0.1 * 50.
     labeled = np.ceil(sizes * beta - 1e-9).astype(np.int64)
@@ -76,9 +76,9 @@ def unlabeled_sizes(
 
     Args:
       m_max: M_1, the size of the largest class of the unlabeled set.
-      gamma: The imbalance ratio of the unlabeled set; 1 is uniform.
+      gamma: the imbalance ratio of the unlabeled set; 1 is uniform.
       classes: L, the number of classes.
-      order: One of `ORDERS`. In reversed order, the class that is rarest among the labeled examples
+      order: one of `ORDERS`. In reversed order, the class that is rarest among the labeled examples
         is the most frequent one in the unlabeled set.
 
     Raises:
@@ -99,8 +99,8 @@ def hold_out(
     example of a class is not held out.
 
     Args:
-      labels: The class of every example.
-      fraction: The fraction of each class to hold out, in (0, 1).
+      labels: the class of every example.
+      fraction: the fraction of each class to hold out, in (0, 1).
 
     Returns:
       Whether each example is held out.
@@ -136,14 +136,14 @@ def split(
     successors.
 
     Args:
-      labels: The class of every train example.
-      labeled_sizes: How many examples of each class to label.
-      unlabeled_sizes: How many examples of each class to keep in addition, unlabeled.
-      fold: The number of the permutation, 0, 1, 2, ...; None for no permutation.
-      order: All rows, in the order to take them in without a fold; ascending by default.
-      validation_fraction: The fraction of the labeled examples to use for validation instead, in
+      labels: the class of every train example.
+      labeled_sizes: how many examples of each class to label.
+      unlabeled_sizes: how many examples of each class to keep in addition, unlabeled.
+      fold: the number of the permutation, 0, 1, 2, ...; None for no permutation.
+      order: all rows, in the order to take them in without a fold; ascending by default.
+      validation_fraction: the fraction of the labeled examples to use for validation instead, in
         [0, 1).
-      class_names: The names of the classes, for the error message.
+      class_names: the names of the classes, for the error message.
 
     Raises:
       DataError: A class has fewer examples than it must keep, or would have no labeled example.

@@ -147,9 +147,9 @@ def check_labels(labels: Int[np.ndarray, " examples"], valid: range, where: str)
     """Check that all labels are in the valid range.
 
     Args:
-      labels: The labels to check.
-      valid: The labels that are allowed.
-      where: The name of the data, for the error message.
+      labels: the labels to check.
+      valid: the labels that are allowed.
+      where: the name of the data, for the error message.
 
     Raises:
       DataError: A label is outside the range.
@@ -175,8 +175,8 @@ def image_shape(folder: Path, image_size: int) -> tuple[int, int, int]:
     """Return height, width and channels of the decoded images of one of a run's splits.
 
     Args:
-      folder: The folder of records.
-      image_size: The side in pixels to which images are resized, or 0 to keep them as stored.
+      folder: the folder of records.
+      image_size: the side in pixels to which images are resized, or 0 to keep them as stored.
 
     Raises:
       DataError: `image_size` is 0 and the images differ in shape or there are none; or the folder

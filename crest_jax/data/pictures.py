@@ -145,7 +145,7 @@ def remarks(notes: Mapping[str, Note]) -> Iterator[str]:
     """Yield what users should know about how pictures were read.
 
     Args:
-      notes: The notes on the pictures, by file name.
+      notes: the notes on the pictures, by file name.
     """
     guessed = {name: note.guessed_bits for name, note in notes.items() if note.guessed_bits}
     counts = Counter(guessed.values())
@@ -180,9 +180,9 @@ def read(content: bytes, *, max_pixels: int, grey: bool = False) -> tuple[bytes,
     largest value.
 
     Args:
-      content: The content of the file.
-      max_pixels: The largest number of pixels; a picture with more is not decoded.
-      grey: Whether to convert the picture to grey.
+      content: the content of the file.
+      max_pixels: the largest number of pixels; a picture with more is not decoded.
+      grey: whether to convert the picture to grey.
 
     Returns:
       The content of the JPEG or PNG, and a note on how the picture was read.
@@ -223,11 +223,11 @@ def seen(content: bytes, shape: tuple[int, int, int], view: View, *, max_pixels:
     """Return a picture as evaluations see the images of a data set.
 
     Args:
-      content: The content of the file.
-      shape: The height, width and channels of the data set's images. If the view keeps images as
+      content: the content of the file.
+      shape: the height, width and channels of the data set's images. If the view keeps images as
         they are stored, a picture of another shape is squeezed into this one.
-      view: The view of the data set's images.
-      max_pixels: The largest number of pixels; a picture with more is not decoded.
+      view: the view of the data set's images.
+      max_pixels: the largest number of pixels; a picture with more is not decoded.
 
     Raises:
       ValueError: The picture cannot be read; the message is the reason.

@@ -50,18 +50,18 @@ def batches(
     smaller than a batch is repeated until it fills one.
 
     Args:
-      labeled: The labeled set of this generation.
-      unlabeled: The images of the unlabeled stream; their labels are ignored.
-      batch_size: The number of labeled examples in the global batch.
-      unlabeled_ratio: The number of unlabeled examples per labeled one; 0 for none.
-      seed: The seed of the run.
-      generation: The generation, from 0; each has its own order.
-      start: The first step.
-      stop: One past the last step.
-      labeled_probabilities: If given, labeled examples are drawn with these probabilities,
+      labeled: the labeled set of this generation.
+      unlabeled: the images of the unlabeled stream; their labels are ignored.
+      batch_size: the number of labeled examples in the global batch.
+      unlabeled_ratio: the number of unlabeled examples per labeled one; 0 for none.
+      seed: the seed of the run.
+      generation: the generation, from 0; each has its own order.
+      start: the first step.
+      stop: one past the last step.
+      labeled_probabilities: if given, labeled examples are drawn with these probabilities,
         independently and with replacement, instead of epoch by epoch.
-      process: The index of this host, which gets its contiguous share of the global batch.
-      processes: The number of hosts; must divide `batch_size`.
+      process: the index of this host, which gets its contiguous share of the global batch.
+      processes: the number of hosts; must divide `batch_size`.
     """
 
     def stream(order: int, examples: int, size: int) -> tf.data.Dataset:
@@ -116,11 +116,11 @@ def _looked_up(
     """Return a function that maps a step and the rows of a host's examples to their images.
 
     Args:
-      split: The split that the rows index.
-      size: The number of this stream's examples in the global batch.
-      first: The position in the global batch where the host's share begins.
-      seed: The seed of the run.
-      order: The number of the stream's order.
+      split: the split that the rows index.
+      size: the number of this stream's examples in the global batch.
+      first: the position in the global batch where the host's share begins.
+      seed: the seed of the run.
+      order: the number of the stream's order.
     """
     images = tf.constant(split.images)
     if isinstance(split, Images):

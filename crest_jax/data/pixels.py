@@ -29,8 +29,8 @@ def decode_for_evaluation(image: bytes, view: View) -> UInt8[np.ndarray, "height
     """Decode an image as evaluations see it.
 
     Args:
-      image: An encoded JPEG or PNG.
-      view: The view of the image.
+      image: an encoded JPEG or PNG.
+      view: the view of the image.
 
     Raises:
       Exception: The image is damaged; decoders raise exceptions of many types.
@@ -56,8 +56,8 @@ def decoded(image: bytes, channels: int = 0) -> UInt8[np.ndarray, "height width 
     """Decode a JPEG or PNG.
 
     Args:
-      image: An encoded JPEG or PNG.
-      channels: The number of channels of the result, 1 or 3; 0 for those of the image, with alpha.
+      image: an encoded JPEG or PNG.
+      channels: the number of channels of the result, 1 or 3; 0 for those of the image, with alpha.
 
     Raises:
       Exception: As for `decode_for_evaluation`.

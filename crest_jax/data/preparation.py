@@ -34,8 +34,8 @@ def expected_sizes(config: ConfigDict, listing: Path) -> Sizes:
     Counts come from the labels; bytes are estimated from a few images.
 
     Args:
-      config: The config of the run.
-      listing: The CSV file in which to list user-provided files that cannot be read.
+      config: the config of the run.
+      listing: the CSV file in which to list user-provided files that cannot be read.
 
     Raises:
       DataError: The source is missing or does not fit the config; or its images are not resized and
@@ -78,10 +78,10 @@ def prepare(config: ConfigDict, folder: Path, listing: Path, source: Source | No
     """Write those of the labeled, unlabeled, validation and test records that do not exist yet.
 
     Args:
-      config: The config of the run.
-      folder: The folder of the splits.
-      listing: The CSV file in which to list user-provided files that cannot be read.
-      source: The data set; by default the one that the config names.
+      config: the config of the run.
+      folder: the folder of the splits.
+      listing: the CSV file in which to list user-provided files that cannot be read.
+      source: the data set; by default the one that the config names.
 
     Raises:
       DataError: The source is missing, does not fit the config, or is not the one that existing
@@ -137,10 +137,10 @@ def _check_source(
     If some splits were made of other data, an image could end up in two splits.
 
     Args:
-      source: The source of the images.
-      labels: The labels of each split, by its name.
-      folder: The folder of the splits.
-      begun: Whether some of the splits exist already.
+      source: the source of the images.
+      labels: the labels of each split, by its name.
+      folder: the folder of the splits.
+      begun: whether some of the splits exist already.
 
     Raises:
       DataError: Existing splits were made of other data.
@@ -177,9 +177,9 @@ def warn_of_changes(config: ConfigDict, folder: Path, listing: Path) -> None:
     """Warn if user-provided files have changed since these splits were made of them.
 
     Args:
-      config: The config of the run.
-      folder: The folder of the splits.
-      listing: The CSV file that lists user-provided files that cannot be read.
+      config: the config of the run.
+      folder: the folder of the splits.
+      listing: the CSV file that lists user-provided files that cannot be read.
     """
     if config.data.name != "image_folder":
         return
@@ -213,9 +213,9 @@ def _divided(
     """Return the source, the rows of its train set by split, and the labels of each split.
 
     Args:
-      config: The config of the run.
-      listing: The CSV file in which to list user-provided files that cannot be read.
-      source: The data set; by default the one that the config names.
+      config: the config of the run.
+      listing: the CSV file in which to list user-provided files that cannot be read.
+      source: the data set; by default the one that the config names.
 
     Raises:
       DataError: The source is missing or does not fit the config.
@@ -265,8 +265,8 @@ def _sizes(
     """Return the numbers of labeled and of unlabeled examples of each class.
 
     Args:
-      tail: The `long_tail` of a config.
-      counts: The number of training examples of each class in the source.
+      tail: the `long_tail` of a config.
+      counts: the number of training examples of each class in the source.
     """
     if "n_max" not in tail:  # the source is long-tailed by nature
         return long_tail.by_fraction(counts, tail.beta)

@@ -70,9 +70,9 @@ def changes(
     """Return descriptions of how files have changed; an empty list if none has.
 
     Args:
-      then: The files that the run has read, by their ids.
-      now: The present files, whose digests are not known yet.
-      digest: Returns the digest of a file. It is only called if the time of the last change differs
+      then: the files that the run has read, by their ids.
+      now: the present files, whose digests are not known yet.
+      digest: returns the digest of a file. It is only called if the time of the last change differs
         and the size does not.
     """
     ids: dict[str, list[str]] = {name: [] for name in ("new", "gone", "changed", "moved")}

@@ -100,8 +100,8 @@ def finish(folder: Path, written: Sequence[PseudoLabelShard]) -> None:
     Call this on one host, once all hosts have written their shards.
 
     Args:
-      folder: The folder of pseudo-labels.
-      written: The manifest entries of all hosts, in any order.
+      folder: the folder of pseudo-labels.
+      written: the manifest entries of all hosts, in any order.
 
     Raises:
       DataError: A shard is missing, or was written twice.
@@ -130,9 +130,9 @@ def read_shards(folder: Path, *, host: int = 0, hosts: int = 1) -> Iterator[Pseu
     """Yield the pseudo-labels of a folder, with one shard in memory at a time.
 
     Args:
-      folder: The folder of pseudo-labels.
-      host: The index of the host whose share of the shards to read; by default, all are read.
-      hosts: The number of hosts that share the reading, however many wrote the shards.
+      folder: the folder of pseudo-labels.
+      host: the index of the host whose share of the shards to read; by default, all are read.
+      hosts: the number of hosts that share the reading, however many wrote the shards.
 
     Raises:
       DataError: A shard or the manifest is missing or damaged.
@@ -166,8 +166,8 @@ def selected(folder: Path, numbers: range) -> Selected:
     Only the shards that hold some of them are opened.
 
     Args:
-      folder: The folder of pseudo-labels.
-      numbers: The positions of the wanted examples among all selected ones, in their order.
+      folder: the folder of pseudo-labels.
+      numbers: the positions of the wanted examples among all selected ones, in their order.
 
     Raises:
       DataError: A shard or the manifest is missing or damaged.
@@ -235,10 +235,10 @@ def _array(archive: zipfile.ZipFile, name: str, kind: str, examples: int) -> np.
     Nothing is unpickled.
 
     Args:
-      archive: The archive of a shard.
-      name: The name of the field.
-      kind: The expected NumPy dtype kind.
-      examples: The expected length.
+      archive: the archive of a shard.
+      name: the name of the field.
+      kind: the expected NumPy dtype kind.
+      examples: the expected length.
 
     Raises:
       ValueError: The field has another type or length, claims more bytes than its compressed data

@@ -52,8 +52,8 @@ def read(folder: Path, rows: range | None = None) -> Iterator[Example]:
     """Yield the examples of a folder in the order in which they were written.
 
     Args:
-      folder: The folder of records.
-      rows: The consecutive examples to yield; all by default. With a range, only the shards that
+      folder: the folder of records.
+      rows: the consecutive examples to yield; all by default. With a range, only the shards that
         hold some of it are opened, and the manifest's totals are not checked.
 
     Raises:
@@ -102,8 +102,8 @@ def load_encoded(folders: Sequence[Path], view: View) -> Encoded:
     """Read whole folders, one after the other, without decoding the images.
 
     Args:
-      folders: The folders of records.
-      view: The view of an image that training steps use.
+      folders: the folders of records.
+      view: the view of an image that training steps use.
 
     Raises:
       DataError: As for `read`.
@@ -125,9 +125,9 @@ class ImageChunks:
         """Prepare to read; nothing is read before iteration.
 
         Args:
-          folder: The folder of records.
-          view: The view of an image that evaluations use.
-          size: The number of images in a chunk.
+          folder: the folder of records.
+          view: the view of an image that evaluations use.
+          size: the number of images in a chunk.
         """
         self._folder, self._view, self._size = folder, view, size
 

@@ -21,8 +21,8 @@ def fitted(
     """Crop and resize a decoded image as evaluations see it.
 
     Args:
-      pixels: An image of any height and width.
-      view: A view whose size is not 0.
+      pixels: an image of any height and width.
+      view: a view whose size is not 0.
     """
     if view.crop != "none":
         pixels = _central(pixels)

@@ -186,8 +186,8 @@ def _both_bytes(
     Pillow decodes only the upper bytes; told the opposite byte order, it decodes the lower ones.
 
     Args:
-      image: The picture, which is not decoded yet.
-      content: The content of its file.
+      image: the picture, which is not decoded yet.
+      content: the content of its file.
       raw_mode: Pillow's raw mode for it, such as RGB;16L; the last letter is the byte order.
     """
     samples = _decoded(image, raw_mode).astype(np.uint16)

@@ -85,7 +85,7 @@ def data_of(config: ConfigDict) -> str:
     """Return the name of the data set, with the paths of user-provided images to tell them apart.
 
     Args:
-      config: The config that the run began with. If the data has been moved since, the run has not
+      config: the config that the run began with. If the data has been moved since, the run has not
         read it from its new place.
     """
     if config.data.name.startswith(ARRAYS):  # it ends in a digest, which tells arrays apart
@@ -100,8 +100,8 @@ def train_and_test(
     """Return which labeled examples stay in `train`, and which are held out as `test`.
 
     Args:
-      labels: The class of every labeled example.
-      fraction: The fraction of each class to hold out, in (0, 1).
+      labels: the class of every labeled example.
+      fraction: the fraction of each class to hold out, in (0, 1).
     """
     is_test = long_tail.hold_out(labels, fraction)
     return {"train": ~is_test, "test": is_test}
@@ -111,8 +111,8 @@ def held_out(source: Source, fraction: float) -> Source:
     """Return the source with a part of each class of `train` held out as `test`.
 
     Args:
-      source: The source whose `train` split to divide.
-      fraction: The fraction of each class to hold out, in (0, 1).
+      source: the source whose `train` split to divide.
+      fraction: the fraction of each class to hold out, in (0, 1).
 
     Raises:
       DataError: Each class has a single image, so none can be held out.
@@ -164,8 +164,8 @@ def grouped(source: Source, table: Path) -> Source:
     """Return the source with coarser classes, such as ImageNet127 (paper section 4.2).
 
     Args:
-      source: The source whose classes to group.
-      table: A tab-separated file with a header and the columns `wnid`, a class of the source, and
+      source: the source whose classes to group.
+      table: a tab-separated file with a header and the columns `wnid`, a class of the source, and
         `superclass` and `superclass_name`, the group that the class belongs to. Groups are sorted
         by `superclass`.
 

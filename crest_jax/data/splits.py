@@ -89,8 +89,8 @@ def written_sizes(data: ConfigDict, folder: Path) -> Sizes:
     """Return the sizes of the splits that `prepare` wrote.
 
     Args:
-      data: The `data` of a config.
-      folder: The folder of the splits.
+      data: the `data` of a config.
+      folder: the folder of the splits.
 
     Raises:
       DataError: A manifest is missing or damaged; or the labeled images are not resized and differ

@@ -58,17 +58,17 @@ def batches(
     The `unlabeled_rows` of a batch are a placeholder: they are all 0.
 
     Args:
-      labeled: The folders of records whose examples make up this generation's labeled set.
-      unlabeled: The folders of records of the unlabeled stream; their labels are ignored.
-      streaming: The settings for reading.
-      batch_size: The number of labeled examples in the global batch.
-      unlabeled_ratio: The number of unlabeled examples per labeled one; 0 for none.
-      seed: The seed of the run.
-      generation: The generation, from 0; each has its own order.
-      start: The first step.
-      stop: One past the last step.
-      process: The index of this host, which gets its contiguous share of the global batch.
-      processes: The number of hosts; must divide `lanes`.
+      labeled: the folders of records whose examples make up this generation's labeled set.
+      unlabeled: the folders of records of the unlabeled stream; their labels are ignored.
+      streaming: the settings for reading.
+      batch_size: the number of labeled examples in the global batch.
+      unlabeled_ratio: the number of unlabeled examples per labeled one; 0 for none.
+      seed: the seed of the run.
+      generation: the generation, from 0; each has its own order.
+      start: the first step.
+      stop: one past the last step.
+      process: the index of this host, which gets its contiguous share of the global batch.
+      processes: the number of hosts; must divide `lanes`.
 
     Raises:
       DataError: A shard is missing, damaged, or shorter than its manifest says; an image cannot be
@@ -229,11 +229,11 @@ class StreamedChunks:
         """Prepare to read; nothing is read before iteration.
 
         Args:
-          folder: The folder of records.
-          view: The view of an image that evaluations use.
-          size: The number of images in a chunk.
-          host: The index of the host whose share of the shards to read.
-          hosts: The number of hosts.
+          folder: the folder of records.
+          view: the view of an image that evaluations use.
+          size: the number of images in a chunk.
+          host: the index of the host whose share of the shards to read.
+          hosts: the number of hosts.
         """
         self._folder, self._view, self._size = folder, view, size
         self._host, self._hosts = host, hosts

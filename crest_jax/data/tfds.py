@@ -22,10 +22,10 @@ def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Sour
     The ids of its examples are those of TFDS, which name a shard and a position in it.
 
     Args:
-      name: The TFDS name.
-      data_dir: As for `catalog.load`.
-      download: As for `catalog.load`.
-      test_split: As for `catalog.load`.
+      name: the TFDS name.
+      data_dir: as for `catalog.load`.
+      download: as for `catalog.load`.
+      test_split: as for `catalog.load`.
 
     Raises:
       DataError: As for `catalog.load`. The source's `labels` raises it if an image has a label
@@ -129,9 +129,9 @@ def _check_splits(name: str, test_split: str, there: Sequence[str]) -> None:
     """Check that a TFDS data set has the splits to train and test on.
 
     Args:
-      name: The name of the data set.
-      test_split: The split to test on; empty to test on a part of `train`.
-      there: The splits of the data set.
+      name: the name of the data set.
+      test_split: the split to test on; empty to test on a part of `train`.
+      there: the splits of the data set.
 
     Raises:
       DataError: There is no `train` split, or `test_split` is `train` or does not exist.

@@ -45,14 +45,14 @@ class Writer:
         """Prepare to write; nothing is written before `begin`.
 
         Args:
-          folder: The folder to write; an existing one is replaced.
-          examples: The total number of examples; consecutive ones share a shard.
-          class_names: The names of the classes, indexed by label.
-          shards: The number of files.
-          classes_known: Whether the examples have labels; if not, every label is `UNKNOWN`.
-          channels: The channels of the images once they are resized, for the manifest.
-          host: The index of this host; each host writes consecutive shards.
-          hosts: The number of hosts.
+          folder: the folder to write; an existing one is replaced.
+          examples: the total number of examples; consecutive ones share a shard.
+          class_names: the names of the classes, indexed by label.
+          shards: the number of files.
+          classes_known: whether the examples have labels; if not, every label is `UNKNOWN`.
+          channels: the channels of the images once they are resized, for the manifest.
+          host: the index of this host; each host writes consecutive shards.
+          hosts: the number of hosts.
         """
         self._folder = folder
         self._class_names = list(class_names)
@@ -137,7 +137,7 @@ class Writer:
         """Write the manifest, which completes the folder.
 
         Args:
-          written: The `written` entries of all hosts, in any order.
+          written: the `written` entries of all hosts, in any order.
 
         Raises:
           DataError: A shard is missing, or was written twice.

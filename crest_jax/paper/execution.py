@@ -22,8 +22,8 @@ def run_all(runs: Sequence[PaperRun], flags: Sequence[str] = ()) -> int:
     run has saved itself.
 
     Args:
-      runs: The runs.
-      flags: Additional flags for the command of each run.
+      runs: the runs.
+      flags: additional flags for the command of each run.
 
     Returns:
       The exit status: 0, that of a run that was stopped, or that of the first run that failed. As

@@ -47,11 +47,11 @@ def render(
     """Draw a figure, and return the content of its file.
 
     Args:
-      figure: The figure.
-      runs: Contents of results.json files by the names of the figure's curves, one for each
+      figure: the figure.
+      runs: contents of results.json files by the names of the figure's curves, one for each
         finished fold; at least one curve.
-      remarks: Lines for below the title, on the runs' setting and on missing runs.
-      kind: The file format: "svg", "pdf" or "png".
+      remarks: lines for below the title, on the runs' setting and on missing runs.
+      kind: the file format: "svg", "pdf" or "png".
     """
     with mpl.rc_context(STYLE):
         content = io.BytesIO()

@@ -73,10 +73,10 @@ class Setting(NamedTuple):
         """Return the runs of an experiment, one for each fold.
 
         Args:
-          experiment: The name of the experiment's file.
-          arguments: The paper's arguments of the experiment. Their order is part of a run's name:
+          experiment: the name of the experiment's file.
+          arguments: the paper's arguments of the experiment. Their order is part of a run's name:
             tables and figures share the runs whose arguments have the same order.
-          own: Config fields that distinguish the runs; like the arguments, they are part of their
+          own: config fields that distinguish the runs; like the arguments, they are part of their
             names.
         """
         return tuple(

@@ -12,9 +12,9 @@ def markdown(title: str, compared: Sequence[ComparedCell], *, note: str) -> str:
     """Return a Markdown table: a row per method, cells with ours, the paper's, the difference.
 
     Args:
-      title: The title of the table.
-      compared: The cells of the table.
-      note: A remark on the runs' setting; may be empty.
+      title: the title of the table.
+      compared: the cells of the table.
+      note: a remark on the runs' setting; may be empty.
     """
     columns = list(dict.fromkeys(cell.column for cell in compared))
     lines = [f"**{title}**", ""]

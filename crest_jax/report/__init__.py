@@ -17,9 +17,9 @@ def write(output: Path, folders: Sequence[Path], *, pictures: bool = True) -> No
     """Write the page of one run, or of several runs compared.
 
     Args:
-      output: The file to write.
-      folders: The folders of the runs.
-      pictures: Whether to show some of the runs' images; images of streamed data are never shown.
+      output: the file to write.
+      folders: the folders of the runs.
+      pictures: whether to show some of the runs' images; images of streamed data are never shown.
 
     Raises:
       WorkdirError: A folder is not a run of this version, or has no finished generation.

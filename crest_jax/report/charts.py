@@ -102,12 +102,12 @@ def line_chart(
     """Return a line chart.
 
     Args:
-      title: The caption, which says what the values are.
-      series: The lines, with at most as many values as there are labels.
-      labels: The labels of the places along the horizontal axis.
-      x_title: The title of the horizontal axis.
-      within: Values that the vertical axis must include.
-      counts: Whether the vertical axis is logarithmic, with ticks at 0 and powers of ten, so that
+      title: the caption, which says what the values are.
+      series: the lines, with at most as many values as there are labels.
+      labels: the labels of the places along the horizontal axis.
+      x_title: the title of the horizontal axis.
+      within: values that the vertical axis must include.
+      counts: whether the vertical axis is logarithmic, with ticks at 0 and powers of ten, so that
         small counts can be told apart beside large ones.
     """
     values = [value for each in series for value in each.values if value is not None]

@@ -35,7 +35,7 @@ def measures_of_rarest(count: int) -> dict[str, Measure]:
     precision and are left out of its mean.
 
     Args:
-      count: The number of classes.
+      count: the number of classes.
     """
 
     def mean_of(name: str) -> Measure:
@@ -59,8 +59,8 @@ def comparison(runs: Sequence[Mapping[str, Any]], rarest: int = 0) -> str:
     have.
 
     Args:
-      runs: Contents of results.json files, all of one data set, one long tail and one budget.
-      rarest: The number of classes, those with the fewest labels, to add rows of recall and
+      runs: contents of results.json files, all of one data set, one long tail and one budget.
+      rarest: the number of classes, those with the fewest labels, to add rows of recall and
         precision for; 0 adds none.
 
     Raises:
@@ -104,8 +104,8 @@ def paired(runs: Sequence[Mapping[str, Any]], baseline: str) -> str:
     Methods that share fewer than two folds with the baseline are left out.
 
     Args:
-      runs: As for `comparison`.
-      baseline: A value of `rebalance`.
+      runs: as for `comparison`.
+      baseline: a value of `rebalance`.
 
     Raises:
       DataError: As for `comparison`; or no method shares two folds with the baseline.
@@ -199,8 +199,8 @@ def check_alike(
     """Check that runs do not differ in some fields.
 
     Args:
-      runs: Contents of results.json files, at least one.
-      fields: For the name of each field, a function from a run to its value.
+      runs: contents of results.json files, at least one.
+      fields: for the name of each field, a function from a run to its value.
 
     Raises:
       DataError: Two runs differ in a field.

@@ -44,7 +44,7 @@ def overview(runs: Sequence[Mapping[str, Any]]) -> Figure:
     deviation of their accuracy.
 
     Args:
-      runs: Contents of results.json files, at least one, all of FixMatch on the same data.
+      runs: contents of results.json files, at least one, all of FixMatch on the same data.
 
     Raises:
       DataError: Runs differ in their data, a run is of another method or of a rebalancing that is
@@ -121,7 +121,7 @@ def mean_of_folds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return results whose drawn values are the means over folds.
 
     Args:
-      runs: Contents of results.json files, at least one, with the same generations and classes.
+      runs: contents of results.json files, at least one, with the same generations and classes.
 
     Returns:
       The first run's results, with generations that have `accuracy`, `accuracy_deviation` (its

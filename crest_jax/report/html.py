@@ -22,7 +22,7 @@ def page(runs: Sequence[ReportedRun]) -> str:
     """Return the page as HTML.
 
     Args:
-      runs: At least one run. Several are compared first, then each has its own section.
+      runs: at least one run. Several are compared first, then each has its own section.
     """
     return TEMPLATES.get_template("page.html.j2").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",

@@ -88,10 +88,10 @@ def of_run(workdir: Path, generations: int, classes: int, *, runs: int = 1) -> P
     """Choose the pictures of a run.
 
     Args:
-      workdir: The folder of the run.
-      generations: The number of finished generations.
-      classes: The number of classes.
-      runs: The number of runs that share the page.
+      workdir: the folder of the run.
+      generations: the number of finished generations.
+      classes: the number of classes.
+      runs: the number of runs that share the page.
 
     Raises:
       DataError: A file of the run is damaged.

@@ -91,8 +91,8 @@ def unlabeled_warning(unlabeled: Mapping[str, Any], class_names: Sequence[str]) 
     """Return a warning if the unlabeled set's class distribution differs from the labeled one's.
 
     Args:
-      unlabeled: The `unlabeled_distribution` of a generation.
-      class_names: The names of the classes, by label.
+      unlabeled: the `unlabeled_distribution` of a generation.
+      class_names: the names of the classes, by label.
 
     Returns:
       The lines of the warning; empty if the distributions do not differ.
@@ -155,8 +155,8 @@ def self_training_lines(
     The last generation is compared with the first, which has trained for only part of the time.
 
     Args:
-      generations: The result.json of each generation; at least one.
-      class_names: The names of the classes, by label.
+      generations: the result.json of each generation; at least one.
+      class_names: the names of the classes, by label.
     """
     first, last = generations[0], generations[-1]
     before, after = first["accuracy"], last["accuracy"]

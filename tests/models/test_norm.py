@@ -372,7 +372,7 @@ def test_models_have_the_variables_and_gradients_that_flax_s_norm_gives_them(
         return jax.eval_shape(partial(model.init, train=True), jax.random.key(0), images)
 
     def value(path, leaf):
-        """Return a value that depends on the name alone; 0 would hide a branch, and never occurs."""
+        """Return values that depend on the name alone; none is 0, which would hide a branch."""
         drawn = normal(*leaf.shape, seed=zlib.crc32(jax.tree_util.keystr(path).encode()))
         if leaf.ndim == 1:
             return 1 + 0.3 * drawn
