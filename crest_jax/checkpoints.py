@@ -54,6 +54,32 @@ def open_checkpoints(folder: Path, *, lasting: Sequence[int]) -> Iterator[ocp.Ch
                 manager.close()
 
 
+@contextmanager
+def open_to_read(folder: Path) -> Iterator[ocp.CheckpointManager]:
+    """Open a folder of checkpoints on this host alone, without waiting for others or writing.
+
+    Raises:
+      WorkdirError: Libraries would misread the folder's name, and no link to it can be made.
+      UnavailableError: The folder cannot be read at the moment.
+    """
+    this = jax.process_index()
+    options = ocp.CheckpointManagerOptions(
+        read_only=True,
+        create=False,
+        save_interval_steps=0,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=this, active_processes={this}
+        ),
+    )
+    with files.plainly_named(folder) as path:
+        with files.reading(folder):
+            manager = ocp.CheckpointManager(path, options=options)
+        try:
+            yield manager
+        finally:
+            manager.close()
+
+
 def folder_of(manager: ocp.CheckpointManager) -> Path:
     """Return the folder of a manager's checkpoints by its own name, not that of a link to it."""
     directory = Path(manager.directory)

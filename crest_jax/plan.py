@@ -93,11 +93,10 @@ def show(config: ConfigDict, folder: Path) -> None:
     hosts.say(_where(config, folder, there, finished, step))
     if finished == config.generations:
         return
-    weights = hosts.on_all(initial_weights.named_in, config, RunFolder(folder))
+    weights = hosts.on_first(initial_weights.named_in, config, RunFolder(folder))
     sizes, splits, source = _read(config, folder, available)
     hosts.say(_data(config, sizes, source))
-    if weights is not None:
-        hosts.say(f"weights    {initial_weights.fit(weights, config, splits)}")
+    hosts.on_first(_weights, weights, config, splits)
     built = program.build(config, splits)
     state = built.new_state(built.keys(0)[0])
     hosts.say(_training(config, state))
@@ -222,6 +221,12 @@ def _data(config: ConfigDict, sizes: Sizes, source: str) -> str:
         counts = "".join(f"  {_count(sizes.per_class[name], label):>10}" for name in names)
         lines.append(f"{class_name:<{widest}}{counts}")
     return "\n".join(lines) + "\n"
+
+
+def _weights(weights: initial_weights.Weights | None, config: ConfigDict, splits: Splits) -> None:
+    """Say how far the weights that generations would start from fit, if any have to be read."""
+    if weights is not None:
+        hosts.say(f"weights    {initial_weights.fit(weights, config, splits)}")
 
 
 def _count(per_class: Int[np.ndarray, " classes"] | None, label: int) -> str:

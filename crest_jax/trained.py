@@ -156,7 +156,7 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
     path = here.checkpoints
     if not path.is_dir():
         raise WorkdirError(f"{path} is missing: run the generation again in another workdir")
-    with checkpoints.open_checkpoints(path, lasting=steps) as manager:
+    with checkpoints.open_to_read(path) as manager:
         if step not in manager.all_steps():
             raise WorkdirError(
                 f"{path} lacks the checkpoint of step {step}, which is part of the reported "
