@@ -60,7 +60,7 @@ def serialise(model: Trained) -> bytes:
 def named_weights(model: Trained) -> dict[str, Float[np.ndarray, "..."]]:
     """Return a model's weights in float32, by paths such as `params/Dense_0/kernel`."""
     flat = flatten_dict(jax.device_get(model.variables), sep="/")
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
+    return {name: np.asarray(value, np.float32, order="C") for name, value in flat.items()}
 
 
 def describe(model: Trained, config: ConfigDict) -> dict[str, Any]:
