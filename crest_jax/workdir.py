@@ -27,9 +27,10 @@ _PROBE = ".writable-"
 # run has its own splits; how long hosts wait for each other; and how long devices work before the
 # host notices SIGTERM.
 INCIDENTAL = ("data.data_dir", "data.download", "heartbeat_timeout", "steps_at_once")
-# Fields that may change from one path to another, since user-provided images may be moved. Giving a
-# path where there was none, or removing one, makes it another experiment.
-_MOVABLE = ("data.labeled", "data.unlabeled", "data.test")
+# Fields that may change from one path to another, since user-provided images and weights may be
+# moved, of which the run keeps its own. Giving a path where there was none, or removing one, makes
+# it another experiment.
+_MOVABLE = ("data.labeled", "data.unlabeled", "data.test", "model.init_from")
 # A field whose value may be raised within a run; the new value is then written to config.json.
 RESEED = "reseed"
 
@@ -257,12 +258,12 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
         raise WorkdirError(
             f"{path} was not written by this program: choose another folder with --workdir"
         )
+    if untouched and config_lib.to_plain(found) != config_lib.to_plain(config):
+        return ours
     changed = _changes(found, config)
     reseeded = config[RESEED] > found[RESEED]
     if reseeded:
         del changed[RESEED]
-    if changed and untouched:
-        return ours
     if changed:
         raise WorkdirError(
             f"workdir {workdir} belongs to another config:\n  "

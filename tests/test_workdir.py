@@ -107,26 +107,38 @@ def test_a_config_with_which_nothing_was_made_yet_can_be_mended(tmp_path, config
     assert files.read_json(tmp_path / "config.json")["config"]["long_tail"]["gamma"] == 7.0
 
 
-def test_where_the_data_lies_may_change(tmp_path, config):
+def test_where_data_and_weights_lie_may_change(tmp_path, config):
     config.data.update({"labeled": "here", "unlabeled": "here/too", "test": "there"})
+    config.model.init_from = "runs/first"
     claim(tmp_path, config)
     (tmp_path / "splits").mkdir()
+    config.model.init_from = "archive/first"
     config.data.update({"labeled": "x", "unlabeled": "y.csv", "test": "gs://z/test"})
     config.data.data_dir = "elsewhere"
     config.data.download = False
     claim(tmp_path, config)
 
 
-@pytest.mark.parametrize("field", ["labeled", "unlabeled", "test"])
+@pytest.mark.parametrize(
+    "field", ["data.labeled", "data.unlabeled", "data.test", "model.init_from"]
+)
 @pytest.mark.parametrize("values", [("", "pictures"), ("pictures", "")])
-def test_data_that_comes_or_goes_is_another_experiment(tmp_path, config, field, values):
-    before, config.data[field] = values
-    earlier = config.copy_and_resolve_references()
-    earlier.data[field] = before
-    claim(tmp_path, earlier)
+def test_what_comes_or_goes_is_another_experiment(tmp_path, config, field, values):
+    before, after = values
+    config.update_from_flattened_dict({field: before})
+    claim(tmp_path, config)
     (tmp_path / "splits").mkdir()
-    with pytest.raises(WorkdirError, match=rf"data\.{field}: '{before}' -> '{values[1]}'"):
+    config.update_from_flattened_dict({field: after})
+    with pytest.raises(WorkdirError, match=rf"{field}: '{before}' -> '{after}'"):
         claim(tmp_path, config)
+
+
+def test_before_anything_was_read_the_place_that_is_kept_is_the_last_one(tmp_path, config):
+    config.model.init_from = "runs/first"
+    claim(tmp_path, config)
+    config.model.init_from = "runs/second"
+    claim(tmp_path, config)
+    assert workdir.read_config(tmp_path).model.init_from == "runs/second"
 
 
 MAY_CHANGE = {"data.data_dir", "data.download", "heartbeat_timeout", "steps_at_once"}
