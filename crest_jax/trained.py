@@ -183,7 +183,7 @@ def check_tau(tau: Any, name: str = "tau") -> None:
     Raises:
       ConfigError: It is not a finite number of at least 0.
     """
-    if not isinstance(tau, numbers.Real) or not 0 <= tau < np.inf:
+    if not isinstance(tau, numbers.Real) or not 0 <= float(tau) < np.inf:
         raise ConfigError(f"{name}={shown(tau)} must be a number of at least 0, and finite")
 
 
