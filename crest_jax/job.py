@@ -23,8 +23,10 @@ from crest_jax import workdir as workdir_lib
 from crest_jax.cpu import library
 from crest_jax.data.arrays import with_arrays
 from crest_jax.data.sources import Source
+from crest_jax.errors import ConfigError, DataError
 from crest_jax.layout import RunFolder
 from crest_jax.saved_run import SavedRun
+from crest_jax.schema import shown
 
 
 def train(
@@ -64,13 +66,20 @@ def train(
       config = crest_jax.experiment("digits_lt", rebalance="crest")
       run = crest_jax.train(config, "runs/digits")
     """
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"config={shown(config)} must be a ConfigDict, as crest_jax.experiment returns"
+        )
+    workdir = files.given(folder, "folder")
     if data is not None:
+        if not isinstance(data, Source):
+            raise DataError(f"data={shown(data)} must be what crest_jax.arrays returns")
         config = with_arrays(config, data)
     validation.validate(config)
     backend.start()
     with hosts.quiet() if quiet else nullcontext():
-        run(config, files.given(os.fspath(folder)), source=data, pictures=pictures)
-    return saved_run.load(folder)
+        run(config, workdir, source=data, pictures=pictures)
+    return saved_run.load(workdir)
 
 
 def run(

@@ -94,6 +94,23 @@ class RunFolder(NamedTuple):
         """The report as a web page."""
         return self.path / "report.html"
 
+    def is_archive(self) -> bool:
+        """Return whether there are results alone, as `crest_jax.report.archive` keeps them."""
+        has_more = self.splits.exists() or self.generation(0).path.exists()
+        return self.results.exists() and not has_more
+
+    def check_whole(self) -> None:
+        """Check that the run's images, pseudo-labels and models may be there.
+
+        Raises:
+          WorkdirError: The folder is an archive.
+        """
+        if self.is_archive():
+            raise WorkdirError(
+                f"{self.path} has the results of a run alone, as archives have: its models, "
+                "pseudo-labels and images are in the folder that it was trained in"
+            )
+
     def generation(self, number: int) -> GenerationFolder:
         """Return the files of a generation, which is counted from 0."""
         return GenerationFolder(self.path / f"generation_{number:02d}")

@@ -8,9 +8,10 @@ import numpy as np
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import files, results, workdir
+from crest_jax import files, results
 from crest_jax.errors import ConfigError
 from crest_jax.layout import RunFolder
+from crest_jax.schema import shown
 
 if TYPE_CHECKING:  # imported when they are needed, since they import JAX or many modules
     from crest_jax.data.pseudo_labels import PseudoLabels
@@ -32,7 +33,7 @@ def load(folder: str | os.PathLike[str]) -> "SavedRun":
       run.results["accuracy"]
       run.model().predict(images).labels
     """
-    run = SavedRun(files.given(os.fspath(folder)))
+    run = SavedRun(files.given(folder, "folder"))
     run.results  # noqa: B018, raises the error if there is one
     return run
 
@@ -71,7 +72,15 @@ class SavedRun:
 
     @functools.cached_property
     def config(self) -> ConfigDict:
-        """The config that the run was made with."""
+        """The config that the run was made with.
+
+        Raises:
+          WorkdirError: config.json is missing or damaged.
+          PluginError: It names an object of the user's, `module:name`, that cannot be found.
+          UnavailableError: It cannot be read at the moment.
+        """
+        from crest_jax import workdir
+
         return workdir.read_config(self.path)
 
     @property
@@ -128,7 +137,8 @@ class SavedRun:
         from crest_jax.data.splits import NAMES
 
         if split not in NAMES:
-            raise ConfigError(f"split={split!r} must be one of {', '.join(NAMES)}")
+            raise ConfigError(f"split={shown(split)} must be one of {', '.join(NAMES)}")
+        self._folder.check_whole()
         folder = self._folder.splits / split
         examples = manifest.read(folder)["examples"]
         view = views.view_of(self.config.data, manifest.channels_of(folder))
@@ -153,8 +163,12 @@ class SavedRun:
         """
         from crest_jax.data import pseudo_labels
 
-        if not 1 <= generation <= self.generations:
-            raise ConfigError(f"generation={generation} must be between 1 and {self.generations}")
+        is_whole = isinstance(generation, int | np.integer)
+        if not is_whole or not 1 <= generation <= self.generations:
+            raise ConfigError(
+                f"generation={shown(generation)} must be between 1 and {self.generations}"
+            )
+        self._folder.check_whole()
         found = pseudo_labels.read(self._folder.generation(generation - 1).pseudo_labels)
         return found._replace(ids=np.char.decode(found.ids, "utf-8"))
 

@@ -203,14 +203,15 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
       DataError: A manifest of the run's splits is missing or damaged.
     """
     config = config_of(folder)
+    RunFolder(folder).check_whole()
     finished = finished_generations(folder)
     if not finished:
         raise WorkdirError(f"{folder} has no finished generation: run it to the end of one first")
     if generation is None:
         generation = finished[-1]
-    if generation not in finished:
+    if not isinstance(generation, int | np.integer) or generation not in finished:
         raise ConfigError(
-            f"generation {generation} is not one of those that are finished: "
+            f"generation {shown(generation)} is not one of those that are finished: "
             f"{', '.join(map(str, finished))}"
         )
     sizes = splits.written_sizes(config.data, RunFolder(folder).splits)

@@ -17,7 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
+from conftest import REPOSITORY
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 from PIL import Image
 from scipy.special import softmax
 from tiny_net import TinyNet
@@ -31,6 +33,7 @@ from crest_jax import (
     evaluate,
     export,
     files,
+    initial_weights,
     job,
     predict,
     self_training,
@@ -259,6 +262,60 @@ def test_a_model_takes_the_weights_of_another_without_being_compiled_again(
         found = model.with_weights_of(other).predict(test_images.images, tau=1.0)
     assert not [each for each in caplog.records if each.getMessage().startswith("Compiling")]
     np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+ARCHIVED = REPOSITORY / "docs" / "results" / "cifar10" / "cifar10_lt-rebalance=crest-fold=0"
+
+
+def test_an_archived_run_has_results_alone_and_says_so(tmp_path):
+    archived = crest_jax.load(ARCHIVED)
+    assert len(archived.rows()) == 10 * archived.generations
+    assert archived.config.rebalance == "crest"
+    message = "rebalance=crest-fold=0 has the results of a run alone, as archives have: its models"
+    for use in (
+        lambda: archived.model(),
+        lambda: archived.pseudo_labels(1),
+        lambda: archived.images("test"),
+        lambda: adjust.adjust(ARCHIVED, [1.0]),
+        lambda: export.export(ARCHIVED, tmp_path / "model"),
+        lambda: initial_weights.read(ARCHIVED),
+    ):
+        with pytest.raises(WorkdirError, match=message):
+            use()
+
+
+@pytest.mark.parametrize("generation", [0, 3, "1", 1.0])
+def test_a_generation_is_a_number_of_one_that_is_there(run, monkeypatch, generation):
+    saved = crest_jax.load(run)
+    for function in (crest_jax.SavedRun.pseudo_labels, crest_jax.SavedRun.model, trained.load):
+        monkeypatch.setattr(function, "__no_type_check__", True, raising=False)
+    with pytest.raises(ConfigError, match=rf"generation={generation!r} must be between 1 and 2"):
+        saved.pseudo_labels(generation)
+    with pytest.raises(ConfigError, match=rf"generation {generation!r} is not one of"):
+        saved.model(generation)
+
+
+def test_what_train_cannot_take_is_one_error(tiny_config, tmp_path, monkeypatch):
+    for function in (crest_jax.train, crest_jax.load, crest_jax.experiment, files.given):
+        monkeypatch.setattr(function, "__no_type_check__", True, raising=False)
+    config, folder = tiny_config(), tmp_path / "run"
+    data = crest_jax.arrays(np.zeros((4, 2, 2, 1), np.uint8), [0, 0, 1, 1])
+    for wrong in ({"seed": 1}, "digits_lt", None):
+        with pytest.raises(ConfigError, match=rf"^config={wrong!r} must be a ConfigDict"):
+            crest_jax.train(wrong, folder, data=data)
+    for wrong in ("x", 5, data.name):
+        with pytest.raises(DataError, match=rf"^data={wrong!r} must be what crest_jax\.arrays"):
+            crest_jax.train(config, folder, data=wrong)
+    for wrong in ({}, {"data": 1}, {"data": {"name": 1, "test_split": 5}}):
+        with pytest.raises(ConfigError, match="is missing"):
+            crest_jax.train(ConfigDict(wrong), folder, data=data)
+    for use in (lambda path: crest_jax.train(config, path), crest_jax.load):
+        for wrong in (None, 5, b"run"):
+            with pytest.raises(ConfigError, match=rf"^folder={wrong!r} must be a path"):
+                use(wrong)
+    with pytest.raises(ConfigError, match=r"^experiment=5 must be a path"):
+        crest_jax.experiment(5)
+    assert not folder.exists()
 
 
 def test_a_quiet_run_prints_nothing(run, tiny_config, capsys):
