@@ -43,6 +43,7 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
       WorkdirError: `folder` is not a run, no generation of it is finished, or a checkpoint is
         missing or damaged.
       DataError: The test split is damaged.
+      UnavailableError: A file cannot be read at the moment.
     """
     for tau in taus:
         trained.check_tau(tau)

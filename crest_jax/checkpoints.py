@@ -93,6 +93,7 @@ def check(folder: Path) -> None:
 
     Raises:
       WorkdirError: The trial checkpoint cannot be saved or read.
+      UnavailableError: It cannot be read at the moment.
     """
     trial = folder / _TRIAL
     state = {"trial": replicate(jnp.arange(8), data_mesh())}
@@ -156,9 +157,9 @@ def restore_latest(
     once an undamaged one has been found, so that nothing is deleted because a disk is unavailable.
 
     Args:
-      manager: A manager from `open_checkpoints`.
-      fresh: A state of the right shapes and sharding.
-      check: A function of the step that raises WorkdirError if something else that belongs to the
+      manager: a manager from `open_checkpoints`.
+      fresh: a state of the right shapes and sharding.
+      check: a function of the step that raises WorkdirError if something else that belongs to the
         checkpoint of this step is missing.
 
     Raises:
@@ -192,10 +193,10 @@ def restore(
     """Return the checkpoint of a step.
 
     Args:
-      manager: A manager from `open_checkpoints`.
-      step: The step of the checkpoint.
-      template: A state of the right shapes and sharding, or only these (ShapeDtypeStruct leaves).
-      way_out: What to do if the checkpoint is damaged, for the error message.
+      manager: a manager from `open_checkpoints`.
+      step: the step of the checkpoint.
+      template: a state of the right shapes and sharding, or only these (ShapeDtypeStruct leaves).
+      way_out: what to do if the checkpoint is damaged, for the error message.
 
     Raises:
       WorkdirError: The checkpoint is damaged.

@@ -99,7 +99,7 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
 
     Raises:
       WorkdirError: `output` exists or cannot be made; or as for `trained.load`.
-      ConfigError: As for `trained.load`.
+      ConfigError, DataError, UnavailableError: As for `trained.load`.
     """
     if output.exists():
         advice = "choose another folder"

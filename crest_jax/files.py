@@ -40,8 +40,8 @@ def given(given: str | os.PathLike[str], name: str = "") -> Path:
     name begins with `~` is given as `./~`.
 
     Args:
-      given: The path as the user gave it.
-      name: The name of the flag, config field or argument, for the error message.
+      given: the path as the user gave it.
+      name: the name of the flag, config field or argument, for the error message.
 
     Raises:
       ConfigError: It is not a path, or is neither on a disk nor in a bucket, or there is no such
@@ -74,7 +74,7 @@ def home(user: str = "") -> Path | None:
     """Return a user's home folder; None if there is no such user or no home.
 
     Args:
-      user: The user's name; by default the user of this process, whose HOME takes precedence.
+      user: the user's name; by default the user of this process, whose HOME takes precedence.
     """
     try:
         if user:

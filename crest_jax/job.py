@@ -56,10 +56,14 @@ def train(
       quiet: whether to print no tables and show no bar. Warnings are logged all the same.
 
     Raises:
-      ConfigError: A field is not usable. The message names all such fields.
-      DataError: The data set is missing or damaged.
-      WorkdirError: The folder belongs to another config, or cannot be written.
+      ConfigError: A field is not usable, and the message names all such fields; or `config` or
+        `folder` is something else.
+      DataError: The data set is missing or damaged, or `data` is something else.
+      WorkdirError: The folder belongs to another config, cannot be written, or holds damaged files.
+      UnavailableError: A file cannot be read at the moment; the same call continues the run later.
       NonFiniteError: Training has diverged.
+      DeviceError: JAX cannot use the devices here.
+      HostError: Of several hosts, another disagrees with this one or has failed.
       Preempted: SIGTERM arrived. It is no CrestError, and `except Exception` does not catch it.
 
     Example:
@@ -92,6 +96,10 @@ def run(
       workdir: the run's folder.
       source: the data set; by default the one that the config names.
       pictures: whether the run's page shows some of the images.
+
+    Raises:
+      CrestError: As for `train`.
+      Preempted: SIGTERM arrived.
     """
     with preemption.raised_on_sigterm():
         _agree(config, workdir, dry=False)
@@ -112,6 +120,10 @@ def dry_run(config: ConfigDict, workdir: Path) -> None:
     Args:
       config: the experiment's config.
       workdir: the run's folder.
+
+    Raises:
+      CrestError: As for `plan.show`, or as for `train`.
+      Preempted: SIGTERM arrived.
     """
     with preemption.raised_on_sigterm():
         _agree(config, workdir, dry=True)

@@ -87,6 +87,7 @@ def show(config: ConfigDict, folder: Path) -> None:
       ConfigError: A step does not fit into a device's memory; or as for the run.
       DataError: The splits do not fit into memory; or as for the run.
       WorkdirError: The run does not fit on the disk; or as for the run.
+      UnavailableError, DeviceError, HostError: As for the run.
     """
     available = _available_memory()
     there, finished, step = hosts.from_first(_look, config, folder)

@@ -26,7 +26,9 @@ def load(folder: str | os.PathLike[str]) -> "SavedRun":
       folder: the run's folder, on a disk or in a bucket (gs://).
 
     Raises:
+      ConfigError: The folder is not a path.
       WorkdirError: The folder is not a run of this version, or no generation of it is finished.
+      UnavailableError: Its results cannot be read at the moment.
 
     Example:
       run = crest_jax.load("runs/mnist_lt")
@@ -75,7 +77,7 @@ class SavedRun:
         """The config that the run was made with.
 
         Raises:
-          WorkdirError: config.json is missing or damaged.
+          WorkdirError: The run's config.json is missing or damaged.
           PluginError: It names an object of the user's, `module:name`, that cannot be found.
           UnavailableError: It cannot be read at the moment.
         """
@@ -132,6 +134,8 @@ class SavedRun:
         Raises:
           ConfigError: There is no such split.
           DataError: The split is missing or damaged.
+          WorkdirError: The folder is an archive, or as for `config`.
+          UnavailableError: The split cannot be read at the moment.
         """
         from crest_jax.data import manifest, records, views
         from crest_jax.data.splits import NAMES
@@ -160,6 +164,8 @@ class SavedRun:
         Raises:
           ConfigError: There is no such generation.
           DataError: Its pseudo-labels are missing or damaged.
+          WorkdirError: The folder is an archive, which has none.
+          UnavailableError: They cannot be read at the moment.
         """
         from crest_jax.data import pseudo_labels
 
@@ -182,8 +188,11 @@ class SavedRun:
           The model, whose `predict` takes images.
 
         Raises:
-          ConfigError: There is no such generation.
-          WorkdirError: Its checkpoint is missing or damaged.
+          ConfigError: There is no such generation, or the run's config is not usable here.
+          WorkdirError: Its checkpoint is missing or damaged, or the folder is an archive.
+          DataError: A manifest of the run's splits is missing or damaged.
+          UnavailableError: A file cannot be read at the moment.
+          DeviceError: JAX cannot use the devices here.
         """
         from crest_jax import backend, trained
 

@@ -198,9 +198,10 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
 
     Raises:
       ConfigError: There is no such finished generation, or the run's config is not usable.
-      WorkdirError: `folder` is not a run of this version, no generation of it is finished, or a
-        checkpoint is missing or damaged.
+      WorkdirError: `folder` is not a run of this version, is an archive, no generation of it is
+        finished, or a checkpoint is missing or damaged.
       DataError: A manifest of the run's splits is missing or damaged.
+      UnavailableError: A file cannot be read at the moment.
     """
     config = config_of(folder)
     RunFolder(folder).check_whole()
@@ -262,6 +263,8 @@ def class_distribution(folder: Path, generation: int) -> Float[np.ndarray, " cla
 
     Raises:
       WorkdirError: The generation's result is missing or damaged.
+      DataError: The manifest of the run's labeled split is missing or damaged.
+      UnavailableError: A file cannot be read at the moment.
     """
     class_names = manifest.read(RunFolder(folder).splits / "labeled")["class_names"]
     path = RunFolder(folder).generation(generation - 1).result
@@ -274,6 +277,7 @@ def config_of(folder: Path) -> ConfigDict:
     Raises:
       WorkdirError: `folder` is not a run, or its config was not written by this program.
       ConfigError: A field is not usable.
+      UnavailableError: The config cannot be read at the moment.
     """
     config = workdir.read_config(folder)
     validate(config)
@@ -281,7 +285,12 @@ def config_of(folder: Path) -> ConfigDict:
 
 
 def finished_generations(folder: Path) -> list[int]:
-    """Return the numbers of the finished generations of a run, counted from 1."""
+    """Return the numbers of the finished generations of a run, counted from 1.
+
+    Raises:
+      WorkdirError: `folder` is not a run, or its config was not written by this program.
+      UnavailableError: A file cannot be read at the moment.
+    """
     numbers = range(workdir.read_config(folder).generations)
     run = RunFolder(folder)
     return [number + 1 for number in numbers if stages.is_finished(run.generation(number))]

@@ -41,6 +41,8 @@ def read_config(workdir: Path) -> ConfigDict:
     Raises:
       WorkdirError: The folder is not a run, or its config was not written by this program or has
         another format.
+      PluginError: The config names an object of the user's, `module:name`, that cannot be found.
+      UnavailableError: The config cannot be read at the moment.
     """
     path = RunFolder(workdir).config
     if not path.exists():
@@ -115,8 +117,10 @@ def claim(workdir: Path, config: ConfigDict) -> AbstractContextManager[Any]:
       process ends, however it ends. In a bucket it has no effect.
 
     Raises:
+      ConfigError: The folder's name is not UTF-8.
       WorkdirError: The folder cannot be written, belongs to another config, is not a run, or is in
         use by another process.
+      UnavailableError: Its config cannot be read at the moment.
     """
     _make_folder(workdir)
     _check_foreign(workdir)
@@ -151,7 +155,7 @@ def check(workdir: Path, config: ConfigDict) -> bool:
       Whether the folder already belongs to this run.
 
     Raises:
-      WorkdirError: As for `claim`.
+      ConfigError, WorkdirError, UnavailableError: As for `claim`.
     """
     _check_name(workdir)
     if files.is_remote(workdir):

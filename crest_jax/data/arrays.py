@@ -30,18 +30,18 @@ def arrays(
     """Return images in memory as data for `crest_jax.train`.
 
     Args:
-      images: The images as uint8, from 0 to 255, of shape [images, height, width, channels] with 1
+      images: the images as uint8, from 0 to 255, of shape [images, height, width, channels] with 1
         or 3 channels, or [images, height, width] if they are grey. They are not copied, so they
         must not change until training has begun.
-      labels: The classes as whole numbers of shape [images], from 0 to one less than the number of
+      labels: the classes as whole numbers of shape [images], from 0 to one less than the number of
         classes. Every class must have an image.
-      unlabeled: Further images, whose classes are not known; all of `images` are then labeled.
+      unlabeled: further images, whose classes are not known; all of `images` are then labeled.
         Without them, the config's `long_tail` determines which of `images` are used, and which of
         these are labeled.
-      test: The images and labels to test on; by default a part of each class of `images`.
-      test_fraction: The fraction of each class to hold out for testing if `test` is not given, in
+      test: the images and labels to test on; by default a part of each class of `images`.
+      test_fraction: the fraction of each class to hold out for testing if `test` is not given, in
         (0, 1).
-      class_names: The names of the classes in the order of the labels; by default the labels.
+      class_names: the names of the classes in the order of the labels; by default the labels.
 
     Raises:
       DataError: The images, labels or names have another type or shape, or a class has no image.
