@@ -13,7 +13,7 @@ from etils.epath import Path
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from crest_jax import files, hosts
+from crest_jax import files, hosts, printing
 from crest_jax.errors import CrestError, UnavailableError, WorkdirError
 from crest_jax.mesh import data_mesh, replicate
 from crest_jax.schedule import KEEP
@@ -175,7 +175,7 @@ def restore_latest(
             wrong[step] = error
             continue
         for newer, damage in wrong.items():
-            hosts.say(f"{damage.what}; continuing from step {step}")
+            printing.say(f"{damage.what}; continuing from step {step}")
             manager.delete(newer)
         return state
     if wrong:

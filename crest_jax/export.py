@@ -33,7 +33,7 @@ from jax import export as jax_export
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from crest_jax import backend, command, evaluate, files, trained, workdir
+from crest_jax import backend, command, environment, evaluate, files, trained, workdir
 from crest_jax.config import to_plain
 from crest_jax.data.views import CENTRAL_PART
 from crest_jax.errors import WorkdirError
@@ -84,7 +84,7 @@ def describe(model: Trained, config: ConfigDict) -> dict[str, Any]:
         # p(y) of the labels that this generation was trained on, for logit adjustment.
         "class_distribution": model.class_distribution.tolist(),
         "generation": model.generation,
-        "environment": workdir.environment(),
+        "environment": environment.current(),
         "config": to_plain(config),
     }
 

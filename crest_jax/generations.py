@@ -18,10 +18,12 @@ from ml_collections import ConfigDict
 from crest_jax import (
     batches,
     checkpoints,
+    environment,
     evaluate,
     files,
     hosts,
     initial_weights,
+    printing,
     program,
     report,
     results,
@@ -65,11 +67,11 @@ def run(
     splits = this.splits if this else _written(config, here)
     sizes, names = sizes_of(config, splits), splits.class_names
     data = hosts.from_first(_data_of, folder)
-    hosts.say(text.splits_line(sizes, names))
+    printing.say(text.splits_line(sizes, names))
     if computing := program.who_computes(config):
-        hosts.say(computing)
+        printing.say(computing)
     for problem in problems:
-        hosts.say(problem)
+        printing.say(problem)
     found: list[dict[str, Any]] = []
     for generation, is_done in enumerate(finished):
         if is_done or this is None:
@@ -81,10 +83,10 @@ def run(
         if not any(finished[generation + 1 : generation + 2]):
             summary = results.of_run(config, data, names, sizes, found)
             hosts.on_first(_write_results, here, summary, pictures)
-        hosts.say(text.generation_table(found[-1], names))
+        printing.say(text.generation_table(found[-1], names))
     if config.generations > 1:
-        hosts.say(text.results_table(found, names))
-        hosts.say(text.self_training_lines(found, names))
+        printing.say(text.results_table(found, names))
+        printing.say(text.self_training_lines(found, names))
     return summary
 
 
@@ -105,7 +107,7 @@ def _keep_weights(
     """Keep the weights that generations start from, as far as they fit; say how far that is."""
     if weights is not None:
         fitted = initial_weights.fit(weights, config, splits)
-        hosts.say(f"model.init_from={config.model.init_from}: {fitted}")
+        printing.say(f"model.init_from={config.model.init_from}: {fitted}")
         initial_weights.keep(folder, fitted.weights)
 
 
@@ -197,7 +199,7 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
     result = {
         "generation": generation,
         "reseed": run.config.reseed,
-        "environment": workdir.environment(),
+        "environment": environment.current(),
         "temperature": run.program.temperatures[generation],
         **summary,
         "images_per_second": images / max(summary["seconds"], 1e-9),

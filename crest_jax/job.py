@@ -15,8 +15,10 @@ from crest_jax import (
     plan,
     plugins,
     preemption,
+    printing,
     saved_run,
     validation,
+    versions,
 )
 from crest_jax import config as config_lib
 from crest_jax import workdir as workdir_lib
@@ -81,7 +83,7 @@ def train(
         config = with_arrays(config, data)
     validation.validate(config)
     backend.start()
-    with hosts.quiet() if quiet else nullcontext():
+    with printing.quiet() if quiet else nullcontext():
         run(config, workdir, source=data, pictures=pictures)
     return saved_run.load(workdir)
 
@@ -105,13 +107,13 @@ def run(
         _agree(config, workdir, dry=False)
         claimed = hosts.on_first(workdir_lib.claim, workdir, config)
         with claimed or nullcontext():
-            hosts.say(
+            printing.say(
                 f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
                 f"fold {config.fold}"
             )
             generations.run(config, workdir, source=source, pictures=pictures)
         folder = RunFolder(workdir)
-        hosts.say(f"results: {folder.results}\npage: {folder.page}")
+        printing.say(f"results: {folder.results}\npage: {folder.page}")
 
 
 def dry_run(config: ConfigDict, workdir: Path) -> None:
@@ -136,6 +138,6 @@ def _agree(config: ConfigDict, workdir: Path, *, dry: bool) -> None:
     hosts.on_all(validation.validate, config, devices=jax.device_count(), hosts=jax.process_count())
     hosts.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
-        | {"versions": workdir_lib.versions(), "kernels": library.whose()}
+        | {"versions": versions.installed(), "kernels": library.whose()}
         | {"plugins": plugins.digests(config)}
     )

@@ -1,10 +1,9 @@
 """The paths of the files of a run, and the version of their format."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from etils.epath import Path
 
-from crest_jax import schema
 from crest_jax.errors import WorkdirError
 
 # The version of everything besides the config that a run depends on: networks, class distributions
@@ -114,12 +113,3 @@ class RunFolder(NamedTuple):
     def generation(self, number: int) -> GenerationFolder:
         """Return the files of a generation, which is counted from 0."""
         return GenerationFolder(self.path / f"generation_{number:02d}")
-
-
-def of_another_format(folder: Path, found: Any) -> WorkdirError:
-    """Return the error for a run that another version has begun."""
-    return WorkdirError(
-        f"{folder} was begun by a version of this program that has other networks and random "
-        f"numbers (its format is {schema.shown(found)}, and this version's is {FORMAT})",
-        "use that version, or choose another --workdir",
-    )

@@ -24,7 +24,17 @@ from etils.epath import Path
 from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
-from crest_jax import files, hosts, initial_weights, program, scoring, stages, workdir
+from crest_jax import (
+    environment,
+    files,
+    hosts,
+    initial_weights,
+    printing,
+    program,
+    scoring,
+    stages,
+    workdir,
+)
 from crest_jax.data import loading, preparation
 from crest_jax.data.loading import PART
 from crest_jax.data.splits import NAMES, Sizes, Splits, written_sizes
@@ -91,21 +101,21 @@ def show(config: ConfigDict, folder: Path) -> None:
     """
     available = _available_memory()
     there, finished, step = hosts.from_first(_look, config, folder)
-    hosts.say(_where(config, folder, there, finished, step))
+    printing.say(_where(config, folder, there, finished, step))
     if finished == config.generations:
         return
     weights = hosts.on_first(initial_weights.named_in, config, RunFolder(folder))
     sizes, splits, source = _read(config, folder, available)
-    hosts.say(_data(config, sizes, source))
+    printing.say(_data(config, sizes, source))
     hosts.on_first(_weights, weights, config, splits)
     built = program.build(config, splits)
     state = built.new_state(built.keys(0)[0])
-    hosts.say(_training(config, state))
+    printing.say(_training(config, state))
     disk = disk_of(config, splits, sizes, state)
-    hosts.say(hosts.from_first(_check_disk, config, folder, disk))
+    printing.say(hosts.from_first(_check_disk, config, folder, disk))
     pace = measure(config, state, splits, built)
-    hosts.say(hosts.from_first(_check_memory, config, sizes, pace, available))
-    hosts.say(_time(config, sizes, pace, finished, step))
+    printing.say(hosts.from_first(_check_memory, config, sizes, pace, available))
+    printing.say(_time(config, sizes, pace, finished, step))
 
 
 # The workdir and what it holds
@@ -227,7 +237,7 @@ def _data(config: ConfigDict, sizes: Sizes, source: str) -> str:
 def _weights(weights: initial_weights.Weights | None, config: ConfigDict, splits: Splits) -> None:
     """Say how far the weights that generations would start from fit, if any have to be read."""
     if weights is not None:
-        hosts.say(f"weights    {initial_weights.fit(weights, config, splits)}")
+        printing.say(f"weights    {initial_weights.fit(weights, config, splits)}")
 
 
 def _count(per_class: Int[np.ndarray, " classes"] | None, label: int) -> str:
@@ -442,7 +452,7 @@ def _time(config: ConfigDict, sizes: Sizes, pace: Pace, finished: int, step: int
         f"           at {1 / pace.step:.3g} steps/s, {rate:,.0f} images/s in evaluations; compiled "
         f"in {pace.compilation:.0f} s",
         f"           measured on {platform.node()}: {jax.device_count()} x {device.device_kind}, "
-        f"{workdir.environment()['cpus']} CPU cores, {jax.process_count()} host"
+        f"{environment.visible_cpus()} CPU cores, {jax.process_count()} host"
         f"{'s' if jax.process_count() > 1 else ''}",
     )
     remaining = f"\n           {_duration(left)} are left" if left < whole else ""

@@ -5,7 +5,7 @@ from typing import Any
 
 from etils.epath import Path
 
-from crest_jax import files, hosts
+from crest_jax import files, hosts, printing
 from crest_jax.data import pseudo_labels
 from crest_jax.errors import DataError, WorkdirError
 from crest_jax.layout import GenerationFolder
@@ -21,7 +21,7 @@ def made_again(problem: str, path: Path) -> str:
 
 def say_redone(problem: str, path: Path) -> None:
     """Print that a file or folder is damaged and will be made again."""
-    hosts.say(made_again(problem, path))
+    printing.say(made_again(problem, path))
 
 
 def is_finished(here: GenerationFolder, *, say: Say = lambda problem, path: None) -> bool:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import socket
 import subprocess
 import sys
 import tracemalloc
@@ -265,6 +266,16 @@ def test_where_nothing_can_be_locked_there_is_a_warning(tmp_path, config, caplog
     assert ".lock cannot be locked (No locks available)" in caplog.text
 
 
+def test_a_lock_that_says_nothing_of_its_process_is_let_go(tmp_path, config, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", (tmp_path / "missing").stat)
+        with pytest.raises(WorkdirError, match=r"\.lock cannot be written") as caught:
+            claim(tmp_path, config)
+    # The error, and what it refers to, is still there.
+    claim(tmp_path, config)
+    del caught
+
+
 def test_a_raised_reseed_is_remembered_and_nothing_else_may_change_with_it(tmp_path, config):
     claim(tmp_path, config)
     (tmp_path / "splits").mkdir()
@@ -404,7 +415,7 @@ def test_a_config_of_something_else_is_refused(tmp_path, config, change):
     written = files.read_json(tmp_path / "config.json")
     files.write_json(tmp_path / "config.json", written | change)
     with pytest.raises(WorkdirError, match=r"config\.json was not written by this program"):
-        workdir.claim(tmp_path, config)
+        claim(tmp_path, config)
 
 
 def test_messages_have_nothing_that_a_terminal_would_obey():
