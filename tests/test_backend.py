@@ -128,6 +128,21 @@ def test_a_variable_that_jax_cannot_read_is_a_line(command):
     )
 
 
+def test_programs_of_others_are_not_ended_by_an_import(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("import crest_jax")
+    (tmp_path / "mine" / "tool.py").write_text("print('mine')")
+    path = os.pathsep.join([str(REPOSITORY), os.environ["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, "-m", "mine.tool"],
+        env={**os.environ, "JAX_ENABLE_X64": "maybe", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        cwd=str(tmp_path),
+    )
+    assert (done.returncode, done.stdout) == (0, "mine\n"), done.stderr
+
+
 def test_what_changes_the_last_digits_is_recorded(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     assert environment.current()["variables"] is None
