@@ -43,9 +43,13 @@ os.environ.setdefault("GCS_READ_CACHE_BLOCK_SIZE_MB", "4")
 # Its Keras would make a folder called `~` for its settings where there is no home.
 if os.path.expanduser("~").startswith("~"):  # noqa: PTH111
     os.environ.setdefault("KERAS_HOME", os.devnull)
-# A command starts, and Python is looking for its module. All of them import JAX, which then reads
-# variables.
-if sys.argv[:1] == ["-m"]:
+# One of this package's commands starts, and Python is looking for its module, which imports JAX. An
+# error of JAX in reading its variables can be made one line only here.
+if (
+    sys.argv[:1] == ["-m"]
+    and any(word.removeprefix("-m").startswith(f"{__name__}.") for word in sys.orig_argv)
+    and any(name.startswith("JAX_") for name in os.environ)
+):
     try:
         import jax  # noqa: F401
     except ValueError as error:

@@ -15,16 +15,12 @@ from typing import Any
 
 import numpy as np
 from etils.epath import Path
-from jax.sharding import Mesh
 
-from crest_jax import accuracy, backend, command, evaluate, files, program, trained
+from crest_jax import accuracy, backend, command, files, program, trained
 from crest_jax.data import records
 from crest_jax.data.records import Images
 from crest_jax.data.splits_folder import SplitsFolder
-from crest_jax.errors import ConfigError
 from crest_jax.layout import RunFolder
-from crest_jax.mesh import data_mesh, replicate
-from crest_jax.rebalancing.logit_adjustment import adjustment
 from crest_jax.report import text
 from crest_jax.trained import Trained
 
@@ -48,10 +44,10 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
       WorkdirError: `folder` is not a run, no generation of it is finished, or a checkpoint is
         missing or damaged.
       DataError: The test split is damaged.
+      UnavailableError: A file cannot be read at the moment.
     """
     for tau in taus:
-        if not 0 <= tau < np.inf:
-            raise ConfigError(f"tau={tau} must be at least 0, and finite")
+        trained.check_tau(tau)
     config = trained.config_of(folder)
     last = trained.load(folder)
     test: Iterable[Images] = records.ImageChunks(
@@ -59,19 +55,17 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
     )
     if not config.data.stream:
         test = list(test)
-    mesh = data_mesh()
-    logits_of = evaluate.make_logits(last.model, mesh, batch_size=config.eval_batch_size)
 
     def adjusted(generation: int) -> dict[str, Any]:
         models = (
-            trained.load(folder, generation=generation, step=step)
+            last.with_weights_of(trained.load(folder, generation=generation, step=step))
             for step in program.schedule_of(config).reported
         )
         prior = trained.class_distribution(folder, generation)
         return {
             "generation": generation - 1,
             "class_distribution": prior.tolist(),
-            "adjusted": _adjusted(models, test, taus, logits_of, mesh, len(last.class_names)),
+            "adjusted": _adjusted(models, test, taus, len(last.class_names)),
         }
 
     of_generations = [adjusted(each) for each in trained.finished_generations(folder)]
@@ -82,19 +76,15 @@ def _adjusted(
     models: Iterable[Trained],
     test: Iterable[Images],
     taus: Sequence[float],
-    logits_of: evaluate.Logits,
-    mesh: Mesh,
     classes: int,
 ) -> list[dict[str, Any]]:
     """Return the pooled results of a generation's last evaluations for each tau."""
     confusions = np.zeros((len(taus), classes, classes), np.int64)
     for model in models:
-        params, batch_stats = replicate((model.params, model.batch_stats), mesh)
         for _, images, labels in test:
-            logits = logits_of(params, batch_stats, images)
+            logits = model.logits(images, batch_size=model.eval_batch_size)
             for number, tau in enumerate(taus):
-                shift = adjustment(model.class_distribution, tau).astype(np.float32)
-                predicted = (logits - shift).argmax(axis=-1)
+                predicted = model.predictions(logits, tau).labels
                 confusions[number] += accuracy.confusion_matrix(labels, predicted, classes)
     return [
         {

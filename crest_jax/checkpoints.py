@@ -13,7 +13,7 @@ from etils.epath import Path
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from crest_jax import files, hosts
+from crest_jax import files, hosts, printing
 from crest_jax.errors import CrestError, UnavailableError, WorkdirError
 from crest_jax.mesh import data_mesh, replicate
 from crest_jax.schedule import KEEP
@@ -54,6 +54,32 @@ def open_checkpoints(folder: Path, *, lasting: Sequence[int]) -> Iterator[ocp.Ch
                 manager.close()
 
 
+@contextmanager
+def open_to_read(folder: Path) -> Iterator[ocp.CheckpointManager]:
+    """Open a folder of checkpoints on this host alone, without waiting for others or writing.
+
+    Raises:
+      WorkdirError: Libraries would misread the folder's name, and no link to it can be made.
+      UnavailableError: The folder cannot be read at the moment.
+    """
+    this = jax.process_index()
+    options = ocp.CheckpointManagerOptions(
+        read_only=True,
+        create=False,
+        save_interval_steps=0,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=this, active_processes={this}
+        ),
+    )
+    with files.plainly_named(folder) as path:
+        with files.reading(folder):
+            manager = ocp.CheckpointManager(path, options=options)
+        try:
+            yield manager
+        finally:
+            manager.close()
+
+
 def folder_of(manager: ocp.CheckpointManager) -> Path:
     """Return the folder of a manager's checkpoints by its own name, not that of a link to it."""
     directory = Path(manager.directory)
@@ -67,6 +93,7 @@ def check(folder: Path) -> None:
 
     Raises:
       WorkdirError: The trial checkpoint cannot be saved or read.
+      UnavailableError: It cannot be read at the moment.
     """
     trial = folder / _TRIAL
     state = {"trial": replicate(jnp.arange(8), data_mesh())}
@@ -130,9 +157,9 @@ def restore_latest(
     once an undamaged one has been found, so that nothing is deleted because a disk is unavailable.
 
     Args:
-      manager: A manager from `open_checkpoints`.
-      fresh: A state of the right shapes and sharding.
-      check: A function of the step that raises WorkdirError if something else that belongs to the
+      manager: a manager from `open_checkpoints`.
+      fresh: a state of the right shapes and sharding.
+      check: a function of the step that raises WorkdirError if something else that belongs to the
         checkpoint of this step is missing.
 
     Raises:
@@ -148,7 +175,7 @@ def restore_latest(
             wrong[step] = error
             continue
         for newer, damage in wrong.items():
-            hosts.say(f"{damage.what}; continuing from step {step}")
+            printing.say(f"{damage.what}; continuing from step {step}")
             manager.delete(newer)
         return state
     if wrong:
@@ -166,10 +193,10 @@ def restore(
     """Return the checkpoint of a step.
 
     Args:
-      manager: A manager from `open_checkpoints`.
-      step: The step of the checkpoint.
-      template: A state of the right shapes and sharding, or only these (ShapeDtypeStruct leaves).
-      way_out: What to do if the checkpoint is damaged, for the error message.
+      manager: a manager from `open_checkpoints`.
+      step: the step of the checkpoint.
+      template: a state of the right shapes and sharding, or only these (ShapeDtypeStruct leaves).
+      way_out: what to do if the checkpoint is damaged, for the error message.
 
     Raises:
       WorkdirError: The checkpoint is damaged.

@@ -38,7 +38,7 @@ def experiment(name: str | os.PathLike[str], **arguments: Any) -> ConfigDict:
       config = crest_jax.experiment("cifar10_lt", gamma=50, rebalance="crest_plus")
       config.model.width = 4
     """
-    path = files.given(os.fspath(name), "experiment")
+    path = files.given(name, "experiment")
     given = ",".join(f"{key}={value}" for key, value in arguments.items() if value is not None)
     if given and ":" in str(path).removeprefix("gs://"):
         raise ConfigError(f"{name} has arguments after a colon: give all of them by name instead")

@@ -33,7 +33,7 @@ from jax import export as jax_export
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from crest_jax import backend, command, evaluate, files, trained, workdir
+from crest_jax import backend, command, environment, evaluate, files, trained, workdir
 from crest_jax.config import to_plain
 from crest_jax.data.views import CENTRAL_PART
 from crest_jax.errors import WorkdirError
@@ -60,7 +60,7 @@ def serialise(model: Trained) -> bytes:
 def named_weights(model: Trained) -> dict[str, Float[np.ndarray, "..."]]:
     """Return a model's weights in float32, by paths such as `params/Dense_0/kernel`."""
     flat = flatten_dict(jax.device_get(model.variables), sep="/")
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
+    return {name: np.asarray(value, np.float32, order="C") for name, value in flat.items()}
 
 
 def describe(model: Trained, config: ConfigDict) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def describe(model: Trained, config: ConfigDict) -> dict[str, Any]:
         # p(y) of the labels that this generation was trained on, for logit adjustment.
         "class_distribution": model.class_distribution.tolist(),
         "generation": model.generation,
-        "environment": workdir.environment(),
+        "environment": environment.current(),
         "config": to_plain(config),
     }
 
@@ -99,7 +99,7 @@ def export(run: Path, output: Path, *, generation: int | None = None) -> Trained
 
     Raises:
       WorkdirError: `output` exists or cannot be made; or as for `trained.load`.
-      ConfigError: As for `trained.load`.
+      ConfigError, DataError, UnavailableError: As for `trained.load`.
     """
     if output.exists():
         advice = "choose another folder"

@@ -20,6 +20,7 @@ from typing import Any
 
 from etils.epath import Path
 
+from crest_jax import schema
 from crest_jax.errors import ConfigError, UnavailableError, WorkdirError
 
 MANIFEST = "manifest.json"
@@ -32,19 +33,23 @@ _PATTERN = re.compile(r"[*?\[\]\\]")
 _UNUSUAL = re.compile(_PATTERN.pattern + "|:(/|$)|[\udc80-\udcff]")
 
 
-def given(text: str, name: str = "") -> Path:
-    """Return the path that a user gives on a command line or in a config.
+def given(given: str | os.PathLike[str], name: str = "") -> Path:
+    """Return the path that a user gives on a command line, in a config or to a function.
 
     As in a shell, a leading `~` is the user's home, and `~name` that of another user; a file whose
     name begins with `~` is given as `./~`.
 
     Args:
-      text: the path as the user gave it.
-      name: the name of the flag or config field, for the error message.
+      given: the path as the user gave it.
+      name: the name of the flag, config field or argument, for the error message.
 
     Raises:
-      ConfigError: The path is neither on a disk nor in a bucket, or there is no such home.
+      ConfigError: It is not a path, or is neither on a disk nor in a bucket, or there is no such
+        home.
     """
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise ConfigError(f"{name or 'path'}={schema.shown(given)} must be a path, as text or Path")
     shown = f"{name}={text}" if name else text
     if not is_supported(text):
         raise ConfigError(

@@ -18,10 +18,12 @@ from ml_collections import ConfigDict
 from crest_jax import (
     batches,
     checkpoints,
+    environment,
     evaluate,
     files,
     hosts,
     initial_weights,
+    printing,
     program,
     report,
     results,
@@ -32,7 +34,7 @@ from crest_jax import (
 )
 from crest_jax.data import loading, manifest, preparation, pseudo_labels, sources
 from crest_jax.data.sources import Source
-from crest_jax.data.splits import Split, Splits
+from crest_jax.data.splits import Split, Splits, written_sizes
 from crest_jax.errors import WorkdirError
 from crest_jax.layout import GenerationFolder, RunFolder
 from crest_jax.mesh import replicate
@@ -59,28 +61,32 @@ def run(
     Returns:
       The content of results.json.
     """
-    this = prepare(config, RunFolder(folder), source)
-    sizes = sizes_of(config, this.splits)
-    data = hosts.from_first(lambda: sources.data_of(workdir.read_config(folder)))
-    hosts.say(text.splits_line(sizes, this.splits.class_names))
+    here = RunFolder(folder)
+    finished, problems, is_over = hosts.from_first(_look, here, config.generations)
+    this = None if is_over else prepare(config, here, source)
+    splits = this.splits if this else _written(config, here)
+    sizes, names = sizes_of(config, splits), splits.class_names
+    data = hosts.from_first(_data_of, folder)
+    printing.say(text.splits_line(sizes, names))
     if computing := program.who_computes(config):
-        hosts.say(computing)
-    finished = hosts.from_first(_are_finished, this.folder, config.generations)
+        printing.say(computing)
+    for problem in problems:
+        printing.say(problem)
     found: list[dict[str, Any]] = []
     for generation, is_done in enumerate(finished):
-        if is_done:
-            path = this.folder.generation(generation).result
-            found.append(hosts.from_first(results.read_generation, path, this.classes))
+        if is_done or this is None:
+            path = here.generation(generation).result
+            found.append(hosts.from_first(results.read_generation, path, len(names)))
         else:
             found.append(run_generation(this, generation))
         # Where the next one was finished before, they are written with that.
         if not any(finished[generation + 1 : generation + 2]):
-            summary = results.of_run(config, data, this.splits.class_names, sizes, found)
-            hosts.on_first(_write_results, this.folder, summary, pictures)
-        hosts.say(text.generation_table(found[-1], this.splits.class_names))
+            summary = results.of_run(config, data, names, sizes, found)
+            hosts.on_first(_write_results, here, summary, pictures)
+        printing.say(text.generation_table(found[-1], names))
     if config.generations > 1:
-        hosts.say(text.results_table(found, this.splits.class_names))
-        hosts.say(text.self_training_lines(found, this.splits.class_names))
+        printing.say(text.results_table(found, names))
+        printing.say(text.self_training_lines(found, names))
     return summary
 
 
@@ -101,7 +107,7 @@ def _keep_weights(
     """Keep the weights that generations start from, as far as they fit; say how far that is."""
     if weights is not None:
         fitted = initial_weights.fit(weights, config, splits)
-        hosts.say(f"model.init_from={config.model.init_from}: {fitted}")
+        printing.say(f"model.init_from={config.model.init_from}: {fitted}")
         initial_weights.keep(folder, fitted.weights)
 
 
@@ -193,7 +199,7 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
     result = {
         "generation": generation,
         "reseed": run.config.reseed,
-        "environment": workdir.environment(),
+        "environment": environment.current(),
         "temperature": run.program.temperatures[generation],
         **summary,
         "images_per_second": images / max(summary["seconds"], 1e-9),
@@ -238,12 +244,33 @@ def sizes_of(config: ConfigDict, splits: Splits) -> dict[str, Any]:
     return sizes
 
 
-def _are_finished(folder: RunFolder, generations: int) -> list[bool]:
-    """Return for each generation whether its results are there; print what is damaged."""
-    return [
-        stages.is_finished(folder.generation(generation), say=stages.say_redone)
+def _look(folder: RunFolder, generations: int) -> tuple[list[bool], list[str], bool]:
+    """Look what a run has finished, without reading its images.
+
+    Returns:
+      Whether the results of each generation are there; what is damaged; and whether all is done, so
+      that there are only results to print.
+    """
+    problems: list[str] = []
+
+    def note(problem: str, path: Path) -> None:
+        problems.append(stages.made_again(problem, path))
+
+    finished = [
+        stages.is_finished(folder.generation(generation), say=note)
         for generation in range(generations)
     ]
+    return finished, problems, all(finished) and preparation.are_whole(folder.splits)
+
+
+def _written(config: ConfigDict, folder: RunFolder) -> Splits:
+    """Return the splits of a run that is over, without their images; warn if these have changed."""
+    hosts.on_first(preparation.warn_of_changes, config, folder.splits, folder.unreadable)
+    return hosts.on_all(written_sizes, config.data, folder.splits).without_images()
+
+
+def _data_of(folder: Path) -> str:
+    return sources.data_of(workdir.read_config(folder))
 
 
 def _write_results(folder: RunFolder, summary: Mapping[str, Any], pictures: bool) -> None:

@@ -9,9 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -234,31 +232,6 @@ def check_agreement(value: Mapping[str, Any]) -> None:
                 f"host {host} disagrees with host 0: {'; '.join(lines)}. Start all hosts with the "
                 "same command and version"
             )
-
-
-# Whether nothing is printed in this context, which is that of a call in a thread.
-_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep `say` and progress bars from printing anything, within this context."""
-    token = _QUIET.set(True)
-    try:
-        yield
-    finally:
-        _QUIET.reset(token)
-
-
-def speaks() -> bool:
-    """Return whether this host prints what it does: the first host does, unless within `quiet`."""
-    return is_first() and not _QUIET.get()
-
-
-def say(text: str) -> None:
-    """Print a line on the first host, unless within `quiet`."""
-    if speaks():
-        print(text, flush=True)
 
 
 def total(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:

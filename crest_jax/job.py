@@ -15,16 +15,20 @@ from crest_jax import (
     plan,
     plugins,
     preemption,
+    printing,
     saved_run,
     validation,
+    versions,
 )
 from crest_jax import config as config_lib
 from crest_jax import workdir as workdir_lib
 from crest_jax.cpu import library
 from crest_jax.data.arrays import with_arrays
 from crest_jax.data.sources import Source
+from crest_jax.errors import ConfigError, DataError
 from crest_jax.layout import RunFolder
 from crest_jax.saved_run import SavedRun
+from crest_jax.schema import shown
 
 
 def train(
@@ -54,23 +58,34 @@ def train(
       quiet: whether to print no tables and show no bar. Warnings are logged all the same.
 
     Raises:
-      ConfigError: A field is not usable. The message names all such fields.
-      DataError: The data set is missing or damaged.
-      WorkdirError: The folder belongs to another config, or cannot be written.
+      ConfigError: A field is not usable, and the message names all such fields; or `config` or
+        `folder` is something else.
+      DataError: The data set is missing or damaged, or `data` is something else.
+      WorkdirError: The folder belongs to another config, cannot be written, or holds damaged files.
+      UnavailableError: A file cannot be read at the moment; the same call continues the run later.
       NonFiniteError: Training has diverged.
+      DeviceError: JAX cannot use the devices here.
+      HostError: Of several hosts, another disagrees with this one or has failed.
       Preempted: SIGTERM arrived. It is no CrestError, and `except Exception` does not catch it.
 
     Example:
       config = crest_jax.experiment("digits_lt", rebalance="crest")
       run = crest_jax.train(config, "runs/digits")
     """
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"config={shown(config)} must be a ConfigDict, as crest_jax.experiment returns"
+        )
+    workdir = files.given(folder, "folder")
     if data is not None:
+        if not isinstance(data, Source):
+            raise DataError(f"data={shown(data)} must be what crest_jax.arrays returns")
         config = with_arrays(config, data)
     validation.validate(config)
     backend.start()
-    with hosts.quiet() if quiet else nullcontext():
-        run(config, files.given(os.fspath(folder)), source=data, pictures=pictures)
-    return saved_run.load(folder)
+    with printing.quiet() if quiet else nullcontext():
+        run(config, workdir, source=data, pictures=pictures)
+    return saved_run.load(workdir)
 
 
 def run(
@@ -83,18 +98,22 @@ def run(
       workdir: the run's folder.
       source: the data set; by default the one that the config names.
       pictures: whether the run's page shows some of the images.
+
+    Raises:
+      CrestError: As for `train`.
+      Preempted: SIGTERM arrived.
     """
     with preemption.raised_on_sigterm():
         _agree(config, workdir, dry=False)
         claimed = hosts.on_first(workdir_lib.claim, workdir, config)
         with claimed or nullcontext():
-            hosts.say(
+            printing.say(
                 f"{workdir}: {config.method}, rebalance={config.rebalance}, {config.data.name}, "
                 f"fold {config.fold}"
             )
             generations.run(config, workdir, source=source, pictures=pictures)
         folder = RunFolder(workdir)
-        hosts.say(f"results: {folder.results}\npage: {folder.page}")
+        printing.say(f"results: {folder.results}\npage: {folder.page}")
 
 
 def dry_run(config: ConfigDict, workdir: Path) -> None:
@@ -103,6 +122,10 @@ def dry_run(config: ConfigDict, workdir: Path) -> None:
     Args:
       config: the experiment's config.
       workdir: the run's folder.
+
+    Raises:
+      CrestError: As for `plan.show`, or as for `train`.
+      Preempted: SIGTERM arrived.
     """
     with preemption.raised_on_sigterm():
         _agree(config, workdir, dry=True)
@@ -115,6 +138,6 @@ def _agree(config: ConfigDict, workdir: Path, *, dry: bool) -> None:
     hosts.on_all(validation.validate, config, devices=jax.device_count(), hosts=jax.process_count())
     hosts.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
-        | {"versions": workdir_lib.versions(), "kernels": library.describe()}
+        | {"versions": versions.installed(), "kernels": library.describe()}
         | {"plugins": plugins.digests(config)}
     )

@@ -1,10 +1,9 @@
 """The paths of the files of a run, and the version of their format."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from etils.epath import Path
 
-from crest_jax import schema
 from crest_jax.errors import WorkdirError
 
 # The version of everything besides the config that a run depends on: networks, class distributions
@@ -94,15 +93,23 @@ class RunFolder(NamedTuple):
         """The report as a web page."""
         return self.path / "report.html"
 
+    def is_archive(self) -> bool:
+        """Return whether there are results alone, as `crest_jax.report.archive` keeps them."""
+        has_more = self.splits.exists() or self.generation(0).path.exists()
+        return self.results.exists() and not has_more
+
+    def check_whole(self) -> None:
+        """Check that the run's images, pseudo-labels and models may be there.
+
+        Raises:
+          WorkdirError: The folder is an archive.
+        """
+        if self.is_archive():
+            raise WorkdirError(
+                f"{self.path} has the results of a run alone, as archives have: its models, "
+                "pseudo-labels and images are in the folder that it was trained in"
+            )
+
     def generation(self, number: int) -> GenerationFolder:
         """Return the files of a generation, which is counted from 0."""
         return GenerationFolder(self.path / f"generation_{number:02d}")
-
-
-def of_another_format(folder: Path, found: Any) -> WorkdirError:
-    """Return the error for a run that another version has begun."""
-    return WorkdirError(
-        f"{folder} was begun by a version of this program that has other networks and random "
-        f"numbers (its format is {schema.shown(found)}, and this version's is {FORMAT})",
-        "use that version, or choose another --workdir",
-    )

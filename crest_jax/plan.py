@@ -24,7 +24,17 @@ from etils.epath import Path
 from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
-from crest_jax import files, hosts, initial_weights, program, scoring, stages, workdir
+from crest_jax import (
+    environment,
+    files,
+    hosts,
+    initial_weights,
+    printing,
+    program,
+    scoring,
+    stages,
+    workdir,
+)
 from crest_jax.data import loading, preparation
 from crest_jax.data.loading import CHUNK
 from crest_jax.data.splits import Sizes, Splits, written_sizes
@@ -88,25 +98,25 @@ def show(config: ConfigDict, folder: Path) -> None:
       ConfigError: A step does not fit into a device's memory; or as for the run.
       DataError: The splits do not fit into memory; or as for the run.
       WorkdirError: The run does not fit on the disk; or as for the run.
+      UnavailableError, DeviceError, HostError: As for the run.
     """
     available = _available_memory()
     there, finished, step = hosts.from_first(_look, config, folder)
-    hosts.say(_where(config, folder, there, finished, step))
+    printing.say(_where(config, folder, there, finished, step))
     if finished == config.generations:
         return
-    weights = hosts.on_all(initial_weights.named_in, config, RunFolder(folder))
+    weights = hosts.on_first(initial_weights.named_in, config, RunFolder(folder))
     sizes, splits, source = _read(config, folder, available)
-    hosts.say(_data(config, sizes, source))
-    if weights is not None:
-        hosts.say(f"weights    {initial_weights.fit(weights, config, splits)}")
+    printing.say(_data(config, sizes, source))
+    hosts.on_first(_weights, weights, config, splits)
     built = program.build(config, splits)
     state = built.new_state(built.keys(0)[0])
-    hosts.say(_training(config, state))
+    printing.say(_training(config, state))
     disk = disk_of(config, splits, sizes, state)
-    hosts.say(hosts.from_first(_check_disk, config, folder, disk))
+    printing.say(hosts.from_first(_check_disk, config, folder, disk))
     pace = measure(config, state, splits, built)
-    hosts.say(hosts.from_first(_check_memory, config, sizes, pace, available))
-    hosts.say(_time(config, sizes, pace, finished, step))
+    printing.say(hosts.from_first(_check_memory, config, sizes, pace, available))
+    printing.say(_time(config, sizes, pace, finished, step))
 
 
 # The workdir and what it holds
@@ -223,6 +233,12 @@ def _data(config: ConfigDict, sizes: Sizes, source: str) -> str:
         counts = "".join(f"  {_count(sizes.per_class[name], label):>10}" for name in names)
         lines.append(f"{class_name:<{widest}}{counts}")
     return "\n".join(lines) + "\n"
+
+
+def _weights(weights: initial_weights.Weights | None, config: ConfigDict, splits: Splits) -> None:
+    """Say how far the weights that generations would start from fit, if any have to be read."""
+    if weights is not None:
+        printing.say(f"weights    {initial_weights.fit(weights, config, splits)}")
 
 
 def _count(per_class: Int[np.ndarray, " classes"] | None, label: int) -> str:
@@ -437,7 +453,7 @@ def _time(config: ConfigDict, sizes: Sizes, pace: Pace, finished: int, step: int
         f"           at {1 / pace.step:.3g} steps/s, {rate:,.0f} images/s in evaluations; compiled "
         f"in {pace.compilation:.0f} s",
         f"           measured on {platform.node()}: {jax.device_count()} x {device.device_kind}, "
-        f"{workdir.environment()['cpus']} CPU cores, {jax.process_count()} host"
+        f"{environment.visible_cpus()} CPU cores, {jax.process_count()} host"
         f"{'s' if jax.process_count() > 1 else ''}",
     )
     remaining = f"\n           {_duration(left)} are left" if left < whole else ""

@@ -19,14 +19,11 @@ from collections.abc import Sequence
 import numpy as np
 from etils.epath import Path
 from jaxtyping import Float
-from scipy.special import softmax
 
-from crest_jax import backend, command, evaluate, files, trained
+from crest_jax import backend, command, files, trained
 from crest_jax.data import pictures
 from crest_jax.data.views import View
-from crest_jax.errors import ConfigError, DataError
-from crest_jax.mesh import data_mesh, replicate
-from crest_jax.rebalancing.logit_adjustment import adjustment
+from crest_jax.errors import DataError
 from crest_jax.trained import Trained
 
 COLUMNS = ("file", "class", "confidence")
@@ -77,11 +74,8 @@ def logits_of(
       The files that could be read, in their order, each with a note on how it was read; their
       logits; and the errors of the other files.
     """
-    mesh = data_mesh()
     # No larger than needed, so that a handful of images is not padded to a thousand.
     size = min(model.eval_batch_size, len(paths))
-    logits = evaluate.make_logits(model.model, mesh, batch_size=size)
-    params, batch_stats = replicate((model.params, model.batch_stats), mesh)
     readable: dict[Path, pictures.Note] = {}
     wrong: list[DataError] = []
     parts = [np.zeros((0, len(model.class_names)), np.float32)]
@@ -95,7 +89,7 @@ def logits_of(
             except DataError as error:
                 wrong.append(error)
         if images:
-            parts.append(logits(params, batch_stats, np.stack(images)))
+            parts.append(model.logits(np.stack(images), batch_size=size))
     return readable, np.concatenate(parts), wrong
 
 
@@ -113,18 +107,16 @@ def table(
       logits: logits of the images.
       tau: strength of logit adjustment; None leaves out its columns.
     """
-    views = [logits]
+    views = [model.predictions(logits)]
     if tau is not None:
-        views.append(logits - adjustment(model.class_distribution, tau))
+        views.append(model.predictions(logits, tau))
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow([*COLUMNS, *(ADJUSTED_COLUMNS if tau is not None else ())])
-    probabilities = [softmax(view, axis=1) for view in views]
     for row, name in enumerate(names):
         cells = [name]
-        for view in probabilities:
-            label = int(view[row].argmax())
-            cells += [model.class_names[label], f"{view[row, label]:.6f}"]
+        for view in views:
+            cells += [model.class_names[view.labels[row]], f"{view.confidence[row]:.6f}"]
         writer.writerow(cells)
     return lines.getvalue()
 
@@ -140,8 +132,7 @@ def main() -> None:
     parser.add_argument("--logit-adjust", action="store_true", help="also after logit adjustment")
     parser.add_argument("--tau", type=float, default=1.0, help="of logit adjustment")
     arguments = parser.parse_args()
-    if not 0 <= arguments.tau < np.inf:
-        raise ConfigError(f"--tau={arguments.tau} must be at least 0, and finite")
+    trained.check_tau(arguments.tau, "--tau")
     files.check_writable(arguments.output)
     found = image_files(arguments.images)
     backend.start()

@@ -8,10 +8,10 @@ from etils.epath import Path
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from crest_jax import accuracy, files, schema
+from crest_jax import accuracy, files, schema, versions
 from crest_jax.data.splits_folder import NAMES
 from crest_jax.errors import WorkdirError
-from crest_jax.layout import FORMAT, RunFolder, of_another_format
+from crest_jax.layout import FORMAT, RunFolder
 from crest_jax.schedule import LAST_EVALUATIONS
 
 # The key of the estimated class distribution of the unlabeled split, in the results of an
@@ -37,7 +37,7 @@ def read(folder: Path) -> dict[str, Any]:
     if isinstance(results, dict) and "method" in results:
         found = results.get("format", 1)
         if found != FORMAT:
-            raise of_another_format(folder, found)
+            raise versions.of_another_format(folder, found)
     wrong = next(schema.mismatches(results, {"class_names": schema.Each(schema.TEXT)}), None)
     if wrong is None:
         wrong = next(schema.mismatches(results, _of_run(len(results["class_names"]))), None)

@@ -8,9 +8,10 @@ import numpy as np
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import files, results, workdir
+from crest_jax import files, results
 from crest_jax.errors import ConfigError
 from crest_jax.layout import RunFolder
+from crest_jax.schema import shown
 
 if TYPE_CHECKING:  # imported when they are needed, since they import JAX or many modules
     from crest_jax.data.pseudo_labels import PseudoLabels
@@ -25,14 +26,16 @@ def load(folder: str | os.PathLike[str]) -> "SavedRun":
       folder: the run's folder, on a disk or in a bucket (gs://).
 
     Raises:
+      ConfigError: The folder is not a path.
       WorkdirError: The folder is not a run of this version, or no generation of it is finished.
+      UnavailableError: Its results cannot be read at the moment.
 
     Example:
       run = crest_jax.load("runs/mnist_lt")
       run.results["accuracy"]
       run.model().predict(images).labels
     """
-    run = SavedRun(files.given(os.fspath(folder)))
+    run = SavedRun(files.given(folder, "folder"))
     run.results  # noqa: B018, raises the error if there is one
     return run
 
@@ -71,7 +74,15 @@ class SavedRun:
 
     @functools.cached_property
     def config(self) -> ConfigDict:
-        """The config that the run was made with."""
+        """The config that the run was made with.
+
+        Raises:
+          WorkdirError: The run's config.json is missing or damaged.
+          PluginError: It names an object of the user's, `module:name`, that cannot be found.
+          UnavailableError: It cannot be read at the moment.
+        """
+        from crest_jax import workdir
+
         return workdir.read_config(self.path)
 
     @property
@@ -123,12 +134,15 @@ class SavedRun:
         Raises:
           ConfigError: There is no such split.
           DataError: The split is missing or damaged.
+          WorkdirError: The folder is an archive, or as for `config`.
+          UnavailableError: The split cannot be read at the moment.
         """
         from crest_jax.data import manifest, records, views
         from crest_jax.data.splits_folder import NAMES, SplitsFolder
 
         if split not in NAMES:
-            raise ConfigError(f"split={split!r} must be one of {', '.join(NAMES)}")
+            raise ConfigError(f"split={shown(split)} must be one of {', '.join(NAMES)}")
+        self._folder.check_whole()
         splits = SplitsFolder(self._folder.splits)
         folder = splits.split(split)
         examples = manifest.read(folder)["examples"]
@@ -151,11 +165,17 @@ class SavedRun:
         Raises:
           ConfigError: There is no such generation.
           DataError: Its pseudo-labels are missing or damaged.
+          WorkdirError: The folder is an archive, which has none.
+          UnavailableError: They cannot be read at the moment.
         """
         from crest_jax.data import pseudo_labels
 
-        if not 1 <= generation <= self.generations:
-            raise ConfigError(f"generation={generation} must be between 1 and {self.generations}")
+        is_whole = isinstance(generation, int | np.integer)
+        if not is_whole or not 1 <= generation <= self.generations:
+            raise ConfigError(
+                f"generation={shown(generation)} must be between 1 and {self.generations}"
+            )
+        self._folder.check_whole()
         found = pseudo_labels.read(self._folder.generation(generation - 1).pseudo_labels)
         return found._replace(ids=np.char.decode(found.ids, "utf-8"))
 
@@ -169,8 +189,11 @@ class SavedRun:
           The model, whose `predict` takes images.
 
         Raises:
-          ConfigError: There is no such generation.
-          WorkdirError: Its checkpoint is missing or damaged.
+          ConfigError: There is no such generation, or the run's config is not usable here.
+          WorkdirError: Its checkpoint is missing or damaged, or the folder is an archive.
+          DataError: A manifest of the run's splits is missing or damaged.
+          UnavailableError: A file cannot be read at the moment.
+          DeviceError: JAX cannot use the devices here.
         """
         from crest_jax import backend, trained
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from etils.epath import Path
 
-from crest_jax import files, hosts
+from crest_jax import files, hosts, printing
 from crest_jax.data import pseudo_labels
 from crest_jax.errors import DataError, WorkdirError
 from crest_jax.layout import GenerationFolder
@@ -14,9 +14,14 @@ from crest_jax.layout import GenerationFolder
 Say = Callable[[str, Path], None]
 
 
+def made_again(problem: str, path: Path) -> str:
+    """Return the words that a file or folder is damaged and will be made again."""
+    return f"{problem}: {path} will be made again"
+
+
 def say_redone(problem: str, path: Path) -> None:
     """Print that a file or folder is damaged and will be made again."""
-    print(f"{problem}: {path} will be made again", flush=True)
+    printing.say(made_again(problem, path))
 
 
 def is_finished(here: GenerationFolder, *, say: Say = lambda problem, path: None) -> bool:

@@ -1,6 +1,8 @@
 """A trained model: the averaged weights of a finished generation, and all that using them needs."""
 
+import dataclasses
 import functools
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,13 +10,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 from etils.epath import Path
-from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from crest_jax import checkpoints, evaluate, program, results, stages, workdir
+from crest_jax import checkpoints, evaluate, files, program, results, stages, workdir
 from crest_jax.data import manifest, resize, splits
 from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.data.views import View, view_of
@@ -34,7 +35,8 @@ class Predictions(NamedTuple):
     logits: Float[np.ndarray, "images classes"]  # after logit adjustment, if a tau is given
 
 
-class Trained(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
     """The model that one generation has trained, ready for use."""
 
     model: nn.Module
@@ -48,11 +50,29 @@ class Trained(NamedTuple):
     max_pixels: int  # an image of more pixels is not decoded
     generation: int  # counted from 1
     eval_batch_size: int
+    # What is compiled, by model and batch size; a user's model need not be hashable.
+    _compiled: dict[tuple[int, int], evaluate.Logits] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def variables(self) -> dict[str, PyTree]:
         """The weights and statistics, as `model.apply` takes them."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def with_weights_of(self, other: "Trained") -> "Trained":
+        """Return this model with what another has learned, so that it is not compiled again.
+
+        Args:
+          other: a model of the same run, of any generation.
+        """
+        return dataclasses.replace(
+            self,
+            params=other.params,
+            batch_stats=other.batch_stats,
+            class_distribution=other.class_distribution,
+            generation=other.generation,
+        )
 
     def predict(self, images: ArrayLike | Sequence[ArrayLike], *, tau: float = 0.0) -> Predictions:
         """Classify images as evaluations do.
@@ -68,34 +88,64 @@ class Trained(NamedTuple):
         Raises:
           ConfigError: The images have another type or shape, or tau is out of range.
         """
-        if not 0 <= tau < np.inf:
-            raise ConfigError(f"tau={tau} must be at least 0, and finite")
+        check_tau(tau)
         seen = self._seen(images)
-        if not len(seen):
-            none = np.zeros((0, len(self.class_names)), np.float32)
-            return Predictions(np.zeros(0, int), np.zeros(0, np.float32), none)
-        mesh = local_mesh()
         # A power of two, so that few sizes are compiled.
-        size = min(self.eval_batch_size, 1 << (len(seen) - 1).bit_length())
-        params, batch_stats = replicate((self.params, self.batch_stats), mesh)
-        logits = _logits(self.model, mesh, size)(params, batch_stats, seen)
-        logits = logits - adjustment(self.class_distribution, tau).astype(np.float32)
+        size = min(self.eval_batch_size, 1 << max(len(seen) - 1, 0).bit_length())
+        return self.predictions(self.logits(seen, batch_size=size), tau)
+
+    def logits(
+        self, images: UInt8[np.ndarray, "images height width channels"], *, batch_size: int
+    ) -> Float[np.ndarray, "images classes"]:
+        """Return the logits of images that are as evaluations see them, on this host's devices.
+
+        Args:
+          images: any number of images.
+          batch_size: number of images that are computed together; each one is compiled.
+        """
+        if not len(images):
+            return np.zeros((0, len(self.class_names)), np.float32)
+        key = id(self.model), batch_size
+        if key not in self._compiled:
+            self._compiled[key] = evaluate.make_logits(
+                self.model, local_mesh(), batch_size=batch_size
+            )
+        return self._compiled[key](*self._on_devices, images)
+
+    def predictions(
+        self, logits: Float[np.ndarray, "images classes"], tau: float = 0.0
+    ) -> Predictions:
+        """Return what logits predict, after logit adjustment.
+
+        Args:
+          logits: from `logits`.
+          tau: as for `predict`.
+        """
+        if tau:
+            logits = logits - adjustment(self.class_distribution, tau).astype(np.float32)
         labels = logits.argmax(axis=1)
         confidence = softmax(logits, axis=1)[np.arange(len(labels)), labels]
         return Predictions(labels, confidence, logits)
+
+    @functools.cached_property
+    def _on_devices(self) -> tuple[PyTree, PyTree]:
+        """The weights and statistics, on all devices of this host."""
+        return replicate((self.params, self.batch_stats), local_mesh())
 
     def _seen(
         self, images: ArrayLike | Sequence[ArrayLike]
     ) -> UInt8[np.ndarray, "images {self.image_shape[0]} {self.image_shape[1]} channels"]:
         """Check images, and resize them as the run's own."""
-        height, width, channels = self.image_shape
         several: Any = images
         if not isinstance(images, list | tuple):
-            several = np.asarray(images)
+            several = _array(images, "images")
             if not several.ndim:
                 raise ConfigError(f"images={shown(images)} must be an array, or a list of arrays")
-        seen = [self._one(np.asarray(image), number) for number, image in enumerate(several)]
-        return np.stack(seen) if seen else np.zeros((0, height, width, channels), np.uint8)
+        seen = [
+            self._one(_array(image, f"image {number}"), number)
+            for number, image in enumerate(several)
+        ]
+        return np.stack(seen) if seen else np.zeros((0, *self.image_shape), np.uint8)
 
     def _one(self, image: np.ndarray, number: int) -> np.ndarray:
         height, width, channels = self.image_shape
@@ -114,10 +164,28 @@ class Trained(NamedTuple):
         return resize.fitted(image, self.view)
 
 
-@functools.lru_cache(maxsize=8)
-def _logits(model: nn.Module, mesh: Mesh, batch_size: int) -> evaluate.Logits:
-    """Return a function that computes logits, cached so that it is not compiled again."""
-    return evaluate.make_logits(model, mesh, batch_size=batch_size)
+def _array(image: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(image)
+    except (TypeError, ValueError) as error:  # of lists of lists, or of other libraries
+        raise ConfigError(
+            f"{what} is {shown(image)}, and must be an array, or lists of which NumPy can make one "
+            f"({files.reason(error)})"
+        ) from error
+
+
+def check_tau(tau: Any, name: str = "tau") -> None:
+    """Check the strength of logit adjustment that a user gives.
+
+    Args:
+      tau: any value.
+      name: the name of the argument or flag, for the error message.
+
+    Raises:
+      ConfigError: It is not a finite number of at least 0.
+    """
+    if not isinstance(tau, numbers.Real) or not 0 <= float(tau) < np.inf:
+        raise ConfigError(f"{name}={shown(tau)} must be a number of at least 0, and finite")
 
 
 def load(folder: Path, *, generation: int | None = None, step: int | None = None) -> Trained:
@@ -131,19 +199,21 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
 
     Raises:
       ConfigError: There is no such finished generation, or the run's config is not usable.
-      WorkdirError: `folder` is not a run of this version, no generation of it is finished, or a
-        checkpoint is missing or damaged.
+      WorkdirError: `folder` is not a run of this version, is an archive, no generation of it is
+        finished, or a checkpoint is missing or damaged.
       DataError: A manifest of the run's splits is missing or damaged.
+      UnavailableError: A file cannot be read at the moment.
     """
     config = config_of(folder)
+    RunFolder(folder).check_whole()
     finished = finished_generations(folder)
     if not finished:
         raise WorkdirError(f"{folder} has no finished generation: run it to the end of one first")
     if generation is None:
         generation = finished[-1]
-    if generation not in finished:
+    if not isinstance(generation, int | np.integer) or generation not in finished:
         raise ConfigError(
-            f"generation {generation} is not one of those that are finished: "
+            f"generation {shown(generation)} is not one of those that are finished: "
             f"{', '.join(map(str, finished))}"
         )
     sizes = splits.written_sizes(config.data, RunFolder(folder).splits)
@@ -157,7 +227,7 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
     path = here.checkpoints
     if not path.is_dir():
         raise WorkdirError(f"{path} is missing: run the generation again in another workdir")
-    with checkpoints.open_checkpoints(path, lasting=steps) as manager:
+    with checkpoints.open_to_read(path) as manager:
         if step not in manager.all_steps():
             raise WorkdirError(
                 f"{path} lacks the checkpoint of step {step}, which is part of the reported "
@@ -194,6 +264,8 @@ def class_distribution(folder: Path, generation: int) -> Float[np.ndarray, " cla
 
     Raises:
       WorkdirError: The generation's result is missing or damaged.
+      DataError: The manifest of the run's labeled split is missing or damaged.
+      UnavailableError: A file cannot be read at the moment.
     """
     class_names = manifest.read(SplitsFolder(RunFolder(folder).splits).labeled)["class_names"]
     path = RunFolder(folder).generation(generation - 1).result
@@ -206,6 +278,7 @@ def config_of(folder: Path) -> ConfigDict:
     Raises:
       WorkdirError: `folder` is not a run, or its config was not written by this program.
       ConfigError: A field is not usable.
+      UnavailableError: The config cannot be read at the moment.
     """
     config = workdir.read_config(folder)
     validate(config)
@@ -213,7 +286,12 @@ def config_of(folder: Path) -> ConfigDict:
 
 
 def finished_generations(folder: Path) -> list[int]:
-    """Return the numbers of the finished generations of a run, counted from 1."""
+    """Return the numbers of the finished generations of a run, counted from 1.
+
+    Raises:
+      WorkdirError: `folder` is not a run, or its config was not written by this program.
+      UnavailableError: A file cannot be read at the moment.
+    """
     numbers = range(workdir.read_config(folder).generations)
     run = RunFolder(folder)
     return [number + 1 for number in numbers if stages.is_finished(run.generation(number))]

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, PyTree
 from tqdm import TqdmWarning
 
 import crest_jax.data.tensorflow  # noqa: F401, keeps the metric writer's TensorFlow off the accelerators
-from crest_jax import checkpoints, files, hosts, preemption, results, schema
+from crest_jax import checkpoints, files, hosts, preemption, printing, results, schema
 from crest_jax.errors import NonFiniteError, Preempted, WorkdirError
 from crest_jax.layout import GenerationFolder
 from crest_jax.schedule import Schedule
@@ -86,7 +86,7 @@ def train(
         if start == steps:
             return state
         if start:
-            hosts.say(f"{title} continues at step {start} of {steps}")
+            printing.say(f"{title} continues at step {start} of {steps}")
         inputs = constants(history[-1] if history else None)
         before = history[-1]["seconds"] if history else 0.0
         began, untimed = 0.0, start
@@ -291,7 +291,7 @@ def _metric_writers() -> ModuleType:
 def _progress(title: str, start: int, steps: int) -> AbstractContextManager[Any]:
     return tqdm(
         desc=title, initial=start, total=steps, unit="step", leave=False,
-        disable=None if hosts.speaks() else True,
+        disable=None if printing.speaks() else True,
         dynamic_ncols=True, smoothing=0.05,
     )  # fmt: skip
 

@@ -3,33 +3,30 @@
 import errno
 import fcntl
 import os
-import platform
 import socket
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import datetime
-from importlib import metadata
 from typing import Any
 
-import jax
 from absl import logging
 from etils.epath import Path
 from ml_collections import ConfigDict
 
-from crest_jax import backend, files, plugins
 from crest_jax import config as config_lib
-from crest_jax.cpu import library
+from crest_jax import environment, files, plugins, versions
 from crest_jax.differences import changes, describe
 from crest_jax.errors import ConfigError, PluginError, WorkdirError
-from crest_jax.layout import FORMAT, RunFolder, of_another_format
+from crest_jax.layout import FORMAT, RunFolder
 
 _PROBE = ".writable-"
 # Fields that may change within a run: where TFDS keeps data and whether it may download it, since a
 # run has its own splits; how long hosts wait for each other; and how long devices work before the
 # host notices SIGTERM.
 INCIDENTAL = ("data.data_dir", "data.download", "heartbeat_timeout", "steps_at_once")
-# Fields that may change from one path to another, since user-provided images may be moved. Giving a
-# path where there was none, or removing one, makes it another experiment.
-_MOVABLE = ("data.labeled", "data.unlabeled", "data.test")
+# Fields that may change from one path to another, since user-provided images and weights may be
+# moved, of which the run keeps its own. Giving a path where there was none, or removing one, makes
+# it another experiment.
+_MOVABLE = ("data.labeled", "data.unlabeled", "data.test", "model.init_from")
 # A field whose value may be raised within a run; the new value is then written to config.json.
 RESEED = "reseed"
 
@@ -40,6 +37,8 @@ def read_config(workdir: Path) -> ConfigDict:
     Raises:
       WorkdirError: The folder is not a run, or its config was not written by this program or has
         another format.
+      PluginError: The config names an object of the user's, `module:name`, that cannot be found.
+      UnavailableError: The config cannot be read at the moment.
     """
     path = RunFolder(workdir).config
     if not path.exists():
@@ -51,7 +50,7 @@ def _completed(path: Path, content: Any) -> ConfigDict:
     content = content if isinstance(content, dict) else {}
     found = content.get("format", 1)
     if "config" in content and found != FORMAT:
-        raise of_another_format(path.parent, found)
+        raise versions.of_another_format(path.parent, found)
     try:
         return config_lib.completed(content.get("config"))
     except PluginError:
@@ -81,31 +80,6 @@ def _changes(theirs: ConfigDict, ours: ConfigDict) -> dict[str, tuple[Any, Any]]
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python, this program, and the packages that its results depend on."""
-    packages = ("crest_jax", "jax", "jaxlib", "flax", "optax", "tensorflow", "tensorflow-cpu",
-                "tensorflow-datasets", "numpy")  # fmt: skip
-    found = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-            found[package] = "not installed"
-    return {"python": platform.python_version(), **found}
-
-
-def environment() -> dict[str, Any]:
-    """Return what the last bits of a result depend on, besides the config."""
-    device = jax.devices()[0]
-    return {
-        "devices": f"{jax.device_count()} x {device.device_kind}",
-        "cpus": _visible_cpus(),
-        "kernels": library.describe(),
-        "variables": backend.variables(),
-        **versions(),
-    }
-
-
 def claim(workdir: Path, config: ConfigDict) -> AbstractContextManager[Any]:
     """Make `workdir` the folder of this config, or check that it already is.
 
@@ -114,8 +88,10 @@ def claim(workdir: Path, config: ConfigDict) -> AbstractContextManager[Any]:
       process ends, however it ends. In a bucket it has no effect.
 
     Raises:
+      ConfigError: The folder's name is not UTF-8.
       WorkdirError: The folder cannot be written, belongs to another config, is not a run, or is in
         use by another process.
+      UnavailableError: Its config cannot be read at the moment.
     """
     _make_folder(workdir)
     _check_foreign(workdir)
@@ -150,7 +126,7 @@ def check(workdir: Path, config: ConfigDict) -> bool:
       Whether the folder already belongs to this run.
 
     Raises:
-      WorkdirError: As for `claim`.
+      ConfigError, WorkdirError, UnavailableError: As for `claim`.
     """
     _check_name(workdir)
     if files.is_remote(workdir):
@@ -206,27 +182,27 @@ def _lock(workdir: Path) -> AbstractContextManager[Any]:
     if files.is_remote(workdir):
         return nullcontext()
     path = RunFolder(workdir).lock
-    with files.writing(path):
-        file = path.open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        owner = files.read_bytes(path).decode(errors="replace").strip() or "another process"
-        raise WorkdirError(
-            f"workdir {workdir} is in use by {owner}",
-            "wait until that ends, or choose another with --workdir",
-        ) from error
-    except OSError as error:
-        logging.warning("%s cannot be locked (%s)", path, files.reason(error))
-    with files.writing(path):
-        file.truncate(0)
-        file.write(
-            f"process {os.getpid()} on {socket.gethostname()}, since "
-            f"{datetime.now().astimezone().isoformat(' ', 'seconds')}\n"
-        )
-        file.flush()
-    return file
+    with ExitStack() as held:
+        with files.writing(path):
+            file = held.enter_context(path.open("a", encoding="utf-8"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = files.read_bytes(path).decode(errors="replace").strip() or "another process"
+            raise WorkdirError(
+                f"workdir {workdir} is in use by {owner}",
+                "wait until that ends, or choose another with --workdir",
+            ) from error
+        except OSError as error:
+            logging.warning("%s cannot be locked (%s)", path, files.reason(error))
+        with files.writing(path):
+            file.truncate(0)
+            file.write(
+                f"process {os.getpid()} on {socket.gethostname()}, since "
+                f"{datetime.now().astimezone().isoformat(' ', 'seconds')}\n"
+            )
+            file.flush()
+        return held.pop_all()
 
 
 def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
@@ -239,7 +215,7 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     ours: dict[str, Any] = {
         "format": FORMAT,
         "config": config_lib.to_plain(config),
-        "environment": environment(),
+        "environment": environment.current(),
     }
     if not path.exists():
         return ours
@@ -257,12 +233,12 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
         raise WorkdirError(
             f"{path} was not written by this program: choose another folder with --workdir"
         )
+    if untouched and config_lib.to_plain(found) != config_lib.to_plain(config):
+        return ours
     changed = _changes(found, config)
     reseeded = config[RESEED] > found[RESEED]
     if reseeded:
         del changed[RESEED]
-    if changed and untouched:
-        return ours
     if changed:
         raise WorkdirError(
             f"workdir {workdir} belongs to another config:\n  "
@@ -312,10 +288,3 @@ def _warn_of_changed_plugins(workdir: Path, config: ConfigDict) -> None:
                 plugins.describe(module, config),
                 workdir,
             )
-
-
-def _visible_cpus() -> int | None:
-    """Return the number of CPU cores that XLA may use; the order of its sums depends on it."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from crest_jax import backend, workdir
+from crest_jax import backend, environment
 from crest_jax.errors import DeviceError
 from crest_jax.program import generation_keys
 
@@ -128,12 +128,27 @@ def test_a_variable_that_jax_cannot_read_is_a_line(command):
     )
 
 
+def test_programs_of_others_are_not_ended_by_an_import(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("import crest_jax")
+    (tmp_path / "mine" / "tool.py").write_text("print('mine')")
+    path = os.pathsep.join([str(REPOSITORY), os.environ["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, "-m", "mine.tool"],
+        env={**os.environ, "JAX_ENABLE_X64": "maybe", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        cwd=str(tmp_path),
+    )
+    assert (done.returncode, done.stdout) == (0, "mine\n"), done.stderr
+
+
 def test_what_changes_the_last_digits_is_recorded(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
-    assert workdir.environment()["variables"] is None
+    assert environment.current()["variables"] is None
     monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-    assert workdir.environment()["variables"] == (
+    assert environment.current()["variables"] == (
         "JAX_DEFAULT_MATMUL_PRECISION=highest XLA_FLAGS=--xla_cpu_enable_fast_math=true"
     )
 

@@ -18,7 +18,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from crest_jax import files, predict, report, results, self_training, training, workdir
+from crest_jax import (
+    environment,
+    files,
+    predict,
+    report,
+    results,
+    self_training,
+    training,
+    workdir,
+)
 from crest_jax.config import to_plain
 from crest_jax.data import loading, pseudo_labels, records, sources, stream, writer
 from crest_jax.data import pictures as pictures_lib
@@ -355,11 +364,16 @@ def test_any_result_of_a_generation_is_used_or_refused(data, scratch):
 def test_any_config_of_a_run_is_used_or_refused(data, scratch):
     folder = scratch / "claimed"
     folder.mkdir(exist_ok=True)
-    valid = {"format": FORMAT, "config": CONFIG, "environment": workdir.environment()}
+    valid = {"format": FORMAT, "config": CONFIG, "environment": environment.current()}
     (folder / "config.json").write_bytes(data.draw(fuzz.json_bytes(valid)))
     (folder / "splits").mkdir(exist_ok=True)
     survives(lambda: workdir.read_config(folder))
-    survives(lambda: workdir.claim(folder, load_experiment("digits_lt")))
+
+    def claim():
+        with workdir.claim(folder, load_experiment("digits_lt")):
+            pass
+
+    survives(claim)
 
 
 WEIGHTS = {

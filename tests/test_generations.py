@@ -90,6 +90,22 @@ def test_a_validation_split_selects_without_looking_at_the_test_set(learned):
     assert not validation & training
 
 
+def test_a_finished_run_is_told_again_without_its_images(learned, tiny_config, monkeypatch, capsys):
+    workdir, results = learned
+    config = tiny_config(LEARNED_ARGUMENTS, **LEARNED)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "are_whole", lambda folder: False)
+        generations.run(config, workdir)
+    with_images = capsys.readouterr().out
+    monkeypatch.setattr(generations, "prepare", None)
+    told = generations.run(config, workdir)
+    assert capsys.readouterr().out == with_images
+    assert "accuracy" in with_images
+    written = json.loads((workdir / "results.json").read_text())
+    assert json.loads(json.dumps(told)) == {k: v for k, v in written.items() if k != "digest"}
+    assert written == results
+
+
 def test_tensorboard_events_are_written(learned):
     workdir, _ = learned
     assert list((workdir / "generation_00").glob("events.out.tfevents.*"))

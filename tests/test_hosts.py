@@ -147,7 +147,9 @@ def test_each_host_writes_its_own_shards_and_one_what_is_single(two_processes):
 
 def test_sigterm_on_one_host_saves_and_stops_both(one_process, tmp_path):
     folder = tmp_path / "run"
-    processes = start_two(folder, steps=400, eval_every=400, checkpoint_every=400)
+    # The first of them alone reads the other run.
+    init = {"model.init_from": str(one_process)}
+    processes = start_two(folder, steps=400, eval_every=400, checkpoint_every=400, **init)
     wait_for(folder / "generation_00" / "labeled", processes)
     processes[1].send_signal(signal.SIGTERM)
     statuses, printed = end(processes)
@@ -155,15 +157,19 @@ def test_sigterm_on_one_host_saves_and_stops_both(one_process, tmp_path):
     for _, errors in printed:
         (step,) = re.findall(r"is saved at step (\d+) of 400", errors)
     assert (folder / "generation_00" / "checkpoints" / step).is_dir()
+    assert f"model.init_from={one_process}: " in printed[0][0]
+    assert (folder / "initial_weights.safetensors").exists()
 
 
-def test_a_dry_run_of_two_plans_for_both_and_writes_nothing(tmp_path):
-    statuses, printed = end(start_two(tmp_path / "run", flags=["--dry_run"]))
+def test_a_dry_run_of_two_plans_for_both_and_writes_nothing(one_process, tmp_path):
+    init = {"model.init_from": str(one_process)}
+    statuses, printed = end(start_two(tmp_path / "run", flags=["--dry_run"], **init))
     assert statuses == [0, 0], printed
     (first, _), (second, _) = printed
     assert "54 labeled, 432 unlabeled, 500 test" in first
     assert "4 x cpu" in first
     assert "2 hosts" in first
+    assert re.search(r"^weights    \d+ weights taken$", first, re.MULTILINE)
     assert "dry run" not in second
     assert not (tmp_path / "run").exists()
 

@@ -24,7 +24,14 @@ WITHOUT_TENSORFLOW = (
     "models", "predict", "rebalancing", "report", "saved_run", "train_state", "train_step",
     "trained", "validation",
 )  # fmt: skip
-WITHOUT_JAX = ("accuracy", "data.long_tail", "data.pseudo_labels", "data.records", "results")
+WITHOUT_JAX = (
+    "accuracy",
+    "data.long_tail",
+    "data.pseudo_labels",
+    "data.records",
+    "results",
+    "saved_run",
+)
 
 
 def run_without(modules, program, *arguments):
@@ -73,6 +80,18 @@ def test_what_does_not_prepare_data_works_without_tensorflow():
 def test_what_computes_little_works_without_jax_too():
     program = "\n".join(f"import crest_jax.{name}" for name in WITHOUT_JAX)
     run_without((*TENSORFLOW, "jax", "flax", "optax"), program)
+
+
+def test_results_are_read_without_jax():
+    """Neither it nor TensorFlow is needed for the figures of a run that was archived."""
+    program = """
+import crest_jax
+run = crest_jax.load(sys.argv[1])
+assert len(run.rows()) == 10 * run.generations == 10 * len(run.results["generations"])
+assert "accuracy" in repr(run)
+"""
+    archived = REPOSITORY / "docs/results/cifar10/cifar10_lt-rebalance=crest-fold=0"
+    run_without((*TENSORFLOW, "jax", "flax", "optax"), program, archived)
 
 
 @pytest.fixture(scope="module")

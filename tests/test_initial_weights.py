@@ -1,6 +1,7 @@
 """Weights to start from, of files and of runs: `model.init_from`."""
 
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from tiny_net import TinyNet
 from crest_jax import initial_weights, job, program, trained
 from crest_jax.data import loading, preparation
 from crest_jax.data.splits import Split, Splits
-from crest_jax.errors import ConfigError, DataError
+from crest_jax.errors import ConfigError, DataError, WorkdirError
 from crest_jax.layout import RunFolder
 from crest_jax.models import keras_names
 from crest_jax.models.wide_resnet import WideResNet
@@ -116,8 +117,16 @@ def test_both_kinds_of_files_are_read(tmp_path, separator):
 @pytest.mark.parametrize("name", ["a.safetensors", "a.npz"])
 def test_a_damaged_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\x03\x04 damaged")
-    with pytest.raises(DataError, match=rf"model\.init_from=.*{name} cannot be read as weights"):
+    with pytest.raises(DataError, match=rf"init_from=.*{name} cannot be read as .* write it again"):
         initial_weights.read(tmp_path / name)
+
+
+def test_parts_of_names_may_have_dots(tmp_path):
+    names = ("params/a.b/kernel", "params.c.bias:0")
+    given = {name: np.ones(2, np.float32) for name in names}
+    (tmp_path / "a.safetensors").write_bytes(safetensors.numpy.save(given))
+    found = initial_weights.read(tmp_path / "a.safetensors")
+    assert sorted(found) == ["params/a.b/kernel", "params/c/bias"]
 
 
 @pytest.mark.parametrize("name", ["missing.npz", "a.pt", "."])
@@ -125,6 +134,71 @@ def test_something_else_is_refused(tmp_path, name):
     (tmp_path / "a.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"must be a \.safetensors or \.npz file, the folder of"):
         initial_weights.read(tmp_path / name)
+
+
+# What a run keeps
+
+
+@pytest.fixture
+def keeping(tiny_config, tmp_path):
+    """A config that names weights, the folder of a run that keeps them, and the weights."""
+    config = tiny_config("rebalance=crest", **{"model.init_from": str(tmp_path / "gone.npz")})
+    transposed = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    given = {"params/a.b/kernel": transposed, "params/scale": np.array(0.5, np.float32)}
+    initial_weights.keep(RunFolder(tmp_path), given)
+    return config, RunFolder(tmp_path), given
+
+
+def assert_same(found, given):
+    assert found.keys() == given.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, given[name], strict=True)
+
+
+def test_what_is_kept_comes_back_under_its_names(keeping):
+    config, folder, given = keeping
+    assert_same(initial_weights.kept(config, folder), given)
+
+
+def test_any_flipped_bit_of_what_is_kept_is_found(keeping):
+    """Or it changes no weight, as in the space after the header."""
+    config, folder, given = keeping
+    path = folder.initial_weights
+    content = path.read_bytes()
+    found = []
+    for byte in range(len(content)):
+        flipped = bytearray(content)
+        flipped[byte] ^= 1 << byte % 8
+        path.write_bytes(bytes(flipped))
+        try:
+            assert_same(initial_weights.kept(config, folder), given)
+        except WorkdirError as error:
+            found.append(str(error))
+    assert len(found) > 0.9 * len(content)
+    for message in found:
+        assert message.startswith(f"{path} is ")
+        assert message.endswith("restore it, or start over with another --workdir")
+
+
+@pytest.mark.parametrize("length", [0, 7, 60, -1])
+def test_a_truncated_file_is_named_with_what_to_do(keeping, length):
+    config, folder, _ = keeping
+    folder.initial_weights.write_bytes(folder.initial_weights.read_bytes()[:length])
+    with pytest.raises(WorkdirError, match=r"initial_weights\.safetensors is damaged .*restore it"):
+        initial_weights.kept(config, folder)
+
+
+def test_once_a_generation_has_begun_the_source_is_not_read_again(keeping):
+    """It may have changed; before that, a run that was killed reads it."""
+    config, folder, given = keeping
+    np.savez(config.model.init_from, **given)
+    folder.initial_weights.unlink()
+    folder.splits.mkdir()
+    assert initial_weights.named_in(config, folder).keys() == given.keys()
+    folder.generation(0).path.mkdir()
+    for read in (initial_weights.named_in, initial_weights.kept):
+        with pytest.raises(WorkdirError, match=r"initial_weights\.safetensors is missing: restore"):
+            read(config, folder)
 
 
 # In a run
@@ -138,7 +212,7 @@ def first(tiny_config, make_folder):
 
 
 def test_a_run_starts_from_another_and_needs_it_only_once(
-    first, tiny_config, tmp_path, monkeypatch, capsys
+    first, tiny_config, tmp_path, monkeypatch, capsys, caplog
 ):
     config = tiny_config("rebalance=crest", **{"model.init_from": str(first), "seed": 7})
     folder = tmp_path / "run"
@@ -161,7 +235,12 @@ def test_a_run_starts_from_another_and_needs_it_only_once(
     (folder / "generation_01" / "result.json").unlink()
     (folder / "results.json").unlink()
     monkeypatch.setattr(initial_weights, "fit", None)
-    job.run(config, folder, pictures=False)
+    config.model.init_from = "elsewhere"
+    with caplog.at_level(logging.WARNING, "absl"):
+        job.run(config, folder, pictures=False)
+    assert f"elsewhere is not read: the run keeps the weights that it read from {first}" in (
+        caplog.text
+    )
     results = json.loads((folder / "results.json").read_text())
     assert len(results["generations"]) == 2
 

@@ -207,7 +207,7 @@ def test_the_command_prints_a_column_per_tau_and_writes_them(
 
 def test_what_cannot_be_adjusted_is_named(crest_plus, tmp_path):
     workdir, _ = crest_plus
-    with pytest.raises(ConfigError, match=r"tau=-1.0 must be at least 0"):
+    with pytest.raises(ConfigError, match=r"tau=-1\.0 must be a number of at least 0"):
         adjust.adjust(workdir, [-1.0])
     with pytest.raises(WorkdirError, match=r"is not a run: it has no config\.json"):
         adjust.adjust(tmp_path, [1.0])

@@ -2,8 +2,10 @@
 
 import concurrent.futures
 import csv
+import dataclasses
 import io
 import json
+import logging
 import pathlib
 import shutil
 import subprocess
@@ -15,9 +17,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
+from conftest import REPOSITORY
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 from PIL import Image
 from scipy.special import softmax
+from tiny_net import TinyNet
 from whole_run import figures
 
 import crest_jax
@@ -28,6 +33,7 @@ from crest_jax import (
     evaluate,
     export,
     files,
+    initial_weights,
     job,
     predict,
     self_training,
@@ -186,14 +192,14 @@ def test_images_of_any_size_are_seen_as_the_runs_own_where_it_resizes(run, test_
     images = test_images.images[:3].repeat(3, axis=1).repeat(2, axis=2)
     for crop in ("none", "central", "random"):
         view = View(8, crop, 1)
-        model = trained.load(run)._replace(view=view)
+        model = dataclasses.replace(trained.load(run), view=view)
         seen = []
         for image in images:
             content = io.BytesIO()
             Image.fromarray(image[..., 0]).save(content, "png")
             seen.append(decode.decode_for_evaluation(content.getvalue(), view).numpy())
         np.testing.assert_array_equal(model._seen(images), np.stack(seen))
-    whole = trained.load(run)._replace(view=View(8, "none", 1))
+    whole = dataclasses.replace(trained.load(run), view=View(8, "none", 1))
     several = [images[0], test_images.images[1], images[2][..., 0]]
     expected = np.stack([*whole._seen(images[:1]), several[1], *whole._seen(images[2:])])
     np.testing.assert_array_equal(whole._seen(several), expected)
@@ -213,6 +219,7 @@ def test_images_of_any_size_are_seen_as_the_runs_own_where_it_resizes(run, test_
         ([np.zeros((8, 8), np.uint8), np.zeros((9, 8, 1), np.uint8)], r"image 1 of .* \[9, 8, 1\]"),
         ([[1]], r"image 0 of type int64 and shape \[1\]"),
         (np.float32(3.0), r"images=np\.float32\(3\.0\) must be an array, or a list of arrays"),
+        ([[1, [2]]], r"image 0 is \[1, \[2\]\], and must be an array, or lists of which NumPy"),
         ("a.png", r"images='a\.png' must be an array, or a list of arrays"),
     ],
 )
@@ -221,9 +228,94 @@ def test_images_that_a_model_cannot_take_are_refused(run, images, message):
         trained.load(run).predict(images)
 
 
-def test_tau_is_at_least_0(run, test_images):
-    with pytest.raises(ConfigError, match=r"tau=-1\.0 must be at least 0"):
-        trained.load(run).predict(test_images.images, tau=-1.0)
+@pytest.mark.parametrize("tau", [-1.0, float("nan"), float("inf"), "1", None])
+def test_tau_is_a_number_of_at_least_0(run, test_images, monkeypatch, tau):
+    monkeypatch.setattr(trained.Trained.predict, "__no_type_check__", True, raising=False)
+    with pytest.raises(ConfigError, match=rf"tau={tau!r} must be a number of at least 0"):
+        trained.load(run).predict(test_images.images, tau=tau)
+
+
+class Listed(TinyNet):
+    """A model that cannot be hashed, as a user's may be."""
+
+    sizes: list[int] = dataclasses.field(default_factory=lambda: [16])
+
+
+def test_a_model_need_not_be_hashable(run, test_images):
+    model = trained.load(run)
+    listed = dataclasses.replace(model, model=Listed(classes=10, batch_norm_momentum=0.8))
+    with pytest.raises(TypeError):
+        hash(listed.model)
+    np.testing.assert_array_equal(
+        listed.predict(test_images.images).logits, model.predict(test_images.images).logits
+    )
+
+
+def test_a_model_takes_the_weights_of_another_without_being_compiled_again(
+    run, test_images, caplog
+):
+    model, other = (trained.load(run, generation=generation) for generation in (2, 1))
+    expected = other.predict(test_images.images, tau=1.0)
+    model.predict(test_images.images, tau=1.0)
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        found = model.with_weights_of(other).predict(test_images.images, tau=1.0)
+    assert not [each for each in caplog.records if each.getMessage().startswith("Compiling")]
+    np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+ARCHIVED = REPOSITORY / "docs" / "results" / "cifar10" / "cifar10_lt-rebalance=crest-fold=0"
+
+
+def test_an_archived_run_has_results_alone_and_says_so(tmp_path):
+    archived = crest_jax.load(ARCHIVED)
+    assert len(archived.rows()) == 10 * archived.generations
+    assert archived.config.rebalance == "crest"
+    message = "rebalance=crest-fold=0 has the results of a run alone, as archives have: its models"
+    for use in (
+        lambda: archived.model(),
+        lambda: archived.pseudo_labels(1),
+        lambda: archived.images("test"),
+        lambda: adjust.adjust(ARCHIVED, [1.0]),
+        lambda: export.export(ARCHIVED, tmp_path / "model"),
+        lambda: initial_weights.read(ARCHIVED),
+    ):
+        with pytest.raises(WorkdirError, match=message):
+            use()
+
+
+@pytest.mark.parametrize("generation", [0, 3, "1", 1.0])
+def test_a_generation_is_a_number_of_one_that_is_there(run, monkeypatch, generation):
+    saved = crest_jax.load(run)
+    for function in (crest_jax.SavedRun.pseudo_labels, crest_jax.SavedRun.model, trained.load):
+        monkeypatch.setattr(function, "__no_type_check__", True, raising=False)
+    with pytest.raises(ConfigError, match=rf"generation={generation!r} must be between 1 and 2"):
+        saved.pseudo_labels(generation)
+    with pytest.raises(ConfigError, match=rf"generation {generation!r} is not one of"):
+        saved.model(generation)
+
+
+def test_what_train_cannot_take_is_one_error(tiny_config, tmp_path, monkeypatch):
+    for function in (crest_jax.train, crest_jax.load, crest_jax.experiment, files.given):
+        monkeypatch.setattr(function, "__no_type_check__", True, raising=False)
+    config, folder = tiny_config(), tmp_path / "run"
+    data = crest_jax.arrays(np.zeros((4, 2, 2, 1), np.uint8), [0, 0, 1, 1])
+    for wrong in ({"seed": 1}, "digits_lt", None):
+        with pytest.raises(ConfigError, match=rf"^config={wrong!r} must be a ConfigDict"):
+            crest_jax.train(wrong, folder, data=data)
+    for wrong in ("x", 5, data.name):
+        with pytest.raises(DataError, match=rf"^data={wrong!r} must be what crest_jax\.arrays"):
+            crest_jax.train(config, folder, data=wrong)
+    for wrong in ({}, {"data": 1}, {"data": {"name": 1, "test_split": 5}}):
+        with pytest.raises(ConfigError, match="is missing"):
+            crest_jax.train(ConfigDict(wrong), folder, data=data)
+    for use in (lambda path: crest_jax.train(config, path), crest_jax.load):
+        for wrong in (None, 5, b"run"):
+            with pytest.raises(ConfigError, match=rf"^folder={wrong!r} must be a path"):
+                use(wrong)
+    with pytest.raises(ConfigError, match=r"^experiment=5 must be a path"):
+        crest_jax.experiment(5)
+    assert not folder.exists()
 
 
 def test_a_quiet_run_prints_nothing(run, tiny_config, capsys):
@@ -308,7 +400,7 @@ def test_images_of_any_kind_become_as_those_trained_on(tmp_path):
         ),
         ({"--output": "."}, "--output=. is a folder: name a file"),
         ({"--generation": "9"}, "generation 9 is not one of those that are finished: 1, 2"),
-        ({"--tau": "-1"}, "--tau=-1.0 must be at least 0"),
+        ({"--tau": "-1"}, "--tau=-1.0 must be a number of at least 0"),
     ],
 )
 def test_a_mistake_is_one_readable_error(

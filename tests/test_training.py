@@ -5,7 +5,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from crest_jax import hosts, results, training
+from crest_jax import printing, results, training
 from crest_jax.errors import NonFiniteError, WorkdirError
 
 
@@ -64,7 +64,7 @@ def test_a_terminal_shows_a_bar_unless_the_run_is_quiet(monkeypatch, capsys):
     with training._progress("generation 1 of 2", 3, 10):
         pass
     assert "generation 1 of 2:  30%" in capsys.readouterr().err
-    with hosts.quiet(), training._progress("generation 1 of 2", 3, 10):
+    with printing.quiet(), training._progress("generation 1 of 2", 3, 10):
         pass
     assert capsys.readouterr().err == ""
 

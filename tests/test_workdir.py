@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import socket
 import subprocess
 import sys
 import tracemalloc
@@ -107,26 +108,38 @@ def test_a_config_with_which_nothing_was_made_yet_can_be_mended(tmp_path, config
     assert files.read_json(tmp_path / "config.json")["config"]["long_tail"]["gamma"] == 7.0
 
 
-def test_where_the_data_lies_may_change(tmp_path, config):
+def test_where_data_and_weights_lie_may_change(tmp_path, config):
     config.data.update({"labeled": "here", "unlabeled": "here/too", "test": "there"})
+    config.model.init_from = "runs/first"
     claim(tmp_path, config)
     (tmp_path / "splits").mkdir()
+    config.model.init_from = "archive/first"
     config.data.update({"labeled": "x", "unlabeled": "y.csv", "test": "gs://z/test"})
     config.data.data_dir = "elsewhere"
     config.data.download = False
     claim(tmp_path, config)
 
 
-@pytest.mark.parametrize("field", ["labeled", "unlabeled", "test"])
+@pytest.mark.parametrize(
+    "field", ["data.labeled", "data.unlabeled", "data.test", "model.init_from"]
+)
 @pytest.mark.parametrize("values", [("", "pictures"), ("pictures", "")])
-def test_data_that_comes_or_goes_is_another_experiment(tmp_path, config, field, values):
-    before, config.data[field] = values
-    earlier = config.copy_and_resolve_references()
-    earlier.data[field] = before
-    claim(tmp_path, earlier)
+def test_what_comes_or_goes_is_another_experiment(tmp_path, config, field, values):
+    before, after = values
+    config.update_from_flattened_dict({field: before})
+    claim(tmp_path, config)
     (tmp_path / "splits").mkdir()
-    with pytest.raises(WorkdirError, match=rf"data\.{field}: '{before}' -> '{values[1]}'"):
+    config.update_from_flattened_dict({field: after})
+    with pytest.raises(WorkdirError, match=rf"{field}: '{before}' -> '{after}'"):
         claim(tmp_path, config)
+
+
+def test_before_anything_was_read_the_place_that_is_kept_is_the_last_one(tmp_path, config):
+    config.model.init_from = "runs/first"
+    claim(tmp_path, config)
+    config.model.init_from = "runs/second"
+    claim(tmp_path, config)
+    assert workdir.read_config(tmp_path).model.init_from == "runs/second"
 
 
 MAY_CHANGE = {"data.data_dir", "data.download", "heartbeat_timeout", "steps_at_once"}
@@ -251,6 +264,16 @@ def test_where_nothing_can_be_locked_there_is_a_warning(tmp_path, config, caplog
     with caplog.at_level(logging.WARNING, "absl"):
         claim(tmp_path, config)
     assert ".lock cannot be locked (No locks available)" in caplog.text
+
+
+def test_a_lock_that_says_nothing_of_its_process_is_let_go(tmp_path, config, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", (tmp_path / "missing").stat)
+        with pytest.raises(WorkdirError, match=r"\.lock cannot be written") as caught:
+            claim(tmp_path, config)
+    # The error, and what it refers to, is still there.
+    claim(tmp_path, config)
+    del caught
 
 
 def test_a_raised_reseed_is_remembered_and_nothing_else_may_change_with_it(tmp_path, config):
@@ -392,7 +415,7 @@ def test_a_config_of_something_else_is_refused(tmp_path, config, change):
     written = files.read_json(tmp_path / "config.json")
     files.write_json(tmp_path / "config.json", written | change)
     with pytest.raises(WorkdirError, match=r"config\.json was not written by this program"):
-        workdir.claim(tmp_path, config)
+        claim(tmp_path, config)
 
 
 def test_messages_have_nothing_that_a_terminal_would_obey():

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -13,7 +15,7 @@ from PIL import Image
 from crest_jax import files
 from crest_jax.data.sources import ARRAYS, UNKNOWN, Example, Source, held_out
 from crest_jax.errors import DataError
-from crest_jax.schema import TEXT
+from crest_jax.schema import TEXT, shown
 
 
 def arrays(
@@ -28,18 +30,18 @@ def arrays(
     """Return images in memory as data for `crest_jax.train`.
 
     Args:
-      images: The images as uint8, from 0 to 255, of shape [images, height, width, channels] with 1
+      images: the images as uint8, from 0 to 255, of shape [images, height, width, channels] with 1
         or 3 channels, or [images, height, width] if they are grey. They are not copied, so they
         must not change until training has begun.
-      labels: The classes as whole numbers of shape [images], from 0 to one less than the number of
+      labels: the classes as whole numbers of shape [images], from 0 to one less than the number of
         classes. Every class must have an image.
-      unlabeled: Further images, whose classes are not known; all of `images` are then labeled.
+      unlabeled: further images, whose classes are not known; all of `images` are then labeled.
         Without them, the config's `long_tail` determines which of `images` are used, and which of
         these are labeled.
-      test: The images and labels to test on; by default a part of each class of `images`.
-      test_fraction: The fraction of each class to hold out for testing if `test` is not given, in
+      test: the images and labels to test on; by default a part of each class of `images`.
+      test_fraction: the fraction of each class to hold out for testing if `test` is not given, in
         (0, 1).
-      class_names: The names of the classes in the order of the labels; by default the labels.
+      class_names: the names of the classes in the order of the labels; by default the labels.
 
     Raises:
       DataError: The images, labels or names have another type or shape, or a class has no image.
@@ -48,8 +50,10 @@ def arrays(
       data = crest_jax.arrays(images, labels, unlabeled=more, test=(test_images, test_labels))
       run = crest_jax.train(crest_jax.experiment("cifar10_lt"), "runs/mine", data=data)
     """
-    if not 0 < test_fraction < 1:
-        raise DataError(f"test_fraction={test_fraction} must be in (0, 1)")
+    if not isinstance(test_fraction, numbers.Real) or not 0 < float(test_fraction) < 1:
+        raise DataError(f"test_fraction={shown(test_fraction)} must be a number in (0, 1)")
+    if test is not None and not (isinstance(test, tuple | list) and len(test) == 2):
+        raise DataError(f"test={shown(test)} must be a pair of images and labels")
     pixels = {"train": _checked(images, "images")}
     train_labels = _checked_labels(labels, pixels["train"], "labels")
     classes = int(train_labels.max(initial=-1)) + 1
@@ -87,12 +91,7 @@ def arrays(
     channels = {each.shape[-1] for each in pixels.values()}
     if len(channels) > 1:
         raise DataError("labeled, unlabeled and test images must all be grey, or all RGB")
-    names = tuple(map(str, range(classes) if class_names is None else class_names))
-    if len(names) != classes or len(set(names)) < classes or not all(map(TEXT.fits, names)):
-        raise DataError(
-            f"class_names must be {classes} different names without control characters, one for "
-            "each class"
-        )
+    names = _checked_names(range(classes) if class_names is None else class_names, classes)
 
     def examples(split: str) -> Iterator[Example]:
         rows = zip(pixels[split], labels_of[split].tolist(), strict=True)
@@ -112,9 +111,16 @@ def arrays(
 
 
 def with_arrays(config: ConfigDict, source: Source) -> ConfigDict:
-    """Return a copy of a config that names a data set of arrays as its data."""
+    """Return a copy of a config that names a data set of arrays as its data.
+
+    Args:
+      config: not validated yet; a config without `data` is returned as it is.
+      source: from `arrays`.
+    """
     config = config.copy_and_resolve_references()
-    with config.unlocked():
+    if not isinstance(config.get("data"), ConfigDict):
+        return config
+    with config.unlocked(), config.ignore_type():
         config.data.name = source.name
         config.data.test_split = "" if source.test_is_held_out else "test"
         config.data.class_table = ""
@@ -141,7 +147,7 @@ def _checked(images: ArrayLike, what: str) -> UInt8[np.ndarray, "images height w
 def _array(values: ArrayLike, what: str) -> np.ndarray:
     try:
         return np.asarray(values)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise DataError(
             f"{what} cannot be put into one array ({files.reason(error)}): they must all have the "
             "same shape"
@@ -159,6 +165,16 @@ def _checked_labels(
             f"of at least 0, one for each of the {len(images)} images"
         )
     return labels.astype(np.int64)
+
+
+def _checked_names(names: Any, classes: int) -> tuple[str, ...]:
+    found = tuple(map(str, names)) if isinstance(names, Iterable) else ()
+    if len(found) != classes or len(set(found)) < classes or not all(map(TEXT.fits, found)):
+        raise DataError(
+            f"class_names={shown(names)} must be {classes} different names without control "
+            "characters, one for each class"
+        )
+    return found
 
 
 def _png(image: UInt8[np.ndarray, "height width channels"]) -> bytes:

@@ -85,17 +85,23 @@ def test_other_arrays_have_another_name():
         ({"labels": np.zeros(0, int), "images": images_of(0)}, "an image of every class"),
         ({"unlabeled": images_of(3, 1)}, "must all be grey, or all RGB"),
         ({"test": (images_of(2), [0, 3])}, "test labels go up to 3, but"),
-        ({"class_names": ["a", "b"]}, "must be 3 different names"),
+        ({"class_names": ["a", "b"]}, r"class_names=\['a', 'b'\] must be 3 different names"),
         ({"class_names": ["a", "b", "a"]}, "must be 3 different names"),
         ({"labels": LABELS * 10**13}, "labels go up to 20000000000000, but there are 10 images"),
         ({"labels": np.arange(10)}, "no class has more than one image, so none can be held"),
         ({"class_names": ["a", "b", "c\x1b"]}, "without control characters"),
         ({"unlabeled": images_of(0)}, "unlabeled has no images"),
         ({"test": (images_of(0), np.zeros(0, int))}, "test has no images"),
-        ({"test_fraction": 1.0}, r"test_fraction=1\.0 must be in"),
+        ({"test_fraction": 1.0}, r"test_fraction=1\.0 must be a number in \(0, 1\)"),
+        ({"test_fraction": "a"}, r"test_fraction='a' must be a number in \(0, 1\)"),
+        ({"test": 5}, "test=5 must be a pair of images and labels"),
+        ({"test": images_of(2)}, "test=array.* must be a pair of images and labels"),
+        ({"class_names": 5}, "class_names=5 must be 3 different names"),
+        ({"images": "a.png"}, r"images of type <U5 and shape \[\] must be uint8"),
     ],
 )
-def test_what_is_no_data_set_is_refused(changes, message):
+def test_what_is_no_data_set_is_refused(monkeypatch, changes, message):
+    monkeypatch.setattr(arrays, "__no_type_check__", True, raising=False)
     given = {"images": images_of(10), "labels": LABELS} | changes
     with pytest.raises(DataError, match=message):
         arrays(**given)
