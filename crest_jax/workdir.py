@@ -17,6 +17,7 @@ from crest_jax import environment, files, plugins, versions
 from crest_jax.differences import changes, describe
 from crest_jax.errors import ConfigError, PluginError, WorkdirError
 from crest_jax.layout import FORMAT, RunFolder
+from crest_jax.schema import some
 
 _PROBE = ".writable-"
 # Fields that may change within a run: where TFDS keeps data and whether it may download it, since a
@@ -172,7 +173,7 @@ def _check_foreign(workdir: Path) -> None:
     foreign = sorted(names - allowed)
     if foreign:
         raise WorkdirError(
-            f"workdir {workdir} holds {', '.join(foreign[:3])} but no {ours.config.name}, so it is "
+            f"workdir {workdir} holds {some(foreign)} but no {ours.config.name}, so it is "
             "not a run: choose another with --workdir"
         )
 
