@@ -19,7 +19,6 @@ from etils.epath import Path
 from crest_jax import accuracy, backend, command, files, program, trained
 from crest_jax.data import records
 from crest_jax.data.records import Images
-from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.layout import RunFolder
 from crest_jax.report import text
 from crest_jax.trained import Trained
@@ -51,7 +50,7 @@ def adjust(folder: Path, taus: Sequence[float]) -> dict[str, Any]:
     config = trained.config_of(folder)
     last = trained.load(folder)
     test: Iterable[Images] = records.ImageChunks(
-        SplitsFolder(RunFolder(folder).splits).test, view=last.view, size=config.eval_batch_size
+        RunFolder(folder).splits.test, view=last.view, size=config.eval_batch_size
     )
     if not config.data.stream:
         test = list(test)

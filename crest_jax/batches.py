@@ -9,7 +9,6 @@ import numpy as np
 
 from crest_jax import hosts
 from crest_jax.data import loading, pipeline, records, stream
-from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.mesh import split
 from crest_jax.program import Run
 from crest_jax.train_step import DeviceBatch
@@ -52,7 +51,7 @@ def on_host(run: Run, generation: int) -> Callable[..., Iterator[pipeline.Batch]
         "process": jax.process_index(),
         "processes": jax.process_count(),
     }
-    unlabeled_folders = [*map(SplitsFolder(run.folder.splits).split, streams.unlabeled)]
+    unlabeled_folders = [*map(run.folder.splits.split, streams.unlabeled)]
     if streams.from_files:
         return partial(
             stream.batches,

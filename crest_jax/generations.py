@@ -94,8 +94,8 @@ def prepare(config: ConfigDict, folder: RunFolder, source: Source | None = None)
     """Write the splits that are not there yet, read them, and compile what they are given to."""
     checkpoints.check(folder.path)
     weights = hosts.on_first(initial_weights.named_in, config, folder)
-    hosts.on_first(preparation.prepare, config, folder.splits, folder.unreadable, source)
-    splits = hosts.on_all(loading.load, config.data, folder.splits)
+    hosts.on_first(preparation.prepare, config, folder.splits.path, folder.unreadable, source)
+    splits = hosts.on_all(loading.load, config.data, folder.splits.path)
     hosts.on_first(_keep_weights, weights, config, folder, splits)
     initial = hosts.on_all(initial_weights.kept, config, folder)
     return Run(config, folder, splits, program.build(config, splits, initial))
@@ -260,13 +260,13 @@ def _look(folder: RunFolder, generations: int) -> tuple[list[bool], list[str], b
         stages.is_finished(folder.generation(generation), say=note)
         for generation in range(generations)
     ]
-    return finished, problems, all(finished) and preparation.are_whole(folder.splits)
+    return finished, problems, all(finished) and preparation.are_whole(folder.splits.path)
 
 
 def _written(config: ConfigDict, folder: RunFolder) -> Splits:
     """Return the splits of a run that is over, without their images; warn if these have changed."""
-    hosts.on_first(preparation.warn_of_changes, config, folder.splits, folder.unreadable)
-    return hosts.on_all(written_sizes, config.data, folder.splits).without_images()
+    hosts.on_first(preparation.warn_of_changes, config, folder.splits.path, folder.unreadable)
+    return hosts.on_all(written_sizes, config.data, folder.splits.path).without_images()
 
 
 def _data_of(folder: Path) -> str:

@@ -12,6 +12,40 @@ from crest_jax.errors import WorkdirError
 FORMAT = 2
 
 
+# The splits of a run.
+NAMES = ("labeled", "unlabeled", "test", "validation")
+
+
+class SplitsFolder(NamedTuple):
+    """The folder of the splits of a run; each split is a folder of records, named after it."""
+
+    path: Path
+
+    def split(self, name: str) -> Path:
+        """Return the folder of the split of a name."""
+        assert name in NAMES, name
+        return self.path / name
+
+    @property
+    def labeled(self) -> Path:
+        """The original labeled set."""
+        return self.split("labeled")
+
+    @property
+    def unlabeled(self) -> Path:
+        """The unlabeled images."""
+        return self.split("unlabeled")
+
+    @property
+    def test(self) -> Path:
+        """The test images."""
+        return self.split("test")
+
+    def all_splits(self) -> dict[str, Path]:
+        """Return the folders of all splits, by name."""
+        return {name: self.split(name) for name in NAMES}
+
+
 class GenerationFolder(NamedTuple):
     """The files of one generation."""
 
@@ -69,9 +103,9 @@ class RunFolder(NamedTuple):
         return self.path / ".lock"
 
     @property
-    def splits(self) -> Path:
-        """The folder of the labeled, unlabeled, validation and test splits."""
-        return self.path / "splits"
+    def splits(self) -> SplitsFolder:
+        """The labeled, unlabeled, validation and test splits."""
+        return SplitsFolder(self.path / "splits")
 
     @property
     def initial_weights(self) -> Path:
@@ -95,7 +129,7 @@ class RunFolder(NamedTuple):
 
     def is_archive(self) -> bool:
         """Return whether there are results alone, as `crest_jax.report.archive` keeps them."""
-        has_more = self.splits.exists() or self.generation(0).path.exists()
+        has_more = self.splits.path.exists() or self.generation(0).path.exists()
         return self.results.exists() and not has_more
 
     def check_whole(self) -> None:

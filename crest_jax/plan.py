@@ -38,9 +38,8 @@ from crest_jax import (
 from crest_jax.data import loading, preparation
 from crest_jax.data.loading import CHUNK
 from crest_jax.data.splits import Sizes, Splits, written_sizes
-from crest_jax.data.splits_folder import NAMES
 from crest_jax.errors import ConfigError, DataError, WorkdirError
-from crest_jax.layout import RunFolder
+from crest_jax.layout import NAMES, RunFolder
 from crest_jax.mesh import replicate, split
 from crest_jax.program import Program
 from crest_jax.schema import printable
@@ -174,7 +173,7 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
     Raises:
       DataError: The splits do not fit into memory; or as for the run.
     """
-    of_run = RunFolder(folder).splits
+    of_run = RunFolder(folder).splits.path
     if hosts.from_first(preparation.are_whole, of_run):
         sizes = hosts.on_all(written_sizes, config.data, of_run)
         hosts.on_all(_check_splits_fit, config, sizes, available)
@@ -194,8 +193,9 @@ def _read(config: ConfigDict, folder: Path, available: int | None) -> tuple[Size
 
 
 def _read_source(config: ConfigDict, folder: RunFolder) -> tuple[Sizes, Splits]:
-    preparation.prepare(config, folder.splits, folder.unreadable)
-    return written_sizes(config.data, folder.splits), loading.load(config.data, folder.splits)
+    path = folder.splits.path
+    preparation.prepare(config, path, folder.unreadable)
+    return written_sizes(config.data, path), loading.load(config.data, path)
 
 
 def host_bytes(config: ConfigDict, sizes: Sizes) -> int:

@@ -9,9 +9,8 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from crest_jax import accuracy, files, schema, versions
-from crest_jax.data.splits_folder import NAMES
 from crest_jax.errors import WorkdirError
-from crest_jax.layout import FORMAT, RunFolder
+from crest_jax.layout import FORMAT, NAMES, RunFolder
 from crest_jax.schedule import LAST_EVALUATIONS
 
 # The key of the estimated class distribution of the unlabeled split, in the results of an

@@ -138,12 +138,12 @@ class SavedRun:
           UnavailableError: The split cannot be read at the moment.
         """
         from crest_jax.data import manifest, records, views
-        from crest_jax.data.splits_folder import NAMES, SplitsFolder
+        from crest_jax.layout import NAMES
 
         if split not in NAMES:
             raise ConfigError(f"split={shown(split)} must be one of {', '.join(NAMES)}")
         self._folder.check_whole()
-        splits = SplitsFolder(self._folder.splits)
+        splits = self._folder.splits
         folder = splits.split(split)
         examples = manifest.read(folder)["examples"]
         view = views.view_of(self.config.data, manifest.channels_of(folder))

@@ -11,7 +11,6 @@ from crest_jax import files, hosts
 from crest_jax.data import manifest, pseudo_labels, records
 from crest_jax.data.pseudo_labels import PseudoLabels
 from crest_jax.data.sources import UNKNOWN, Example
-from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.data.writer import Writer
 from crest_jax.errors import DataError
 from crest_jax.program import Run
@@ -99,7 +98,7 @@ def rewrite_labeled(run: Run, generation: int) -> None:
         host=jax.process_index(),
         hosts=jax.process_count(),
     )
-    splits = SplitsFolder(run.folder.splits)
+    splits = run.folder.splits
 
     def write_shards() -> None:
         first, last = writer.rows.start, writer.rows.stop

@@ -17,7 +17,6 @@ from scipy.special import softmax
 
 from crest_jax import checkpoints, evaluate, files, program, results, stages, workdir
 from crest_jax.data import manifest, resize, splits
-from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.data.views import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.layout import RunFolder
@@ -216,7 +215,7 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
             f"generation {shown(generation)} is not one of those that are finished: "
             f"{', '.join(map(str, finished))}"
         )
-    sizes = splits.written_sizes(config.data, RunFolder(folder).splits)
+    sizes = splits.written_sizes(config.data, RunFolder(folder).splits.path)
     class_names, image_shape = sizes.class_names, sizes.image_shape
     here = RunFolder(folder).generation(generation - 1)
     model = program.model_of(config, len(class_names), axis_name=None)
@@ -267,7 +266,7 @@ def class_distribution(folder: Path, generation: int) -> Float[np.ndarray, " cla
       DataError: The manifest of the run's labeled split is missing or damaged.
       UnavailableError: A file cannot be read at the moment.
     """
-    class_names = manifest.read(SplitsFolder(RunFolder(folder).splits).labeled)["class_names"]
+    class_names = manifest.read(RunFolder(folder).splits.labeled)["class_names"]
     path = RunFolder(folder).generation(generation - 1).result
     return program.shares(results.read_generation(path, len(class_names))["labeled_per_class"])
 

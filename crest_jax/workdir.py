@@ -221,7 +221,7 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     if not path.exists():
         return ours
     # If nothing was made with the old config yet, a mistake in it can still be corrected.
-    untouched = not RunFolder(workdir).splits.exists()
+    untouched = not RunFolder(workdir).splits.path.exists()
     try:
         theirs = files.read_json(path)
     except WorkdirError as error:
@@ -261,7 +261,7 @@ def _keep_plugins(workdir: Path, config: ConfigDict) -> None:
     """Keep the digests of the source files that the config names, or warn of those that changed."""
     path = RunFolder(workdir).plugins
     # If nothing was made with the old files yet, the new ones are the run's.
-    if path.exists() and RunFolder(workdir).splits.exists():
+    if path.exists() and RunFolder(workdir).splits.path.exists():
         _warn_of_changed_plugins(workdir, config)
     elif path.exists() or plugins.digests(config):
         files.write_json(path, {"sha256": plugins.digests(config)})
@@ -273,7 +273,7 @@ def _warn_of_changed_plugins(workdir: Path, config: ConfigDict) -> None:
     It is no error: a change of a comment must not end a run.
     """
     path = RunFolder(workdir).plugins
-    if not path.exists() or not RunFolder(workdir).splits.exists():
+    if not path.exists() or not RunFolder(workdir).splits.path.exists():
         return
     try:
         began_with = dict(files.read_json(path)["sha256"])

@@ -193,7 +193,7 @@ def test_once_a_generation_has_begun_the_source_is_not_read_again(keeping):
     config, folder, given = keeping
     np.savez(config.model.init_from, **given)
     folder.initial_weights.unlink()
-    folder.splits.mkdir()
+    folder.splits.path.mkdir()
     assert initial_weights.named_in(config, folder).keys() == given.keys()
     folder.generation(0).path.mkdir()
     for read in (initial_weights.named_in, initial_weights.kept):
@@ -222,7 +222,7 @@ def test_a_run_starts_from_another_and_needs_it_only_once(
     assert line.endswith(" weights taken")
     expected = initial_weights.read(first)
     kept = initial_weights.read(RunFolder(folder).initial_weights)
-    data = loading.load(config.data, RunFolder(folder).splits)
+    data = loading.load(config.data, RunFolder(folder).splits.path)
     state = program.build(config, data, kept).new_state(jax.random.key(3))
     started = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
     average = {"params": state.ema_params, "batch_stats": state.ema_batch_stats}

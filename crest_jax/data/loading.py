@@ -10,11 +10,11 @@ from crest_jax import files
 from crest_jax.data import decode, manifest, records
 from crest_jax.data.records import Images
 from crest_jax.data.splits import Split, Splits, counts_of
-from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.data.stream import StreamedChunks
 from crest_jax.data.tensorflow import tf, without_autograph
 from crest_jax.data.views import AS_STORED, View, view_of
 from crest_jax.errors import DataError
+from crest_jax.layout import SplitsFolder
 
 # The number of images that evaluation and scoring load at a time from a split that is streamed.
 CHUNK = 4096

@@ -18,8 +18,8 @@ from crest_jax import files
 from crest_jax.data import catalog, image_folder, long_tail, provenance, writer
 from crest_jax.data.sources import Folders, Source, is_held_out
 from crest_jax.data.splits import Sizes
-from crest_jax.data.splits_folder import NAMES, SplitsFolder
 from crest_jax.errors import ConfigError, DataError, UnavailableError
+from crest_jax.layout import NAMES, SplitsFolder
 from crest_jax.schema import some
 
 # The file that identifies the data set and the images of which the splits were made.

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from crest_jax.data import manifest
 from crest_jax.data.records import Images, joined
-from crest_jax.data.splits_folder import NAMES, SplitsFolder
+from crest_jax.layout import NAMES, SplitsFolder
 
 
 @runtime_checkable

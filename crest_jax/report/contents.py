@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.image import imsave
 
 from crest_jax.data.sources import UNKNOWN
-from crest_jax.data.splits_folder import NAMES
+from crest_jax.layout import NAMES
 from crest_jax.report import text
 from crest_jax.report.charts import Chart, Series, line_chart
 from crest_jax.report.pictures import (

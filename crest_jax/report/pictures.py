@@ -17,7 +17,6 @@ from PIL import Image
 from crest_jax import files
 from crest_jax.data import pseudo_labels, records
 from crest_jax.data.pseudo_labels import PseudoLabels
-from crest_jax.data.splits_folder import SplitsFolder
 from crest_jax.layout import RunFolder
 
 # Limits for a page, whatever the number of classes and runs; so many take less than 3 MB.
@@ -126,7 +125,7 @@ def _pseudo_labeled(
         for label in range(classes)
     ]
     thumbnails = _thumbnails(
-        SplitsFolder(RunFolder(workdir).splits).unlabeled,
+        RunFolder(workdir).splits.unlabeled,
         scored,
         np.concatenate([*chain(*rows)]),
     )
@@ -155,7 +154,7 @@ def _moved(workdir: Path, generations: int, classes: int, most: int) -> Moved | 
     was_right, is_right = (each.labels == each.truth for each in (first, last))
     directions = ~was_right & is_right, was_right & ~is_right
     rows = [_of_many_classes(last, moved, classes, most) for moved in directions]
-    tested = SplitsFolder(RunFolder(workdir).splits).test
+    tested = RunFolder(workdir).splits.test
     thumbnails = _thumbnails(tested, last, np.concatenate(rows))
 
     def pictures(chosen: Int[np.ndarray, " chosen"]) -> list[MovedPicture]:
