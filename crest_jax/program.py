@@ -66,8 +66,12 @@ class Program(NamedTuple):
     """Everything that serves all generations of a run."""
 
     generations: int
+    # The config's seed, and how often it was reseeded; the steps have `keys` made of them.
+    seed: int
+    reseed: int
     schedule: Schedule
     streams: Streams
+    shards: int  # files of each labeled set that is written
     # The seeds of a generation's initial weights, and of its steps.
     keys: Callable[[int], tuple[Key[Array, ""], Key[Array, ""]]]
     # The temperature of the alignment target in each generation; None where the target has none.
@@ -81,6 +85,7 @@ class Program(NamedTuple):
     target_distribution: Callable[[Sequence[float] | None], Float[np.ndarray, " classes"]]
     # Whether that estimate is made at each evaluation.
     estimates_unlabeled: bool
+    tau: float  # strength of logit adjustment
     # The offsets of logit adjustment, from how many labels each class has.
     adjustment: Callable[[Sequence[int]], Float[np.ndarray, " classes"]]
     mesh: Mesh
@@ -95,7 +100,6 @@ class Program(NamedTuple):
 class Run(NamedTuple):
     """An experiment in its folder, ready for its stages."""
 
-    config: ConfigDict
     folder: RunFolder
     splits: Splits
     program: Program
@@ -145,8 +149,11 @@ def build(
 
     return Program(
         generations=config.generations,
+        seed=config.seed,
+        reseed=config.reseed,
         schedule=schedule_of(config),
         streams=streams_of(config, splits.image_shape[-1]),
+        shards=config.data.shards,
         keys=partial(generation_keys, config),
         temperatures=tuple(
             temperature_of(config, generation) for generation in range(config.generations)
@@ -155,6 +162,7 @@ def build(
         class_weights=partial(class_weights, config),
         target_distribution=target,
         estimates_unlabeled=config.unlabeled_distribution.source == "predicted",
+        tau=config.logit_adjustment_tau,
         adjustment=partial(adjustment, tau=config.logit_adjustment_tau),
         mesh=mesh,
         local_mesh=local,
