@@ -12,7 +12,6 @@ from crest_jax.augment.rand_augment import OPERATIONS
 from crest_jax.config import (
     ARGUMENTS,
     ORDERS,
-    alignment_targets,
     completed,
     default_config,
     parse_arguments,
@@ -21,7 +20,7 @@ from crest_jax.config import (
 from crest_jax.data import long_tail
 from crest_jax.differences import differences
 from crest_jax.errors import ConfigError
-from crest_jax.rebalancing import REBALANCING, SELF_TRAINING
+from crest_jax.rebalancing import REBALANCING, SELF_TRAINING, alignment_targets
 from crest_jax.validation import validate
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))

@@ -2,7 +2,7 @@ import pytest
 from conftest import REPOSITORY, flat, load_experiment
 
 from crest_jax import config_help
-from crest_jax.config import FIELDS, fields_of
+from crest_jax.config import common_fields, fields_of
 
 
 def test_the_page_is_that_of_the_declarations():
@@ -11,7 +11,7 @@ def test_the_page_is_that_of_the_declarations():
 
 
 def test_every_default_is_valid_and_every_field_has_a_help_of_a_sentence():
-    for name, field in fields_of("fixmatch").items():
+    for name, field in fields_of("fixmatch", "none").items():
         assert field.expected(field.default) == "", name
         assert field.help[0].isupper(), name
         assert field.help[-1] == ".", name
@@ -35,7 +35,7 @@ def test_without_an_experiment_all_fields_have_their_defaults(command_line):
     status = command_line("--help_config")
     printed, errors = status.communicate(timeout=60)
     assert status.returncode == 0, errors
-    for name in FIELDS:
+    for name in common_fields():
         assert f"--config.{name}=" in printed
     words = " ".join(printed.split())
     assert "Source: Eq. 2, section 4.1." in words

@@ -12,7 +12,7 @@ from crest_jax import optimizers, train_state
 from crest_jax.algorithms import ALGORITHMS, Loss
 from crest_jax.augment import Augmentation
 from crest_jax.mesh import AXIS, SPLIT, over_devices, replicate, split
-from crest_jax.rebalancing import crest, darp
+from crest_jax.rebalancing import crest, darp, distribution_alignment
 from crest_jax.train_step import (
     Constants,
     DeviceBatch,
@@ -70,6 +70,7 @@ def build(
         mesh,
         steps=10,
         alignment_target=alignment_target,
+        align=distribution_alignment.align,
         refinement=refinement,
         ema_decay=0.9,
         ema_batch_norm=ema_batch_norm,
