@@ -166,7 +166,9 @@ FIELDS: Mapping[str, Field] = {
     "data.data_dir": Field("", "Folder of prepared data sets; empty for that of TFDS."),
     "data.download": Field(True, "Whether a data set that is not there may be downloaded."),
     "data.test_split": Field(
-        "test", "Split of a TFDS data set to test on; empty to put aside a part of train."
+        "test",
+        "Split of a TFDS data set to test on; empty to put aside a part of train.",
+        source="section 4.1",
     ),
     "data.class_table": Field(
         "", "TSV file that merges classes into superclasses.", source="section 4.2"
@@ -228,11 +230,13 @@ FIELDS: Mapping[str, Field] = {
         "same",
         "Whether the unlabeled images have the labeled ones' order of classes by size.",
         choices=ORDERS,
+        source="DARP's protocol",
     ),
     "long_tail.split": Field(
         "random",
         "Which images of a class are labeled: drawn by the fold, or the first of the data set.",
         choices=SPLITS,
+        source="section 4.1: five folds",
     ),
     "class_distribution": Field(
         "ideal",
@@ -256,12 +260,17 @@ FIELDS: Mapping[str, Field] = {
     ),
     "optimizer.name": Field(
         "sgd",
-        "Optimiser, of optax; lars is for large batches.",
+        "Optimiser, of optax; lars is for large batches. The learning rate and the weight decay "
+        "have defaults for sgd: set them too.",
         choices=tuple(OPTIMIZERS),
         source=_FIXMATCH,
     ),
     "optimizer.learning_rate": Field(
-        0.03, "Learning rate after warm-up.", "(0, inf)", source=_FIXMATCH
+        0.03,
+        "Learning rate after warm-up. The default is for sgd; adam and adamw usually take a tenth "
+        "of it or less.",
+        "(0, inf)",
+        source=_FIXMATCH,
     ),
     "optimizer.momentum": Field(0.9, "Momentum of sgd and lars.", "[0, 1]", source=_FIXMATCH),
     "optimizer.nesterov": Field(
@@ -294,7 +303,7 @@ FIELDS: Mapping[str, Field] = {
     "optimizer.weight_decay": Field(
         5e-4,
         "Factor w of the L2 term 0.5 w |x|^2 of all weights but batch norm's; of adamw and lars, "
-        "of weight decay.",
+        "of weight decay. The default is for sgd.",
         "[0, inf)",
         source=_FIXMATCH,
     ),
@@ -305,9 +314,14 @@ FIELDS: Mapping[str, Field] = {
         source="section 4.1",
     ),
     "optimizer.warm_up": Field(
-        0, "Steps within which the rate rises to the learning rate.", "[0, inf)"
+        0,
+        "Steps within which the rate rises to the learning rate.",
+        "[0, inf)",
+        source=_FIXMATCH,
     ),
-    "optimizer.drops": Field((), "Steps from which on the rate is a tenth of the one before."),
+    "optimizer.drops": Field(
+        (), "Steps from which on the rate is a tenth of the one before.", source=_FIXMATCH
+    ),
     "unlabeled_distribution.source": Field(
         "labeled",
         "Where p(y) of the unlabeled images comes from: the labeled ones, what is given, or the "

@@ -152,6 +152,14 @@ def test_a_bad_argument_is_named_with_what_is_valid(text, value, valid):
         assert word in message
 
 
+def test_an_experiment_has_the_choices_of_its_own_arguments():
+    defaults, choices = {"data": "mnist"}, {"data": ("mnist", "mnist_5k")}
+    assert parse_arguments("data=mnist_5k", defaults, choices).data == "mnist_5k"
+    assert parse_arguments("data=anything", defaults).data == "anything"
+    with pytest.raises(ConfigError, match="data=cifar10 is not one of mnist, mnist_5k"):
+        parse_arguments("data=cifar10", defaults, choices)
+
+
 def test_an_argument_without_a_default_is_a_number():
     defaults = {"gamma_u": None}
     assert parse_arguments(None, defaults).gamma_u is None

@@ -2,7 +2,11 @@ import pytest
 from conftest import REPOSITORY, flat, load_experiment
 
 from crest_jax import config_help
+from crest_jax.algorithms import ALGORITHMS
 from crest_jax.config import common_fields, fields_of
+from crest_jax.models import MODELS
+from crest_jax.rebalancing import REBALANCING
+from crest_jax.rebalancing.distribution_alignment import TARGETS
 
 
 def test_the_page_is_that_of_the_declarations():
@@ -40,3 +44,22 @@ def test_without_an_experiment_all_fields_have_their_defaults(command_line):
     words = " ".join(printed.split())
     assert "Source: Eq. 2, section 4.1." in words
     assert "Must be at least 0." in words
+
+
+def test_the_help_says_that_the_defaults_of_the_optimiser_are_for_sgd():
+    fields = fields_of("fixmatch", "none")
+    for name in ("name", "learning_rate", "weight_decay"):
+        assert "for sgd" in fields[f"optimizer.{name}"].help
+
+
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [
+        ("method", ALGORITHMS),
+        ("rebalance", REBALANCING),
+        ("model.name", MODELS),
+        ("alignment.target", TARGETS),
+    ],
+)
+def test_the_help_has_the_names_of_the_registries(field, names):
+    assert f" of {', '.join(names)}" in fields_of("fixmatch", "none")[field].valid

@@ -167,7 +167,11 @@ CREST = Rebalancing(
         "crest.alpha": Field(
             1 / 3, "Exponent alpha of the sampling rates.", "[0, inf)", source="Eq. 1, section 4.1"
         ),
-        "crest.rates": Field((), "Sampling rate mu of each class in place of Eq. 1; () for Eq. 1."),
+        "crest.rates": Field(
+            (),
+            "Sampling rate mu of each class in place of Eq. 1; () for Eq. 1.",
+            source="section 3.3",
+        ),
     },
     sampling_rates=given_or_computed,
 )
