@@ -7,12 +7,15 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from ml_collections import ConfigDict
 
 from crest_jax.errors import ConfigError, CrestError, PluginError
 from crest_jax.schema import meant, printable, shown
+
+if TYPE_CHECKING:
+    from crest_jax.data.sources import Source
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -20,6 +23,13 @@ _Result = TypeVar("_Result")
 _LONGEST = 300  # characters of an error of a plug-in in a message
 # It does not match a data set of TFDS with a version, such as `cifar10:3.0.2`.
 _PLUGIN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+class DataSet(Protocol):
+    """A function that makes a data set, for `data.name`."""
+
+    def __call__(self) -> "Source":
+        """Return the data set, such as `crest_jax.arrays` makes."""
 
 
 def is_plugin(name: str) -> bool:

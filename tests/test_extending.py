@@ -33,7 +33,7 @@ from crest_jax import (
 from crest_jax.data import catalog, preparation, splits
 from crest_jax.errors import ConfigError, DataError, PluginError
 
-ARGUMENTS = "method=my_losses:pi_model,rebalance=my_rebalancing:square_root+crest,gamma=2,beta=0.2"
+ARGUMENTS = "method=my_losses:pi_model,rebalance=my_rebalancing:inverse_size+crest,gamma=2,beta=0.2"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,12 +82,12 @@ def test_all_four_train_together_and_are_found_again(run):
 
 
 def test_the_weights_are_the_rebalancings_own(own_files):
-    settings = load_experiment("digits_lt", "rebalance=my_rebalancing:square_root+crest")
+    settings = load_experiment("digits_lt", "rebalance=my_rebalancing:inverse_size+crest")
     weights = program.class_weights(settings, ("a", "b"), np.array([4, 1]))
     np.testing.assert_allclose(weights, np.array([0.5, 1]) / 0.75)
     assert settings.generations == load_experiment("digits_lt", "rebalance=crest").generations
-    with pytest.raises(ConfigError, match=r"my_rebalancing:square_root and cb both rebalance the"):
-        load_experiment("digits_lt", "rebalance=my_rebalancing:square_root+cb")
+    with pytest.raises(ConfigError, match=r"my_rebalancing:inverse_size and cb both rebalance the"):
+        load_experiment("digits_lt", "rebalance=my_rebalancing:inverse_size+cb")
 
 
 def test_a_model_of_ones_own_is_exported(run, tmp_path):
