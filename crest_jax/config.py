@@ -6,7 +6,7 @@ last hyper-parameter. `validation` checks a config before any work starts.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -477,16 +477,17 @@ def _check_declared(method: str, rebalance: str) -> None:
     declared = {f"rebalance={name}": named(name).hyper_parameters for name in parts(rebalance)}
     algorithm = algorithms.named(method)
     for whose, theirs in {**declared, f"method={method}": algorithm.hyper_parameters}.items():
-        taken = [
-            name for name, each in theirs.items() if fields.get(name, each) != each
-        ]  # ways of rebalancing may share a field
-        taken += [name for name in theirs if name not in fields and _is_within(name, fields)]
+        taken = []
+        for name, field in theirs.items():
+            # Ways of rebalancing may share a field.
+            if fields[name] != field if name in fields else _is_taken(name, fields):
+                taken.append(name)
+            fields[name] = field
         if taken:
             raise PluginError(
                 f"{whose} has hyper-parameters with the names of other fields, "
                 f"{', '.join(sorted(taken))}: rename them"
             )
-        fields |= theirs
     fields = {name: each for name, each in fields.items() if not name.startswith("long_tail.")}
     for name, value in algorithm.settings.items():
         wrong = (
@@ -500,10 +501,10 @@ def _check_declared(method: str, rebalance: str) -> None:
             raise PluginError(f"method={method}: in its settings, {wrong}")
 
 
-def _is_within(name: str, fields: Mapping[str, Field]) -> bool:
-    """Return whether a field cannot be beside others, or have that name, in nested objects."""
-    inside = any(each.startswith(f"{name}.") or name.startswith(f"{each}.") for each in fields)
-    return inside or any(hasattr(ConfigDict, word) for word in name.split("."))
+def _is_taken(name: str, fields: Iterable[str]) -> bool:
+    """Return whether a field of this name would be around or within another, or hide a method."""
+    nested = any(each.startswith(f"{name}.") or name.startswith(f"{each}.") for each in fields)
+    return nested or any(hasattr(ConfigDict, word) for word in name.split("."))
 
 
 def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,11 +33,10 @@ def check(config: ConfigDict) -> None:
     Raises:
       PluginError: One of them does not do what training asks of it.
     """
-    named = [config.model.name, config.method, *parts(config.rebalance)]
-    if not any(map(plugins.is_plugin, named)):
-        return
-    found = _traced_model(config)
-    if found is not None:
+    own_model = plugins.is_plugin(config.model.name)
+    own_step = any(map(plugins.is_plugin, [config.method, *parts(config.rebalance)]))
+    found = _traced_model(config) if own_model or own_step else None
+    if own_step and found is not None:
         _trace_step(config, *found)
 
 

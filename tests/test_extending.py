@@ -172,6 +172,7 @@ PARTS = {
     "acts_on=(LABELED,), hyper_parameters={'b': Field(None)}": "the default None, which must be",
     "acts_on=(LABELED,), hyper_parameters={'crest.alpha': Field(1.0)}": "of other fields, crest.al",
     "acts_on=(LABELED,), hyper_parameters={'crest': Field(1.0)}": "of other fields, crest: rename",
+    "acts_on=(LABELED,), hyper_parameters={'x': Field(1), 'x.b': Field(1)}": "fields, x.b: rename",
     "acts_on=(LABELED,), hyper_parameters={'items': Field(1.0)}": "of other fields, items: rename",
 }
 

@@ -57,5 +57,6 @@ class Loss(NamedTuple):
 class LossFunction(Protocol):
     """A loss: it is traced by JAX, and takes its hyper-parameters as keyword arguments."""
 
+    # With *args beside **, a type checker takes any further arguments for these.
     def __call__(self, inputs: StepInputs, /, *args: Any, **hyper_parameters: Any) -> Loss:
         """Return the loss of a step, and the results of the step that are kept."""
