@@ -139,10 +139,10 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
     )
     built: list[Any] = []  # the run, and its last state
 
-    def keep_built(config, splits):
-        made = build(config, splits)
+    def keep_built(config, splits, initial):
+        made = build(config, splits, initial)
         made = made._replace(new_state=clock.timed("fresh state", made.new_state))
-        built[:] = [program.Run(config, None, splits, made), None]
+        built[:] = [program.Run(None, splits, made), None]
         return made
 
     def timed_train(state, train_steps, batches, constants, evaluate, **options):
@@ -200,7 +200,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float | str]:
         "… in which compiles, of programs": compiled[calls] - compiled[calls - 1],
     }
     scoring = measure.interleaved(
-        {"score": _scoring(*built), "bare": _bare(*built)}, arguments.samples
+        {"score": _scoring(*built), "bare": _bare(config, *built)}, arguments.samples
     )
     column["scoring, without selection"] = statistics.median(scoring["score"])
     column["bare forward passes"] = statistics.median(scoring["bare"])
@@ -219,7 +219,7 @@ def _scoring(run: Any, state: Any) -> Callable[[int], None]:
     return score
 
 
-def _bare(run: Any, state: Any) -> Callable[[int], None]:
+def _bare(config: Any, run: Any, state: Any) -> Callable[[int], None]:
     """Return a function that makes bare forward passes of the same batches, padding included."""
     import jax
     import numpy as np
@@ -227,14 +227,14 @@ def _bare(run: Any, state: Any) -> Callable[[int], None]:
     from crest_jax import augment, program
     from crest_jax.mesh import REPLICATED, SPLIT, over_devices, split
 
-    model = program.model_of(run.config, run.classes, axis_name=None)
+    model = program.model_of(config, run.classes, axis_name=None)
     forward = over_devices(
         lambda images, variables: model.apply(variables, augment.rescale(images), train=False),
         run.program.local_mesh,
         in_specs=(SPLIT, REPLICATED),
         out_specs=SPLIT,
     )
-    images, size = run.splits.unlabeled.images.images, run.config.eval_batch_size
+    images, size = run.splits.unlabeled.images.images, config.eval_batch_size
     images = np.pad(images, [(0, -len(images) % size), (0, 0), (0, 0), (0, 0)])
     batches = [
         split(images[start : start + size], run.program.local_mesh)

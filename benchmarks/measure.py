@@ -316,6 +316,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
         mesh,
         steps=config.steps,
         alignment_target=config.alignment.target,
+        align=program.alignment_of(config),
         refinement=None,
         ema_decay=config.ema_decay,
         ema_batch_norm=config.ema_batch_norm,

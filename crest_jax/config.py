@@ -6,7 +6,7 @@ last hyper-parameter. `validation` checks a config before any work starts.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,10 +15,21 @@ from crest_jax import algorithms, plugins, schema
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.augment import OPERATIONS
 from crest_jax.augment.strong import CUTOUT
-from crest_jax.errors import ConfigError
+from crest_jax.errors import ConfigError, PluginError
 from crest_jax.field import Field
+from crest_jax.models import MODELS
 from crest_jax.optimizers import OPTIMIZERS
-from crest_jax.rebalancing import SELF_TRAINING, joined, parts, problems, self_trains
+from crest_jax.rebalancing import (
+    REBALANCING,
+    SELF_TRAINING,
+    alignment_targets,
+    hyper_parameters,
+    named,
+    parts,
+    problems,
+    self_trains,
+)
+from crest_jax.rebalancing.distribution_alignment import TARGETS
 from crest_jax.schema import MOST_PIXELS
 
 # The order of the unlabeled set's class sizes: that of the labeled set, or its reverse.
@@ -35,14 +46,11 @@ LONG_TAILS = (
     ("n_max", "gamma", "beta", "split"),
     ("n_max", "gamma", "unlabeled_n_max", "unlabeled_gamma", "unlabeled_order", "split"),
 )
-# The default of alpha in the sampling rates (Eq. 1).
-ALPHA = 1 / 3
-
 _FIXMATCH = "FixMatch (Sohn et al., 2020)"
 _PUBLISHED = "the published code"
 
-# Every field but the hyper-parameters of algorithms, which are declared beside their losses
-# (`algorithms`).
+# Every field but the hyper-parameters of algorithms (`algorithms`) and of ways of rebalancing
+# (`rebalancing`), which are declared beside them.
 FIELDS: Mapping[str, Field] = {
     "seed": Field(
         0, "Seed of the weights, the augmentation and the order of the images.", "[0, inf)"
@@ -54,11 +62,18 @@ FIELDS: Mapping[str, Field] = {
         "[0, inf)",
         source="section 4.1: five folds",
     ),
-    "method": Field("fixmatch", "Semi-supervised algorithm: one of the project's, or module:name."),
+    "method": Field(
+        "fixmatch",
+        "Semi-supervised algorithm.",
+        words=f"one of {', '.join(ALGORITHMS)}, or module:name of your own",
+        source="section 4.1",
+    ),
     "rebalance": Field(
         "crest_plus",
-        "Ways of rebalancing, joined by +: none, cb, rs, da, darp, crest, crest_plus, or "
-        "module:name.",
+        "Ways of rebalancing, none or several.",
+        words=f"none, or one or more of {', '.join(REBALANCING)} and module:name of your own, "
+        "joined by +",
+        source="section 4.1",
     ),
     "generations": Field(
         1,
@@ -127,7 +142,8 @@ FIELDS: Mapping[str, Field] = {
     ),
     "model.name": Field(
         "wide_resnet",
-        "Network: wide_resnet, resnet, or module:name.",
+        "Network.",
+        words=f"one of {', '.join(MODELS)}, or module:name of your own",
         source="section 4.1",
     ),
     "model.depth": Field(
@@ -150,7 +166,9 @@ FIELDS: Mapping[str, Field] = {
     "data.data_dir": Field("", "Folder of prepared data sets; empty for that of TFDS."),
     "data.download": Field(True, "Whether a data set that is not there may be downloaded."),
     "data.test_split": Field(
-        "test", "Split of a TFDS data set to test on; empty to put aside a part of train."
+        "test",
+        "Split of a TFDS data set to test on; empty to put aside a part of train.",
+        source="section 4.1",
     ),
     "data.class_table": Field(
         "", "TSV file that merges classes into superclasses.", source="section 4.2"
@@ -212,11 +230,13 @@ FIELDS: Mapping[str, Field] = {
         "same",
         "Whether the unlabeled images have the labeled ones' order of classes by size.",
         choices=ORDERS,
+        source="DARP's protocol",
     ),
     "long_tail.split": Field(
         "random",
         "Which images of a class are labeled: drawn by the fold, or the first of the data set.",
         choices=SPLITS,
+        source="section 4.1: five folds",
     ),
     "class_distribution": Field(
         "ideal",
@@ -240,12 +260,17 @@ FIELDS: Mapping[str, Field] = {
     ),
     "optimizer.name": Field(
         "sgd",
-        "Optimiser, of optax; lars is for large batches.",
+        "Optimiser, of optax; lars is for large batches. The learning rate and the weight decay "
+        "have defaults for sgd: set them too.",
         choices=tuple(OPTIMIZERS),
         source=_FIXMATCH,
     ),
     "optimizer.learning_rate": Field(
-        0.03, "Learning rate after warm-up.", "(0, inf)", source=_FIXMATCH
+        0.03,
+        "Learning rate after warm-up. The default is for sgd; adam and adamw usually take a tenth "
+        "of it or less.",
+        "(0, inf)",
+        source=_FIXMATCH,
     ),
     "optimizer.momentum": Field(0.9, "Momentum of sgd and lars.", "[0, 1]", source=_FIXMATCH),
     "optimizer.nesterov": Field(
@@ -278,7 +303,7 @@ FIELDS: Mapping[str, Field] = {
     "optimizer.weight_decay": Field(
         5e-4,
         "Factor w of the L2 term 0.5 w |x|^2 of all weights but batch norm's; of adamw and lars, "
-        "of weight decay.",
+        "of weight decay. The default is for sgd.",
         "[0, inf)",
         source=_FIXMATCH,
     ),
@@ -289,9 +314,14 @@ FIELDS: Mapping[str, Field] = {
         source="section 4.1",
     ),
     "optimizer.warm_up": Field(
-        0, "Steps within which the rate rises to the learning rate.", "[0, inf)"
+        0,
+        "Steps within which the rate rises to the learning rate.",
+        "[0, inf)",
+        source=_FIXMATCH,
     ),
-    "optimizer.drops": Field((), "Steps from which on the rate is a tenth of the one before."),
+    "optimizer.drops": Field(
+        (), "Steps from which on the rate is a tenth of the one before.", source=_FIXMATCH
+    ),
     "unlabeled_distribution.source": Field(
         "labeled",
         "Where p(y) of the unlabeled images comes from: the labeled ones, what is given, or the "
@@ -302,45 +332,16 @@ FIELDS: Mapping[str, Field] = {
     "unlabeled_distribution.given": Field(
         (), "Share or size of each class, where it is given.", source="section 3.4"
     ),
-    "class_balanced_loss.b": Field(
-        0.999, "Base b of the effective number of labels.", "[0, 1)", source="Cui et al., 2019"
-    ),
     "alignment.target": Field(
         "none",
         "Temperature of the alignment target; rebalance says which are possible.",
+        words=f"one of {', '.join(TARGETS)}",
         source="section 3.4",
-    ),
-    "alignment.t": Field(
-        1.0, "Temperature t of a constant target.", "[0, 1]", source="section 3.4"
-    ),
-    "darp.start": Field(
-        0.4,
-        "Part of a generation after which pseudo-labels are refined.",
-        "[0, 1]",
-        source="Kim et al., 2020",
-    ),
-    "darp.every": Field(
-        10, "Steps between two refinements.", "[1, inf)", source="Kim et al., 2020"
-    ),
-    "darp.delta": Field(
-        2.0,
-        "Examples that keep a class possible, over the class's target.",
-        "[1, inf)",
-        source="Kim et al., 2020",
-    ),
-    "crest.alpha": Field(
-        ALPHA, "Exponent alpha of the sampling rates.", "[0, inf)", source="Eq. 1, section 4.1"
-    ),
-    "crest.rates": Field((), "Sampling rate mu of each class in place of Eq. 1; () for Eq. 1."),
-    "crest.t_min": Field(
-        0.5,
-        "Temperature t_min of the last generation of CReST+.",
-        "[0, 1]",
-        source="Eq. 2, section 4.1",
     ),
 }
 
-# The arguments of the CIFAR experiments, with Table 1's middle column as defaults.
+# The arguments of the CIFAR experiments, with Table 1's middle column as defaults. t is that of a
+# constant target of alignment.
 ARGUMENTS: Mapping[str, Any] = {
     "method": "fixmatch",
     "rebalance": "crest_plus",
@@ -349,27 +350,26 @@ ARGUMENTS: Mapping[str, Any] = {
     "fold": 0,
     "t": 1.0,
 }
-_CHOICES = {
-    "method": ALGORITHMS,
-    "order_u": ORDERS,
-    "target": DISTRIBUTIONS,
-    "split": SPLITS,
-    "data": ("mnist", "mnist_5k"),
-}
 
 
-def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -> ConfigDict:
+def parse_arguments(
+    text: str | None,
+    defaults: Mapping[str, Any] = ARGUMENTS,
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> ConfigDict:
     """Parse an experiment's arguments, as in `cifar10_lt.py:rebalance=crest,gamma=50`.
 
     Args:
       text: comma-separated `key=value` pairs; may be empty or None.
       defaults: every valid key with its default. A value is converted to the type of its default,
         or to a float if the default is None.
+      choices: the valid values of some keys; those of `method` and `rebalance` are known.
 
     Raises:
       ConfigError: A key or a value is not valid. The message lists the valid ones.
     """
     arguments = dict(defaults)
+    valid = {"method": tuple(ALGORITHMS), **(choices or {})}
     for pair in filter(None, (text or "").split(",")):
         key, equals, value = pair.partition("=")
         if not equals or key not in defaults:
@@ -380,8 +380,8 @@ def parse_arguments(text: str | None, defaults: Mapping[str, Any] = ARGUMENTS) -
             )
         given = f"{key}={schema.printable(value)}"
         is_own = key == "method" and plugins.is_plugin(value)
-        if key in _CHOICES and value not in _CHOICES[key] and not is_own:
-            raise ConfigError(f"{given} is not one of {', '.join(_CHOICES[key])}")
+        if key in valid and value not in valid[key] and not is_own:
+            raise ConfigError(f"{given} is not one of {', '.join(valid[key])}")
         if key == "rebalance":
             for problem in problems(value, unlabeled=True):
                 raise ConfigError(f"{given}: {problem}")
@@ -411,25 +411,36 @@ def default_config(
         algorithm.
 
     Raises:
-      ConfigError: `t` differs from its default, but `rebalance` does not include `da`.
+      ConfigError: `t` differs from its default, but `rebalance` aligns with no constant target.
+      PluginError: A plug-in declares hyper-parameters or settings that a config cannot have.
     """
     arguments = ConfigDict({**ARGUMENTS, **arguments})
     algorithm = algorithms.named(arguments.method)
     generations = generations or algorithm.generations
-    names = parts(arguments.rebalance)
-    if "da" not in names and arguments.t != ARGUMENTS["t"]:
+    if not _is_constant(alignment_targets(arguments.rebalance)) and arguments.t != ARGUMENTS["t"]:
+        aligning = [
+            name for name, way in REBALANCING.items() if _is_constant(way.alignment_targets)
+        ]
         raise ConfigError(
-            f"t={arguments.t} is an argument of rebalance=da, not of {arguments.rebalance}"
+            f"t={arguments.t} is an argument of rebalance={' or '.join(aligning)}, not of "
+            f"{arguments.rebalance}"
         )
     # A plug-in that self-trains has as many generations as CReST.
+    names = parts(arguments.rebalance)
     kind = next((name for name in names if name in generations), SELF_TRAINING[0])
     several = self_trains(arguments.rebalance)
+    _check_declared(arguments.method, arguments.rebalance)
     tail = {f"long_tail.{name}" for name in LONG_TAILS[1]}
+    fields = {
+        **common_fields(),
+        **hyper_parameters(arguments.rebalance),
+        **algorithm.hyper_parameters,
+    }
     config = ConfigDict(
         _nested(
             {
                 name: each.default
-                for name, each in FIELDS.items()
+                for name, each in fields.items()
                 if name in tail or not name.startswith("long_tail.")
             }
         )
@@ -447,15 +458,53 @@ def default_config(
             "alignment.t": arguments.t,
         }
     )
-    taken = sorted(set(config) & algorithm.hyper_parameters.keys())
-    if taken:
-        raise ConfigError(
-            f"method={arguments.method} has hyper-parameters with the names of other fields, "
-            f"{', '.join(taken)}: rename them"
-        )
-    config.update({name: each.default for name, each in algorithm.hyper_parameters.items()})
     config.update_from_flattened_dict(algorithm.settings)
     return config
+
+
+def _is_constant(targets: Sequence[str]) -> bool:
+    """Return whether the target of alignment is p(y)^t with one t, by default."""
+    return targets[:1] == ("constant",)
+
+
+def _check_declared(method: str, rebalance: str) -> None:
+    """Check the fields that a method and the parts of a rebalancing declare against all others.
+
+    Raises:
+      PluginError: A hyper-parameter has the name of another field, or a setting is none of a field.
+    """
+    fields = common_fields()
+    declared = {f"rebalance={name}": named(name).hyper_parameters for name in parts(rebalance)}
+    algorithm = algorithms.named(method)
+    for whose, theirs in {**declared, f"method={method}": algorithm.hyper_parameters}.items():
+        taken = []
+        for name, field in theirs.items():
+            # Ways of rebalancing may share a field.
+            if fields[name] != field if name in fields else _is_taken(name, fields):
+                taken.append(name)
+            fields[name] = field
+        if taken:
+            raise PluginError(
+                f"{whose} has hyper-parameters with the names of other fields, "
+                f"{', '.join(sorted(taken))}: rename them"
+            )
+    fields = {name: each for name, each in fields.items() if not name.startswith("long_tail.")}
+    for name, value in algorithm.settings.items():
+        wrong = (
+            f"{schema.shown(name)} is not a field{schema.meant(str(name), fields)}"
+            if name not in fields
+            else next(schema.mismatches(value, type_of(fields[name].default), name), "")
+        )
+        expected = "" if wrong else fields[name].expected(value)
+        if wrong or expected:
+            wrong = wrong or f"{name}={schema.shown(value)} must be {expected}"
+            raise PluginError(f"method={method}: in its settings, {wrong}")
+
+
+def _is_taken(name: str, fields: Iterable[str]) -> bool:
+    """Return whether a field of this name would be around or within another, or hide a method."""
+    nested = any(each.startswith(f"{name}.") or name.startswith(f"{each}.") for each in fields)
+    return nested or any(hasattr(ConfigDict, word) for word in name.split("."))
 
 
 def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -503,38 +552,55 @@ def unlabeled_tail(arguments: ConfigDict, *, labeled: int, unlabeled: int) -> Co
     )
 
 
-def alignment_targets(rebalance: str) -> tuple[str, ...]:
-    """Return the valid values of `alignment.target`, the default first."""
-    return joined(rebalance).alignment_targets or ("none",)
+def common_fields() -> dict[str, Field]:
+    """Return the fields that every config has, but of the long tail's only those of its kind."""
+    fields = dict(FIELDS)
+    for way in REBALANCING.values():
+        fields |= way.hyper_parameters
+    return fields
 
 
-def fields_of(method: Any) -> Mapping[str, Field]:
+def fields_of(method: Any, rebalance: Any) -> dict[str, Field]:
     """Return all fields that a config can have, by their dotted names.
 
     Args:
       method: the config's, whose hyper-parameters are among them if it is a user's own.
+      rebalance: likewise.
     """
+    fields = common_fields()
+    for name in filter(plugins.is_plugin, rebalance.split("+") if _is_text(rebalance) else ()):
+        fields |= named(name).hyper_parameters
     known = list(ALGORITHMS.values())
-    if isinstance(method, str) and (method in ALGORITHMS or plugins.is_plugin(method)):
+    if _is_text(method) and (method in ALGORITHMS or plugins.is_plugin(method)):
         known.append(algorithms.named(method))  # last, so that its declarations count
-    fields = dict(FIELDS)
     for algorithm in known:
         fields |= algorithm.hyper_parameters
     return fields
 
 
-def schema_of(method: Any) -> schema.Schema:
+def schema_of(method: Any, rebalance: Any) -> schema.Schema:
     """Return the schema of a config; fields that only some experiments have are optional.
 
     Args:
       method: as for `fields_of`.
+      rebalance: as for `fields_of`.
     """
+    required = {name for name in common_fields() if not name.startswith("long_tail.")}
 
     def kind(name: str, field: Field) -> schema.Schema | schema.Maybe:
-        is_optional = name not in FIELDS or name.startswith("long_tail.")
-        return schema.Maybe(type_of(field.default)) if is_optional else type_of(field.default)
+        of_field = type_of(field.default)
+        return of_field if name in required else schema.Maybe(of_field)
 
-    return _nested({name: kind(name, each) for name, each in fields_of(method).items()})
+    found = _nested({name: kind(name, each) for name, each in fields_of(method, rebalance).items()})
+    known = {name.partition(".")[0] for name in common_fields()}
+    return {
+        name: each if name in known or isinstance(each, schema.Maybe) else schema.Maybe(each)
+        for name, each in found.items()
+    }
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def type_of(default: Any) -> schema.Schema:
@@ -584,7 +650,9 @@ def completed(plain: Any) -> ConfigDict:
         elif isinstance(value, dict) and isinstance(filled[key], dict) and key != "long_tail":
             lacking = {name: each for name, each in value.items() if name not in filled[key]}
             filled[key] = {**filled[key], **lacking}
-    mistyped = list(schema.mismatches(filled, schema_of(filled["method"]), closed=True))
+    mistyped = list(
+        schema.mismatches(filled, schema_of(filled["method"], filled["rebalance"]), closed=True)
+    )
     if mistyped:
         raise ConfigError("; ".join(mistyped))
     return ConfigDict(filled)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from crest_jax import command
 from crest_jax.algorithms import ALGORITHMS
-from crest_jax.config import FIELDS, by_name, fields_of
+from crest_jax.config import by_name, common_fields, fields_of
 from crest_jax.field import Field
 
 _WIDTH = 100  # characters of a line on the terminal
@@ -23,7 +23,7 @@ def text(config: ConfigDict | None = None) -> str:
       config: of an experiment, whose fields and values are shown; None for all fields with their
         defaults.
     """
-    fields = fields_of(config and config.get("method"))
+    fields = fields_of(config and config.get("method"), config and config.get("rebalance"))
     if config is None:
         values = {name: field.default for name, field in fields.items()}
     else:
@@ -48,7 +48,7 @@ def _paragraph(name: str, value: object, field: Field) -> str:
 def markdown() -> str:
     """Return the page of the documentation, with a table for each group of fields."""
     groups: dict[str, dict[str, Field]] = {}
-    for name, field in FIELDS.items():
+    for name, field in common_fields().items():
         groups.setdefault(name.rpartition(".")[0], {})[name] = field
     tables = [
         f"## Fields of `{group}`\n\n{_table(fields)}" if group else _table(fields)
@@ -69,7 +69,8 @@ def markdown() -> str:
             "prints them with the values that an experiment gives them.",
             "",
             "This page is written by `python -m crest_jax.config_help`, from the declarations in",
-            "`crest_jax/config.py` and `crest_jax/algorithms/__init__.py`.",
+            "`crest_jax/config.py`, `crest_jax/algorithms/__init__.py` and the files of",
+            "`crest_jax/rebalancing/`.",
             "",
             *tables,
             *methods,

@@ -1,12 +1,18 @@
 """The declaration of a config field: its default, its valid values, and what it means."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from crest_jax.errors import ConfigError
+from crest_jax.schema import shown
 
 
 class Field(NamedTuple):
-    """One field of a config, or one hyper-parameter of an algorithm."""
+    """One field of a config, or one hyper-parameter of an algorithm or a rebalancing."""
 
     # Its type is the type of the field's values. An empty tuple stands for one of numbers.
     default: Any
@@ -15,6 +21,8 @@ class Field(NamedTuple):
     within: str = ""
     # All possible values of a text, or of the entries of a tuple. Empty for any value.
     choices: Sequence[str] = ()
+    # The valid values in words, for the help, where they are checked elsewhere.
+    words: str = ""
     source: str = ""  # where the default comes from: a section of the paper, or another one
 
     def expected(self, value: Any) -> str:
@@ -30,6 +38,8 @@ class Field(NamedTuple):
     @property
     def valid(self) -> str:
         """The valid values in words."""
+        if self.words:
+            return self.words
         if self.within:
             return in_words(self.within)
         match self.default:
@@ -42,6 +52,56 @@ class Field(NamedTuple):
             case str():
                 return "text"
         return "a whole number" if isinstance(self.default, int) else "a number"
+
+
+def wrong_declarations(fields: Any, *, dotted: bool) -> Iterator[str]:
+    """Yield what is wrong with the hyper-parameters that an algorithm or a rebalancing declares.
+
+    Args:
+      fields: what should be a mapping from names to `Field`s.
+      dotted: whether names may have dots.
+    """
+    if not isinstance(fields, Mapping):
+        yield f"hyper_parameters={shown(fields)} must be a mapping from names to Fields"
+        return
+    for name, field in fields.items():
+        words = name.split(".") if dotted and isinstance(name, str) else [name]
+        if not all(isinstance(word, str) and word.isidentifier() for word in words):
+            yield f"hyper_parameters has {shown(name)}, which must be the name of an argument"
+        elif not isinstance(field, Field):
+            yield f"hyper_parameters has {name}={shown(field)}, which must be a Field"
+        else:
+            yield from (f"the hyper-parameter {name} has {wrong}" for wrong in _wrong(field))
+
+
+def _wrong(field: Field) -> Iterator[str]:
+    default = field.default
+    if not isinstance(default, bool | int | float | str | tuple):
+        yield f"the default {shown(default)}, which must be a truth value, number, text or tuple"
+        return
+    try:
+        expected = field.expected(default)
+    except Exception:  # whatever comes of comparing texts, or of reading an interval
+        yield f"within={shown(field.within)}, which must be an interval of numbers: '[0, 1)'"
+        return
+    if expected and not (isinstance(default, tuple) and not default):
+        yield f"the default {shown(default)}, which must be {expected}"
+
+
+def of_each_class(
+    name: str, values: Sequence[int | float], class_names: Sequence[str]
+) -> Float[np.ndarray, " classes"]:
+    """Return what a config field gives for each class, whose number is known only with the data.
+
+    Raises:
+      ConfigError: It is not a value for each class.
+    """
+    if len(values) != len(class_names):
+        raise ConfigError(
+            f"{name} has {len(values)} entries for {len(class_names)} classes: give one for each "
+            f"of {', '.join(class_names)}"
+        )
+    return np.asarray(values, np.float64)
 
 
 def is_within(value: int | float, interval: str) -> bool:

@@ -98,7 +98,7 @@ def prepare(config: ConfigDict, folder: RunFolder, source: Source | None = None)
     splits = hosts.on_all(loading.load, config.data, folder.splits.path)
     hosts.on_first(_keep_weights, weights, config, folder, splits)
     initial = hosts.on_all(initial_weights.kept, config, folder)
-    return Run(config, folder, splits, program.build(config, splits, initial))
+    return Run(folder, splits, program.build(config, splits, initial))
 
 
 def _keep_weights(
@@ -198,14 +198,14 @@ def summarize(run: Run, generation: int, state: TrainState) -> dict[str, Any]:
     per_class = labeled_per_class(here)
     result = {
         "generation": generation,
-        "reseed": run.config.reseed,
+        "reseed": run.program.reseed,
         "environment": environment.current(),
         "temperature": run.program.temperatures[generation],
         **summary,
         "images_per_second": images / max(summary["seconds"], 1e-9),
         "labeled_per_class": per_class,
         "logit_adjustment": {
-            "tau": run.config.logit_adjustment_tau,
+            "tau": run.program.tau,
             "class_distribution": program.shares(per_class).tolist(),
         },
         "pseudo_labels": results.summarize_pseudo_labels(

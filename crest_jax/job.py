@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from crest_jax import (
     backend,
+    contracts,
     files,
     generations,
     hosts,
@@ -136,6 +137,7 @@ def _agree(config: ConfigDict, workdir: Path, *, dry: bool) -> None:
     """Check the config, and that all hosts have been started alike."""
     backend.keep_compiled()
     hosts.on_all(validation.validate, config, devices=jax.device_count(), hosts=jax.process_count())
+    hosts.on_all(contracts.check, config)
     hosts.check_agreement(
         {"config": config_lib.to_plain(config), "workdir": str(files.absolute(workdir)), "dry": dry}
         | {"versions": versions.installed(), "kernels": library.describe()}

@@ -1,20 +1,35 @@
 """Objects that a config names: the project's own by a short name, a user's as `module:name`."""
 
+import functools
 import hashlib
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from ml_collections import ConfigDict
 
-from crest_jax.errors import ConfigError, PluginError
+from crest_jax.errors import ConfigError, CrestError, PluginError
 from crest_jax.schema import meant, printable, shown
 
+if TYPE_CHECKING:
+    from crest_jax.data.sources import Source
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_LONGEST = 300  # characters of an error of a plug-in in a message
 # It does not match a data set of TFDS with a version, such as `cifar10:3.0.2`.
 _PLUGIN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+class DataSet(Protocol):
+    """A function that makes a data set, for `data.name`."""
+
+    def __call__(self) -> "Source":
+        """Return the data set, such as `crest_jax.arrays` makes."""
 
 
 def is_plugin(name: str) -> bool:
@@ -57,6 +72,32 @@ def find(name: str, known: Mapping[str, Any], *, field: str) -> Any:
             raise PluginError(f"{said}: {printable(module_name)} has no {printable(path)!r}")
         found = getattr(found, part)
     return found
+
+
+def guarded(function: Callable[_Arguments, _Result], name: str) -> Callable[_Arguments, _Result]:
+    """Return a user's function, whose errors are then `PluginError`s of one line.
+
+    Args:
+      function: any.
+      name: what it is, for the message.
+    """
+
+    @functools.wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        try:
+            return function(*args, **kwargs)
+        except CrestError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            raise PluginError(f"{name} fails ({in_a_line(error)})") from error
+
+    return call
+
+
+def in_a_line(error: BaseException) -> str:
+    """Return an error's type and message on one line of bounded length."""
+    said = printable(" ".join(f"{type(error).__name__}: {error}".split()))
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
 
 
 def digests(config: ConfigDict) -> dict[str, str]:

@@ -7,7 +7,7 @@ they need.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,16 +18,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, Shaped
 from ml_collections import ConfigDict
 
-from crest_jax import algorithms, evaluate, models, optimizers, train_state
+from crest_jax import algorithms, evaluate, models, optimizers, plugins, train_state
+from crest_jax.algorithms import Loss, StepInputs
 from crest_jax.augment import Augmentation
+from crest_jax.config import by_name
 from crest_jax.cpu import library
 from crest_jax.data import long_tail
 from crest_jax.data.splits import Splits
 from crest_jax.data.views import View, view_of
-from crest_jax.errors import ConfigError, DataError, PluginError
+from crest_jax.errors import DataError, PluginError
+from crest_jax.field import of_each_class
 from crest_jax.layout import RunFolder
 from crest_jax.mesh import AXIS, data_mesh, local_mesh, replicate
-from crest_jax.rebalancing import crest, darp, distribution_alignment, joined, logit_adjustment
+from crest_jax.rebalancing import darp, distribution_alignment, logit_adjustment, named, parts
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
 from crest_jax.rebalancing.protocol import Align
 from crest_jax.schedule import Schedule
@@ -37,6 +40,8 @@ from crest_jax.train_step import JittedTrainStep, TrainStep, in_a_row, make_trai
 
 # The size of the batches that a device is sent together, at most.
 _MOST_BYTES_AT_ONCE = 64 << 20
+# How far the mean of class weights may be from 1.
+_TOLERANCE = 1e-4
 
 
 class Streams(NamedTuple):
@@ -66,8 +71,12 @@ class Program(NamedTuple):
     """Everything that serves all generations of a run."""
 
     generations: int
+    # The config's seed, and how often it was reseeded; the steps have `keys` made of them.
+    seed: int
+    reseed: int
     schedule: Schedule
     streams: Streams
+    shards: int  # files of each labeled set that is written
     # The seeds of a generation's initial weights, and of its steps.
     keys: Callable[[int], tuple[Key[Array, ""], Key[Array, ""]]]
     # The temperature of the alignment target in each generation; None where the target has none.
@@ -81,6 +90,7 @@ class Program(NamedTuple):
     target_distribution: Callable[[Sequence[float] | None], Float[np.ndarray, " classes"]]
     # Whether that estimate is made at each evaluation.
     estimates_unlabeled: bool
+    tau: float  # strength of logit adjustment
     # The offsets of logit adjustment, from how many labels each class has.
     adjustment: Callable[[Sequence[int]], Float[np.ndarray, " classes"]]
     mesh: Mesh
@@ -95,7 +105,6 @@ class Program(NamedTuple):
 class Run(NamedTuple):
     """An experiment in its folder, ready for its stages."""
 
-    config: ConfigDict
     folder: RunFolder
     splits: Splits
     program: Program
@@ -119,9 +128,11 @@ def build(
       initial: weights that every generation starts from, by name; the others start at random.
 
     Raises:
-      DataError: the images have neither 1 nor 3 channels.
-      ConfigError: the unlabeled distribution or the sampling rates that are given are not of these
+      DataError: The images have neither 1 nor 3 channels.
+      ConfigError: The unlabeled distribution or the sampling rates that are given are not of these
         classes.
+      PluginError: A plug-in's model does not map such images to such logits, or a hook does not
+        return what it must.
     """
     classes = len(splits.class_names)
     if splits.image_shape[-1] not in (1, 3):
@@ -131,8 +142,10 @@ def build(
     target = partial(target_distribution, config, splits)
     # Errors of these are raised now, before anything is compiled.
     target(None)
+    weights = partial(class_weights, config, splits.class_names)
     if splits.labeled.per_class is not None:
-        class_weights(config, splits.labeled.per_class)
+        weights(splits.labeled.per_class)
+    check_model(config, splits.image_shape, classes)
     mesh, local = data_mesh(), local_mesh()
     model = model_of(config, classes, axis_name=AXIS if config.sync_batch_norm else None)
     create = jax.jit(
@@ -145,16 +158,20 @@ def build(
 
     return Program(
         generations=config.generations,
+        seed=config.seed,
+        reseed=config.reseed,
         schedule=schedule_of(config),
         streams=streams_of(config, splits.image_shape[-1]),
+        shards=config.data.shards,
         keys=partial(generation_keys, config),
         temperatures=tuple(
             temperature_of(config, generation) for generation in range(config.generations)
         ),
         sampling_rates=sampling_rates(config, splits) if config.generations > 1 else None,
-        class_weights=partial(class_weights, config),
+        class_weights=weights,
         target_distribution=target,
         estimates_unlabeled=config.unlabeled_distribution.source == "predicted",
+        tau=config.logit_adjustment_tau,
         adjustment=partial(adjustment, tau=config.logit_adjustment_tau),
         mesh=mesh,
         local_mesh=local,
@@ -180,6 +197,19 @@ def model_of(config: ConfigDict, classes: int, *, axis_name: str | None) -> nn.M
         precision=jax.lax.Precision(config.precision),
         axis_name=axis_name,
     )
+
+
+def check_model(config: ConfigDict, image_shape: tuple[int, ...], classes: int) -> None:
+    """Check that a plug-in's model maps such images to such logits; nothing is computed.
+
+    Raises:
+      PluginError: It does not, or fails.
+    """
+    name = config.model.name
+    if plugins.is_plugin(name):
+        model = model_of(config, classes, axis_name=None)
+        guarded = plugins.guarded(models.logits_of, f"model.name={name}")
+        guarded(name, model, image_shape, classes=classes)
 
 
 def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
@@ -224,9 +254,8 @@ def creator(
 
 def train_step_of(config: ConfigDict, model: nn.Module, mesh: Mesh) -> TrainStep:
     """Return the step of every generation, mapped over the mesh."""
-    algorithm = algorithms.named(config.method)
     return make_train_step(
-        partial(algorithm.loss, **{name: config[name] for name in algorithm.hyper_parameters}),
+        loss_of(config),
         model,
         optimizer_of(config),
         mesh,
@@ -241,10 +270,66 @@ def train_step_of(config: ConfigDict, model: nn.Module, mesh: Mesh) -> TrainStep
     )
 
 
+def loss_of(config: ConfigDict) -> Callable[[StepInputs], Loss]:
+    """Return the loss with its hyper-parameters."""
+    algorithm = algorithms.named(config.method)
+    values = {name: config[name] for name in algorithm.hyper_parameters}
+    loss: Callable[[StepInputs], Loss] = partial(algorithm.loss, **values)
+    if not plugins.is_plugin(config.method):
+        return loss
+    name = f"method={config.method}"
+    guarded = plugins.guarded(loss, name)
+
+    def checked(inputs: StepInputs) -> Loss:
+        found = guarded(inputs)
+        for wrong in algorithms.wrong_results(
+            found, classes=len(inputs.class_weights), unlabeled=len(inputs.unlabeled)
+        ):
+            raise PluginError(f"{name} {wrong}")
+        if found.guesses is None and refinement_of(config) is not None:
+            raise PluginError(
+                f"{name} returns a Loss without guesses, which rebalance={config.rebalance} refines"
+            )
+        return found
+
+    return checked
+
+
+def hook_of(config: ConfigDict, name: str) -> Callable[..., Any] | None:
+    """Return a hook of the config's rebalancing with its hyper-parameters; None if it has none.
+
+    Args:
+      config: validated.
+      name: one of `rebalancing.protocol.HOOKS`.
+    """
+    for part in parts(config.rebalance):
+        way = named(part)
+        hook = getattr(way, name)
+        if hook is not None:
+            values = by_name(config)
+            taken = {keyword: values[field] for keyword, field in way.keywords(name).items()}
+            bound = partial(hook, **taken)
+            own = plugins.is_plugin(part)
+            return plugins.guarded(bound, f"rebalance={part}: {name}") if own else bound
+    return None
+
+
 def refinement_of(config: ConfigDict) -> darp.Refinement | None:
-    """Return when pseudo-labels are refined together; None where they are not."""
-    when = joined(config.rebalance).refinement
-    return when and when(config)
+    """Return when pseudo-labels are refined together; None where they are not.
+
+    Raises:
+      PluginError: A plug-in's hook fails, or returns something else.
+    """
+    refinement = hook_of(config, "refinement")
+    if refinement is None:
+        return None
+    when = refinement(config.steps)
+    if not isinstance(when, darp.Refinement):
+        raise PluginError(
+            f"rebalance={config.rebalance}: refinement must return a crest_jax.rebalancing.darp."
+            f"Refinement, not {shown(when)}"
+        )
+    return when
 
 
 def schedule_of(config: ConfigDict) -> Schedule:
@@ -348,11 +433,11 @@ def target_distribution(
         distribution stands in.
 
     Raises:
-      ConfigError: the distribution that is given is not one of these classes.
+      ConfigError: The distribution that is given is not one of these classes.
     """
     match config.unlabeled_distribution.source:
         case "given":
-            given = _of_each_class(
+            given = of_each_class(
                 "unlabeled_distribution.given",
                 config.unlabeled_distribution.given,
                 splits.class_names,
@@ -371,15 +456,13 @@ def sampling_rates(config: ConfigDict, splits: Splits) -> Float[np.ndarray, " cl
     """Return mu, the part of the examples predicted as each class that a generation selects.
 
     Raises:
-      ConfigError: the rates that are given are not of these classes.
+      ConfigError: The rates that are given are not of these classes.
+      PluginError: A plug-in's hook fails, or returns no such rates.
     """
-    if config.crest.rates:
-        return _of_each_class("crest.rates", config.crest.rates, splits.class_names)
+    rates_of = hook_of(config, "sampling_rates")
+    assert rates_of is not None  # what trains in several generations has this hook
     p = class_distribution(config, splits)
-    rates_of = joined(config.rebalance).sampling_rates
-    if rates_of is None:
-        return crest.sampling_rates(p, config.crest.alpha)
-    rates = np.asarray(rates_of(p, config))
+    rates = _numbers(config, "sampling_rates", rates_of(p, splits.class_names))
     if rates.shape != p.shape or not ((rates >= 0) & (rates <= 1)).all():
         raise PluginError(
             f"rebalance={config.rebalance}: sampling_rates must return a rate in [0, 1] for each "
@@ -399,17 +482,26 @@ def temperature_of(config: ConfigDict, generation: int) -> float | None:
 
 
 def class_weights(
-    config: ConfigDict, per_class: Int[np.ndarray, " classes"]
+    config: ConfigDict, class_names: Sequence[str], per_class: Int[np.ndarray, " classes"]
 ) -> Float[np.ndarray, " classes"]:
-    """Return the weights of the classes in the labeled loss, ones unless these are rebalanced."""
-    weights_of = joined(config.rebalance).class_weights
+    """Return the weights of the classes in the labeled loss, ones unless these are rebalanced.
+
+    Raises:
+      PluginError: A plug-in's hook fails, or returns no such weights.
+    """
+    weights_of = hook_of(config, "class_weights")
     if weights_of is None:
         return np.ones(len(per_class))
-    weights = np.asarray(weights_of(per_class, config))
-    if weights.shape != per_class.shape or not (weights >= 0).all():
+    weights = _numbers(config, "class_weights", weights_of(per_class, class_names))
+    if (
+        weights.shape != per_class.shape
+        or not ((weights >= 0) & np.isfinite(weights)).all()
+        or not np.isclose(weights.mean(), 1, rtol=_TOLERANCE)
+    ):
         raise PluginError(
-            f"rebalance={config.rebalance}: class_weights must return a weight of at least 0 for "
-            f"each of {len(per_class)} classes, not {shown(weights.tolist())}"
+            f"rebalance={config.rebalance}: class_weights must return a finite weight of at least "
+            f"0 for each of {len(per_class)} classes, with a mean of 1, not "
+            f"{shown(weights.tolist())}"
         )
     return weights
 
@@ -417,11 +509,18 @@ def class_weights(
 def sampling_probabilities(
     config: ConfigDict, labels: Int[np.ndarray, " labeled"], class_names: Sequence[str]
 ) -> Float[np.ndarray, " labeled"] | None:
-    """Return the probability of drawing each labeled example; None where all are drawn alike."""
-    probabilities_of = joined(config.rebalance).sampling_probabilities
+    """Return the probability of drawing each labeled example; None where all are drawn alike.
+
+    Raises:
+      DataError: A class has no example to draw.
+      PluginError: A plug-in's hook fails, or returns no such probabilities.
+    """
+    probabilities_of = hook_of(config, "sampling_probabilities")
     if probabilities_of is None:
         return None
-    probabilities = np.asarray(probabilities_of(labels, class_names))
+    probabilities = _numbers(
+        config, "sampling_probabilities", probabilities_of(labels, class_names)
+    )
     if (
         probabilities.shape != labels.shape
         or not (probabilities >= 0).all()
@@ -436,8 +535,21 @@ def sampling_probabilities(
 
 
 def alignment_of(config: ConfigDict) -> Align:
-    """Return the function that aligns pseudo-labels, if they are aligned."""
-    return joined(config.rebalance).align or distribution_alignment.align
+    """Return the function that aligns pseudo-labels, where `alignment.target` is not none."""
+    own = hook_of(config, "align")
+    if own is None:
+        return distribution_alignment.align
+
+    def checked(probs: Array, target: Array, model_distribution: Array) -> Array:
+        aligned = own(probs, target, model_distribution)
+        if jnp.shape(aligned) != probs.shape:
+            raise PluginError(
+                f"rebalance={config.rebalance}: align must return an array of shape {probs.shape}, "
+                f"not of shape {jnp.shape(aligned)}"
+            )
+        return aligned
+
+    return checked
 
 
 def adjustment(per_class: Sequence[int], tau: float) -> Float[np.ndarray, " classes"]:
@@ -452,13 +564,15 @@ def shares(
     return np.asarray(of_each) / np.sum(of_each)
 
 
-def _of_each_class(
-    field: str, values: Sequence[int | float], class_names: Sequence[str]
-) -> Float[np.ndarray, " classes"]:
-    """Return what a config field gives for each class, whose number is known only with the data."""
-    if len(values) != len(class_names):
-        raise ConfigError(
-            f"{field} has {len(values)} entries for {len(class_names)} classes: give one for each "
-            f"of {', '.join(class_names)}"
-        )
-    return np.asarray(values, np.float64)
+def _numbers(config: ConfigDict, hook: str, found: Any) -> Float[np.ndarray, "..."]:
+    """Return what a hook returned as an array.
+
+    Raises:
+      PluginError: It is none of numbers.
+    """
+    try:
+        return np.asarray(found, np.float64)
+    except (TypeError, ValueError) as error:
+        raise PluginError(
+            f"rebalance={config.rebalance}: {hook} must return numbers, not {shown(found)}"
+        ) from error

@@ -94,7 +94,7 @@ def rewrite_labeled(run: Run, generation: int) -> None:
         run.folder.generation(generation).labeled,
         examples=original + chosen,
         class_names=run.splits.class_names,
-        shards=run.config.data.shards,
+        shards=run.program.shards,
         host=jax.process_index(),
         hosts=jax.process_count(),
     )

@@ -5,6 +5,7 @@ depends on the seed, the step and its place in the global batch, so the number o
 nothing but the order of floating-point sums.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -22,11 +23,7 @@ from crest_jax.algorithms import Loss, StepInputs
 from crest_jax.augment import Augmentation
 from crest_jax.mesh import AXIS, REPLICATED, SPLIT, gather, over_devices
 from crest_jax.rebalancing import darp
-from crest_jax.rebalancing.distribution_alignment import (
-    LABELED_DECAY,
-    align,
-    temperature_scaled,
-)
+from crest_jax.rebalancing.distribution_alignment import LABELED_DECAY, temperature_scaled
 from crest_jax.rebalancing.protocol import Align
 from crest_jax.train_state import TrainState
 
@@ -61,6 +58,9 @@ class DeviceBatch(NamedTuple):
     # The row of each example among all unlabeled examples.
     unlabeled_rows: Int[Array, " unlabeled"]
 
+
+# Derives the key of a step's dropout from that of its shuffling.
+_DROPOUT = 0xD0
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, DeviceBatch, Constants], tuple[TrainState, Metrics]]
@@ -110,7 +110,7 @@ def make_train_step(
     *,
     steps: int,
     alignment_target: str,
-    align: Align = align,
+    align: Align,
     refinement: darp.Refinement | None,
     ema_decay: float,
     ema_batch_norm: bool,
@@ -169,14 +169,31 @@ def make_train_step(
                     )
             return align(probs, target, state.model_distribution)
 
-        def forward_with(params: PyTree, images: Array) -> tuple[Array, PyTree]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        def forward_with(
+            params: PyTree, images: Array, dropout_key: Key[Array, ""]
+        ) -> tuple[Array, PyTree]:
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
             return logits, updates.get("batch_stats", {})
 
         def loss_of(
             params: PyTree, part: _Part, shuffle_key: Key[Array, ""]
         ) -> tuple[Float[Array, ""], Loss]:
+            # Each device and each forward pass drops units of its own.
+            dropout_key = jax.random.fold_in(
+                jax.random.fold_in(shuffle_key, _DROPOUT), lax.axis_index(AXIS)
+            )
+            passes = itertools.count()
+
+            def forward(params: PyTree, images: Array) -> tuple[Array, PyTree]:
+                key = jax.random.fold_in(dropout_key, next(passes))
+                return forward_with(params, images, key)
+
             def refine(guesses: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
                 if refinement is None:
                     return guesses
@@ -196,10 +213,8 @@ def make_train_step(
                     class_weights=constants.class_weights,
                     weak=weak,
                     strong=strong,
-                    forward=partial(forward_with, params),
-                    teacher=lambda images: lax.stop_gradient(
-                        forward_with(state.ema_params, images)[0]
-                    ),
+                    forward=partial(forward, params),
+                    teacher=lambda images: lax.stop_gradient(forward(state.ema_params, images)[0]),
                     align=guess,
                     refine=refine,
                     shuffle=partial(shuffle, shuffle_key),

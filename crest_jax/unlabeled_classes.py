@@ -43,7 +43,7 @@ def describe(
     return summarize(
         label_shift.estimate(confusion, predicted, labeled),
         label_shift.interval(
-            confusion, predicted, labeled, seed=[run.config.seed, generation], level=LEVEL
+            confusion, predicted, labeled, seed=[run.program.seed, generation], level=LEVEL
         ),
         labeled,
         known_from=_known(run.splits)[0],

@@ -5,14 +5,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from crest_jax import algorithms, models, optimizers, rebalancing, schema
+from crest_jax import algorithms, optimizers, program, rebalancing, schema
 from crest_jax.algorithms import ALGORITHMS, Algorithm
 from crest_jax.config import (
-    ALPHA,
     DISTRIBUTIONS,
     FIELDS,
     LONG_TAILS,
-    alignment_targets,
     by_name,
     fields_of,
     schema_of,
@@ -25,14 +23,14 @@ from crest_jax.rebalancing import (
     PSEUDO_LABELS,
     REBALANCING,
     SELF_TRAINING,
-    joined,
+    acts_on,
+    alignment_targets,
+    hyper_parameters,
     parts,
     problems,
     self_trains,
 )
-
-# The values of `data.name` that are not data sets of TFDS.
-_NOT_OF_TFDS = ("digits", "mnist_5k", "image_folder")
+from crest_jax.rebalancing.crest import CREST
 
 
 def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
@@ -52,7 +50,7 @@ def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
         raise ConfigError(
             f"an experiment's get_config must return a ConfigDict, not {schema.shown(config)}"
         )
-    fields = schema_of(config.get("method"))
+    fields = schema_of(config.get("method"), config.get("rebalance"))
     mistyped = list(schema.mismatches(config.to_dict(), fields, closed=True))
     if mistyped:
         raise ConfigError("\n".join(mistyped))
@@ -89,7 +87,7 @@ class _Checks:
 
 def _check_each(checks: _Checks) -> None:
     """Check each field against its own declaration."""
-    for name, field in fields_of(checks.config.method).items():
+    for name, field in fields_of(checks.config.method, checks.config.rebalance).items():
         if name in checks.values:
             expected = field.expected(checks.values[name])
             checks.require(name, not expected, expected)
@@ -97,10 +95,7 @@ def _check_each(checks: _Checks) -> None:
 
 def _check_training(checks: _Checks, devices: int) -> None:
     config = checks.config
-    try:
-        models.check(config.model.name)
-    except ConfigError as error:
-        checks.found.append(str(error))
+    _check_model(checks)
     if config.dtype == "bfloat16" and config.precision in FIELDS["precision"].choices:
         checks.require(
             "precision",
@@ -111,7 +106,7 @@ def _check_training(checks: _Checks, devices: int) -> None:
     checks.require("data.name", bool(config.data.name), "the name of one")
     checks.require(
         "data.test_split",
-        bool(config.data.test_split) or config.data.name not in _NOT_OF_TFDS,
+        bool(config.data.test_split) or _is_of_tfds(config.data.name),
         "the name of one; it may only be empty for a data set of TFDS",
     )
     warm_up, drops = config.optimizer.warm_up, config.optimizer.drops
@@ -126,9 +121,6 @@ def _check_training(checks: _Checks, devices: int) -> None:
         and all(isinstance(drop, int) and 0 < drop < config.steps for drop in drops),
         f"steps in ascending order, between 1 and {config.steps - 1}",
     )
-    model = MODELS.get(config.model.name)
-    if model is not None:
-        checks.require("model.depth", config.model.depth in model.DEPTHS, model.DEPTHS_IN_WORDS)
     for field in ("batch_size", "eval_batch_size"):
         size = checks.values[field]
         checks.require(field, size % devices == 0, f"divisible by the {devices} devices")
@@ -138,6 +130,27 @@ def _check_training(checks: _Checks, devices: int) -> None:
             config.accumulation < 1 or config.batch_size // devices % config.accumulation == 0,
             f"a divisor of the {config.batch_size // devices} labeled images of a device",
         )
+
+
+def _check_model(checks: _Checks) -> None:
+    config = checks.config
+    model = MODELS.get(config.model.name)
+    if model is not None:
+        checks.require("model.depth", config.model.depth in model.DEPTHS, model.DEPTHS_IN_WORDS)
+        return
+    if any(FIELDS[name].expected(config[name]) for name in ("dtype", "precision")):
+        return
+    try:
+        # The number of classes is known with the data.
+        program.model_of(config, 10, axis_name=None)
+    except ConfigError as error:
+        checks.found.append(str(error))
+
+
+def _is_of_tfds(data_set: str) -> bool:
+    from crest_jax.data.digits import BUNDLED  # imports TensorFlow
+
+    return data_set not in (*BUNDLED, "image_folder")
 
 
 def _check_optimizer(checks: _Checks) -> None:
@@ -248,6 +261,13 @@ def _check_rebalancing(checks: _Checks, algorithm: Algorithm) -> None:
         where = f"{method}, rebalance={config.rebalance}"
         checks.found += [f"{where}: {problem}" for problem in impossible]
         return
+    lacking = sorted(set(hyper_parameters(config.rebalance)) - set(checks.values))
+    if lacking:
+        checks.found.append(
+            f"the config lacks {', '.join(lacking)} of rebalance={config.rebalance}: choose it as "
+            f"an argument of the experiment, --config=FILE.py:rebalance={config.rebalance}"
+        )
+        return
     needy = [name for name in parts(config.rebalance) if rebalancing.named(name).needs_all_examples]
     checks.require(
         "data.stream",
@@ -285,15 +305,17 @@ def _check_sampling_rates(checks: _Checks) -> None:
         all(isinstance(rate, int | float) and 0 <= rate <= 1 for rate in rates),
         "one rate in [0, 1] per class, or () for those of Eq. 1",
     )
+    users = [name for name, way in REBALANCING.items() if "crest.rates" in way.hyper_parameters]
     checks.require(
         "crest.rates",
-        self_trains(checks.config.rebalance),
-        f"() when rebalance={checks.config.rebalance}; {' and '.join(SELF_TRAINING)} select by it",
+        "crest.rates" in hyper_parameters(checks.config.rebalance),
+        f"() when rebalance={checks.config.rebalance}; {' and '.join(users)} select by it",
     )
+    alpha = CREST.hyper_parameters["crest.alpha"].default
     checks.require(
         "crest.alpha",
-        checks.config.crest.alpha == ALPHA,
-        f"left at {ALPHA!r} when crest.rates is given, which counts in its place",
+        checks.config.crest.alpha == alpha,
+        f"left at {alpha!r} when crest.rates is given, which counts in its place",
     )
 
 
@@ -301,9 +323,8 @@ def _check_unlabeled_distribution(checks: _Checks) -> None:
     source = checks.config.unlabeled_distribution.source
     given = checks.config.unlabeled_distribution.given
     users = [name for name, each in REBALANCING.items() if PSEUDO_LABELS in each.acts_on]
-    used = (
-        checks.config.alignment.target != "labeled_average"
-        and PSEUDO_LABELS in joined(checks.config.rebalance).acts_on
+    used = checks.config.alignment.target != "labeled_average" and PSEUDO_LABELS in acts_on(
+        checks.config.rebalance
     )
     if source in DISTRIBUTIONS and not used:
         checks.require(

@@ -15,7 +15,15 @@ unlabeled set's class distribution as assumed by da, darp and crest_plus: labele
 labeled set), given (the true one) or predicted (estimated from the model's predictions).
 """
 
-from crest_jax.config import ARGUMENTS, default_config, parse_arguments, unlabeled_tail
+from crest_jax.config import (
+    ARGUMENTS,
+    DISTRIBUTIONS,
+    ORDERS,
+    SPLITS,
+    default_config,
+    parse_arguments,
+    unlabeled_tail,
+)
 from crest_jax.data.long_tail import unlabeled_sizes
 
 N_1 = 1500
@@ -27,11 +35,12 @@ DEFAULTS = {
     "split": "first",
     "target": "labeled",
 }
+CHOICES = {"order_u": ORDERS, "split": SPLITS, "target": DISTRIBUTIONS}
 
 
 def get_config(arguments=None):
     """Return Table 3's setting; the defaults are gamma = 100 for both sets, CReST+, fold 0."""
-    args = parse_arguments(arguments, DEFAULTS)
+    args = parse_arguments(arguments, DEFAULTS, CHOICES)
     config = default_config(args)
     config.long_tail = unlabeled_tail(args, labeled=N_1, unlabeled=M_1)
     config.unlabeled_distribution.source = args.target

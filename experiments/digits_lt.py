@@ -10,7 +10,14 @@ given (by --config.unlabeled_distribution.given).
 """
 
 from crest_jax.augment import DIGITS_OPERATIONS
-from crest_jax.config import ARGUMENTS, default_config, parse_arguments, unlabeled_tail
+from crest_jax.config import (
+    ARGUMENTS,
+    DISTRIBUTIONS,
+    ORDERS,
+    default_config,
+    parse_arguments,
+    unlabeled_tail,
+)
 
 DEFAULTS = {
     **ARGUMENTS,
@@ -20,11 +27,12 @@ DEFAULTS = {
     "order_u": "same",
     "target": "labeled",
 }
+CHOICES = {"order_u": ORDERS, "target": DISTRIBUTIONS}
 
 
 def get_config(arguments=None):
     """Return the setting; the defaults are gamma = 10, beta = 10 %, CReST+, fold 0."""
-    args = parse_arguments(arguments, DEFAULTS)
+    args = parse_arguments(arguments, DEFAULTS, CHOICES)
     config = default_config(args, budget=3 * 600, generations={"crest": 3, "crest_plus": 3})
     config.data.name = "digits"
     config.data.shards = 1

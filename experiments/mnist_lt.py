@@ -18,7 +18,14 @@ crest_plus: labeled, predicted, or given (by --config.unlabeled_distribution.giv
 
 from crest_jax import algorithms
 from crest_jax.augment import DIGITS_OPERATIONS
-from crest_jax.config import ARGUMENTS, default_config, parse_arguments, unlabeled_tail
+from crest_jax.config import (
+    ARGUMENTS,
+    DISTRIBUTIONS,
+    ORDERS,
+    default_config,
+    parse_arguments,
+    unlabeled_tail,
+)
 
 DEFAULTS = {
     **ARGUMENTS,
@@ -31,11 +38,12 @@ DEFAULTS = {
 }
 # For each data set: images of the largest class, gamma, beta, and steps of a generation.
 SIZES = {"mnist": (5000, 100.0, 0.02, 2000), "mnist_5k": (400, 20.0, 0.05, 1000)}
+CHOICES = {"data": tuple(SIZES), "order_u": ORDERS, "target": DISTRIBUTIONS}
 
 
 def get_config(arguments=None):
     """Return the setting; the defaults are MNIST, gamma = 100, CReST+, fold 0."""
-    args = parse_arguments(arguments, DEFAULTS)
+    args = parse_arguments(arguments, DEFAULTS, CHOICES)
     n_max, gamma, labeled_part, steps = SIZES[args.data]
     args.gamma = gamma if args.gamma is None else args.gamma
     args.beta = labeled_part if args.beta is None else args.beta

@@ -12,7 +12,6 @@ from crest_jax.augment.rand_augment import OPERATIONS
 from crest_jax.config import (
     ARGUMENTS,
     ORDERS,
-    alignment_targets,
     completed,
     default_config,
     parse_arguments,
@@ -21,7 +20,7 @@ from crest_jax.config import (
 from crest_jax.data import long_tail
 from crest_jax.differences import differences
 from crest_jax.errors import ConfigError
-from crest_jax.rebalancing import REBALANCING, SELF_TRAINING
+from crest_jax.rebalancing import REBALANCING, SELF_TRAINING, alignment_targets
 from crest_jax.validation import validate
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
@@ -151,6 +150,14 @@ def test_a_bad_argument_is_named_with_what_is_valid(text, value, valid):
     assert value in message
     for word in valid:
         assert word in message
+
+
+def test_an_experiment_has_the_choices_of_its_own_arguments():
+    defaults, choices = {"data": "mnist"}, {"data": ("mnist", "mnist_5k")}
+    assert parse_arguments("data=mnist_5k", defaults, choices).data == "mnist_5k"
+    assert parse_arguments("data=anything", defaults).data == "anything"
+    with pytest.raises(ConfigError, match="data=cifar10 is not one of mnist, mnist_5k"):
+        parse_arguments("data=cifar10", defaults, choices)
 
 
 def test_an_argument_without_a_default_is_a_number():

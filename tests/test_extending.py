@@ -17,6 +17,8 @@ import crest_jax
 from crest_jax import (
     algorithms,
     config,
+    config_help,
+    contracts,
     export,
     job,
     layout,
@@ -31,7 +33,7 @@ from crest_jax import (
 from crest_jax.data import catalog, preparation, splits
 from crest_jax.errors import ConfigError, DataError, PluginError
 
-ARGUMENTS = "method=my_losses:pi_model,rebalance=my_rebalancing:square_root+crest,gamma=2,beta=0.2"
+ARGUMENTS = "method=my_losses:pi_model,rebalance=my_rebalancing:inverse_size+crest,gamma=2,beta=0.2"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,12 +82,12 @@ def test_all_four_train_together_and_are_found_again(run):
 
 
 def test_the_weights_are_the_rebalancings_own(own_files):
-    settings = load_experiment("digits_lt", "rebalance=my_rebalancing:square_root+crest")
-    weights = program.class_weights(settings, np.array([4, 1]))
+    settings = load_experiment("digits_lt", "rebalance=my_rebalancing:inverse_size+crest")
+    weights = program.class_weights(settings, ("a", "b"), np.array([4, 1]))
     np.testing.assert_allclose(weights, np.array([0.5, 1]) / 0.75)
     assert settings.generations == load_experiment("digits_lt", "rebalance=crest").generations
-    with pytest.raises(ConfigError, match=r"my_rebalancing:square_root and cb both rebalance the"):
-        load_experiment("digits_lt", "rebalance=my_rebalancing:square_root+cb")
+    with pytest.raises(ConfigError, match=r"my_rebalancing:inverse_size and cb both rebalance the"):
+        load_experiment("digits_lt", "rebalance=my_rebalancing:inverse_size+cb")
 
 
 def test_a_model_of_ones_own_is_exported(run, tmp_path):
@@ -157,6 +159,21 @@ PARTS = {
     "acts_on=(PSEUDO_LABELS,), align=max": "align needs alignment_targets",
     "acts_on=(PSEUDO_LABELS,), alignment_targets=('constnat',)": "must be of none, labeled_average",
     "acts_on=(LABELED,), sampling_probabilities=max": "need needs_all_examples=True",
+    "acts_on=(GENERATIONS,)": "needs sampling_rates: those of Eq. 1 are CREST.sampling_rates",
+    "acts_on=(LABELED,), class_weights=3": "class_weights=3 must be a function",
+    "acts_on=(LABELED,), class_weights=lambda n: n": r"must take counts, class_names, .* many pos",
+    "acts_on=(LABELED,), class_weights=lambda n, names, *, b: n": "required .*argument: 'b'",
+    "acts_on=(LABELED,), hyper_parameters=3": "hyper_parameters=3 must be a mapping from names",
+    "acts_on=(LABELED,), hyper_parameters={'b': 0.5}": "has b=0.5, which must be a Field",
+    "acts_on=(LABELED,), hyper_parameters={'b-': Field(1)}": "must be the name of an argument",
+    "acts_on=(LABELED,), hyper_parameters={'x.b': Field(1), 'b': Field(1)}": "one whose name ends",
+    "acts_on=(LABELED,), hyper_parameters={'b': Field(1.5, '', '[0, 1]')}": "default 1.5, which",
+    "acts_on=(LABELED,), hyper_parameters={'b': Field(1.5, '', '0 to 1')}": "within='0 to 1'",
+    "acts_on=(LABELED,), hyper_parameters={'b': Field(None)}": "the default None, which must be",
+    "acts_on=(LABELED,), hyper_parameters={'crest.alpha': Field(1.0)}": "of other fields, crest.al",
+    "acts_on=(LABELED,), hyper_parameters={'crest': Field(1.0)}": "of other fields, crest: rename",
+    "acts_on=(LABELED,), hyper_parameters={'x': Field(1), 'x.b': Field(1)}": "fields, x.b: rename",
+    "acts_on=(LABELED,), hyper_parameters={'items': Field(1.0)}": "of other fields, items: rename",
 }
 
 
@@ -187,8 +204,8 @@ def test_a_rebalancing_that_would_not_act_as_meant_is_refused(own, part):
 def test_rates_and_weights_are_checked_before_training(own):
     name = own(
         "from crest_jax.rebalancing import *\n"
-        "rates = Rebalancing((GENERATIONS,), sampling_rates=lambda p, config: 3 * p / p.max())\n"
-        "weights = Rebalancing((LABELED,), class_weights=lambda n, config: [1.0])"
+        "rates = Rebalancing((GENERATIONS,), sampling_rates=lambda p, names: 3 * p / p.max())\n"
+        "weights = Rebalancing((LABELED,), class_weights=lambda n, names: [1.0])"
     )
     per_class = np.array([6, 2])
     split = splits.Split(8, per_class, ())
@@ -196,8 +213,129 @@ def test_rates_and_weights_are_checked_before_training(own):
     settings = load_experiment("digits_lt", f"rebalance={name}:rates")
     with pytest.raises(PluginError, match=r"a rate in \[0, 1\] for each of 2 classes, not \[3\.0,"):
         program.sampling_rates(settings, data)
-    with pytest.raises(PluginError, match="a weight of at least 0 for each of 2 classes"):
-        program.class_weights(load_experiment("digits_lt", f"rebalance={name}:weights"), per_class)
+    with pytest.raises(PluginError, match="a finite weight of at least 0 for each of 2 classes"):
+        program.class_weights(
+            load_experiment("digits_lt", f"rebalance={name}:weights"), ("a", "b"), per_class
+        )
+
+
+@pytest.mark.parametrize(
+    "returned",
+    ["[1.0, np.inf]", "[1.0, np.nan]", "[-1.0, 3.0]", "[1.0, 3.0]", "[1.0]", "None", "'ab'"],
+)
+def test_class_weights_are_finite_and_have_a_mean_of_1(own, returned):
+    name = own(
+        "import numpy as np\nfrom crest_jax.rebalancing import *\n"
+        f"mine = Rebalancing((LABELED,), class_weights=lambda counts, names: {returned})\n"
+        "nearly = Rebalancing((LABELED,), class_weights=lambda counts, names: [0.5, 1.500001])"
+    )
+    settings = load_experiment("digits_lt", f"rebalance={name}:mine")
+    with pytest.raises(PluginError, match=rf"^rebalance={name}:mine: class_weights must return .*"):
+        program.class_weights(settings, ("a", "b"), np.array([3, 1]))
+    settings.rebalance = f"{name}:nearly"
+    np.testing.assert_array_equal(
+        program.class_weights(settings, ("a", "b"), np.array([3, 1])), [0.5, 1.500001]
+    )
+
+
+def test_a_hook_that_fails_is_named_in_one_line(own):
+    name = own(
+        "from crest_jax.rebalancing import *\n"
+        "def weights(counts, class_names): return {}['no\\nsuch']\n"
+        "mine = Rebalancing((LABELED,), class_weights=weights)"
+    )
+    settings = load_experiment("digits_lt", f"rebalance={name}:mine")
+    with pytest.raises(PluginError) as caught:
+        program.class_weights(settings, ("a", "b"), np.array([3, 1]))
+    said = str(caught.value)
+    assert said == rf"rebalance={name}:mine: class_weights fails (KeyError: 'no\nsuch')"
+
+
+# Hyper-parameters of a rebalancing
+
+TEMPERED = (
+    "from crest_jax.rebalancing import *\n"
+    "def weights(counts, class_names, *, power):\n"
+    "    found = counts ** -power\n"
+    "    return found / found.mean()\n"
+    "power = Field(0.5, 'Power of the inverse size.', '[0, 1]')\n"
+    "mine = Rebalancing((LABELED,), {'tempered.power': power}, class_weights=weights)\n"
+)
+
+
+def weights_of(settings):
+    return program.class_weights(settings, ("a", "b"), np.array([4, 1])) * 1.5
+
+
+def test_a_rebalancing_of_ones_own_may_have_hyper_parameters(own):
+    name = own(TEMPERED)
+    settings = load_experiment("digits_lt", f"rebalance={name}:mine+crest")
+    assert settings.tempered.power == 0.5
+    validation.validate(settings)
+    np.testing.assert_allclose(weights_of(settings), [1, 2])
+    settings.tempered.power = 0.0
+    np.testing.assert_allclose(weights_of(settings), [1.5, 1.5])
+    assert "Power of the inverse size. Must be between 0 and 1." in config_help.text(settings)
+    plain = config.to_plain(settings)
+    assert config.to_plain(config.completed(plain)) == plain
+    settings.tempered.power = 2.0
+    with pytest.raises(ConfigError, match=r"tempered\.power=2\.0 must be between 0 and 1"):
+        validation.validate(settings)
+    other = load_experiment("digits_lt", "rebalance=crest")
+    assert "tempered" not in other
+    other.rebalance = f"{name}:mine+crest"
+    with pytest.raises(ConfigError, match=r"lacks tempered\.power .*--config=FILE\.py:rebalance="):
+        validation.validate(other)
+
+
+def test_a_rebalancing_of_the_projects_is_one_file_and_one_line(own, monkeypatch):
+    """Its fields are then in every config, of earlier runs too."""
+    before = config.to_plain(load_experiment("digits_lt", "rebalance=cb"))
+    mine = plugins.find(f"{own(TEMPERED)}:mine", {}, field="rebalance")
+    monkeypatch.setitem(rebalancing.REBALANCING, "tempered", mine)
+    settings = load_experiment("digits_lt", "rebalance=tempered+crest_plus")
+    validation.validate(settings)
+    np.testing.assert_allclose(weights_of(settings), [1, 2])
+    assert config.completed(before).tempered.power == 0.5
+    assert "`tempered.power` | `0.5` | between 0 and 1 |" in config_help.markdown()
+    with pytest.raises(ConfigError, match="take at most one of cb, rs, tempered"):
+        load_experiment("digits_lt", "rebalance=tempered+cb")
+
+
+def test_a_rebalancing_may_take_the_rates_and_fields_of_another(own):
+    name = own(
+        "from crest_jax.rebalancing import *\n"
+        "mine = Rebalancing((GENERATIONS,), CREST.hyper_parameters,\n"
+        "                   sampling_rates=CREST.sampling_rates)"
+    )
+    settings = load_experiment("digits_lt", f"rebalance={name}:mine", **{"crest.alpha": 1.0})
+    validation.validate(settings)
+    split = splits.Split(8, np.array([6, 2]), ())
+    data = splits.Splits(split, split, split, split, ("a", "b"), (8, 8, 1))
+    settings.class_distribution = "counts"
+    np.testing.assert_allclose(program.sampling_rates(settings, data), [1 / 3, 1])
+
+
+ALGORITHM_PARTS = {
+    "None, {}": "loss=None must be a function",
+    "loss, {'weight': 3.0}": "has weight=3.0, which must be a Field",
+    "loss, {'weight': Field(1.0)}": r"by name \(got an unexpected keyword argument 'weight'",
+    "loss, {}, {'learning_rate': 0.1}": "in its settings, 'learning_rate' is not a field",
+    "loss, {}, {'unlabeled_ratio': 2.5}": r"unlabeled_ratio=2\.5 must be a whole number",
+    "loss, {}, {'optimizer.learning_rate': -1.0}": r"rate=-1\.0 must be above 0",
+    "loss, {}, 3": "settings=3 must be a mapping",
+    "loss, {}, generations={'crest': 2}": r"a number of at least 2 for each of crest, crest_plus",
+    "loss, {}, generations={'crest': 2, 'crest_plus': 1}": "a number of at least 2",
+}
+
+
+@pytest.mark.parametrize("part", ALGORITHM_PARTS)
+def test_an_algorithm_that_is_not_consistent_is_refused(own, part):
+    name = own(
+        f"from crest_jax.algorithms import *\ndef loss(inputs): pass\nmine = Algorithm({part})"
+    )
+    with pytest.raises(PluginError, match=rf"^method={name}:mine: .*{ALGORITHM_PARTS[part]}"):
+        load_experiment("digits_lt", f"method={name}:mine")
 
 
 @pytest.mark.parametrize("returned", ["[1.0]", "[0.5, 0.9, 0.2]", "[1.5, -0.5, 0.0]"])
@@ -238,7 +376,7 @@ def test_hyper_parameters_do_not_take_the_place_of_other_fields(own):
         ("def make(**settings): return 3", "returns 3, not a flax"),
         (
             "def make(classes, depth): raise KeyError(depth)",
-            r"with classes, depth \(KeyError: 10\)",
+            r"with classes=10, depth=10 \(KeyError: 10\)",
         ),
         ("def make(layers): return layers", "cannot be called with"),
         ("make = dict", "cannot be called with"),
@@ -249,6 +387,165 @@ def test_what_makes_no_model_is_refused_before_the_data_is_looked_at(own, conten
     settings = load_experiment("digits_lt", **{"model.name": f"{name}:make"})
     with pytest.raises(ConfigError, match=message):
         validation.validate(settings)
+
+
+def test_a_model_is_checked_with_the_configs_settings(own):
+    """One that can only be built with depth=50 is not refused for another depth."""
+    name = own(
+        "import flax.linen as nn\n"
+        "class Net(nn.Module):\n"
+        "    classes: int\n"
+        "    depth: int\n"
+        "    def __post_init__(self):\n"
+        "        assert self.depth == 50, f'depth={self.depth}'\n"
+        "        super().__post_init__()\n"
+        "    @nn.compact\n"
+        "    def __call__(self, images, *, train):\n"
+        "        return nn.Dense(self.classes)(images.mean(axis=(1, 2)))"
+    )
+    settings = load_experiment("digits_lt", **{"model.name": f"{name}:Net", "model.depth": 50})
+    validation.validate(settings)
+    settings.model.depth = 10
+    with pytest.raises(ConfigError, match=r"depth=10 \(AssertionError: depth=10\)"):
+        validation.validate(settings)
+
+
+# What training asks of a model and of a loss
+
+NET = """
+import flax.linen as nn
+import jax.numpy as jnp
+class Net(nn.Module):
+    classes: int = 10
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = images.mean(axis=(1, 2))
+        {first}
+        return {returned}
+"""
+GOOD = {"first": "pass", "returned": "nn.Dense(self.classes)(x)"}
+DROPOUT = "x = nn.Dropout(0.5, deterministic={deterministic}, rng_collection='{name}')(x)"
+MODELS = {
+    "good": ({}, None),
+    "dropout": ({"first": DROPOUT.format(deterministic="not train", name="dropout")}, None),
+    "of other sizes": ({"first": "assert images.shape[1] == 40"}, None),
+    "head": ({"returned": "nn.Dense(7)(x)"}, r"returns float32 of shape \(2, 7\) for 2 images .*"),
+    "type": ({"returned": "nn.Dense(self.classes)(x).astype('bfloat16')"}, "returns bfloat16 of"),
+    "pair": (
+        {"returned": "nn.Dense(3)(x), x"},
+        "returns a tuple for 2 images with train=True: it must return",
+    ),
+    "rng": ({"first": DROPOUT.format(deterministic="not train", name="noise")}, "other random num"),
+    "always": ({"first": DROPOUT.format(deterministic="False", name="dropout")}, "none with train"),
+    "state": ({"first": "self.variable('seen', 'n', jnp.zeros, ())"}, "has the variables .*seen"),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_training_asks_of_a_model_is_checked_before_the_data_is_prepared(own, kind):
+    changes, message = MODELS[kind]
+    name = own(NET.format(**{**GOOD, **changes}))
+    settings = load_experiment("digits_lt", **{"model.name": f"{name}:Net"})
+    validation.validate(settings)
+    if message is None:
+        contracts.check(settings)
+        return
+    with pytest.raises(PluginError, match=rf"^model\.name={name}:Net .*{message}") as caught:
+        contracts.check(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_train_is_refused(own):
+    name = own(NET.format(**GOOD).replace(", *, train", ""))
+    settings = load_experiment("digits_lt", **{"model.name": f"{name}:Net"})
+    with pytest.raises(ConfigError, match=r"__call__ must take images and train, .*'train'"):
+        validation.validate(settings)
+
+
+def test_a_model_is_checked_again_with_the_images_and_classes_of_the_data(own):
+    changes = {"first": "assert images.shape == (2, 40, 40, 1), images.shape"}
+    name = own(NET.format(**{**GOOD, **changes}))
+    settings = load_experiment("digits_lt", **{"model.name": f"{name}:Net"})
+    program.check_model(settings, (40, 40, 1), 4)
+    with pytest.raises(PluginError, match=r":Net fails \(AssertionError: \(2, 8, 8, 1\)\)"):
+        program.check_model(settings, (8, 8, 1), 4)
+
+
+LOSS = """
+import jax.numpy as jnp
+from crest_jax.algorithms import Loss
+def loss(inputs):
+    logits, batch_stats = inputs.forward(inputs.weak(inputs.labeled, inputs.labeled_keys))
+    total = logits.mean()
+    guesses = jnp.ones((len(inputs.unlabeled), logits.shape[1]))
+    {first}
+    return {returned}
+"""
+RESULT = "Loss(total, batch_stats, {'loss': total}, guesses.mean(0), guesses)"
+LOSSES = {
+    "good": (RESULT, None),
+    "none": ("total, {}", r"returns a tuple: it must return a crest_jax\.algorithms\.Loss"),
+    "total": (RESULT.replace("total", "logits", 1), r"with total of shape \(\d+, 10\): it must be"),
+    "guesses": (RESULT.replace(", guesses)", ", total)"), "with guesses of shape"),
+    "prediction": (RESULT.replace("guesses.mean(0)", "total"), r"with prediction of shape \(\)"),
+    "metrics": (RESULT.replace("{'loss': total}", "total"), "with metrics=.* a dict of scalars"),
+    "metric": (RESULT.replace(": total}", ": logits}"), "with the metric 'loss' of shape"),
+    "statistics": (RESULT.replace("batch_stats", "{}"), "with other batch_stats than the model"),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_what_training_asks_of_a_loss_is_checked_before_the_data_is_prepared(own, kind):
+    returned, message = LOSSES[kind]
+    name = own(LOSS.format(first="pass", returned=returned))
+    settings = load_experiment("digits_lt", f"method={name}:loss", unlabeled_ratio=1)
+    if message is None:
+        contracts.check(settings)
+        return
+    with pytest.raises(PluginError, match=rf"^method={name}:loss .*{message}") as caught:
+        contracts.check(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_guesses_are_needed_where_they_are_refined(own):
+    name = own(LOSS.format(first="pass", returned="Loss(total, batch_stats, {})"))
+    settings = load_experiment("digits_lt", f"method={name}:loss,rebalance=darp")
+    with pytest.raises(PluginError, match="a Loss without guesses, which rebalance=darp refines"):
+        contracts.check(settings)
+
+
+def test_what_a_hook_returns_to_the_step_is_checked_before_the_data_is_prepared(own):
+    name = own(
+        "from crest_jax.rebalancing import *\n"
+        "align = Rebalancing((PSEUDO_LABELS,), alignment_targets=('constant',),\n"
+        "                    align=lambda probs, target, model: probs.mean(axis=0))\n"
+        "refine = Rebalancing((PSEUDO_LABELS,), needs_all_examples=True,\n"
+        "                     refinement=lambda steps: steps)"
+    )
+    with pytest.raises(PluginError, match=r":align: align must return an array of shape \(\d+, 10"):
+        contracts.check(load_experiment("digits_lt", f"rebalance={name}:align"))
+    with pytest.raises(
+        PluginError, match=r":refine: refinement must return .*Refinement, not 1800"
+    ):
+        contracts.check(load_experiment("digits_lt", f"rebalance={name}:refine"))
+
+
+def test_an_error_of_a_plug_in_is_left_to_the_shapes_of_the_data(own, tmp_path, tiny_config):
+    """It may come of the images that are tried before: a loss may know the size of its own."""
+    name = own(LOSS.format(first="raise ValueError('odd\\nsize')", returned=RESULT))
+    settings = tiny_config(f"method={name}:loss,rebalance=none", generations=1)
+    contracts.check(settings)
+    with pytest.raises(PluginError) as caught:
+        job.run(settings, tmp_path / "run")
+    assert str(caught.value) == f"method={name}:loss fails (ValueError: odd size)"
+
+
+def test_a_violation_ends_a_run_before_it_has_a_folder(own, tmp_path):
+    name = own(LOSS.format(first="pass", returned="total"))
+    settings = load_experiment("digits_lt", f"method={name}:loss")
+    with pytest.raises(PluginError, match="it must return a"):
+        job.run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_of_ones_own_says_what_it_is_tested_on(own):
@@ -339,10 +636,11 @@ def test_a_run_of_the_projects_own_objects_keeps_no_digests(tmp_path):
 # Settings of experiments
 
 
-def test_a_loss_has_mnist_lts_ratio_unless_it_declares_its_own():
+def test_a_loss_has_mnist_lts_ratio_unless_it_declares_its_own(own):
     def ratio(method):
         return load_experiment("mnist_lt", f"method={method}").unlabeled_ratio
 
-    assert ratio("my_losses:loss") == ratio("fixmatch") == 4
+    name = own("def loss(inputs): pass")
+    assert ratio(f"{name}:loss") == ratio("fixmatch") == 4
     assert ratio("my_losses:pi_model") == 2
     assert [ratio(name) for name in ("supervised", "mixmatch")] == [0, 1]

@@ -205,13 +205,14 @@ class Wiring:
     """A run whose model is replaced by a table, to see what is passed to what."""
 
     def __init__(self, config, folder):
+        self.config = config
         preparation.prepare(config, folder / "splits", folder / "unreadable.csv")
         self.splits = loading.load(config.data, folder / "splits")
         self.predicted_with = []
         built = program.build(config, self.splits)._replace(
             new_state=lambda key: None, train_steps=None, at_once=2, predict=self.predict
         )
-        self.run = program.Run(config, RunFolder(folder), self.splits, built)
+        self.run = program.Run(RunFolder(folder), self.splits, built)
 
     def predict(self, params, batch_stats, images, adjustment):
         self.predicted_with.append((params, batch_stats))
@@ -318,7 +319,7 @@ def test_what_a_later_generation_trains_with(wiring, second_generation):
     assert len(seen["labeled"].ids) > len(labeled.ids)
     assert seen["unlabeled"].ids == labeled.ids + unlabeled.ids
     assert (seen["generation"], seen["start"], seen["stop"]) == (1, 7, 12)
-    assert seen["seed"] == program.seed_of_streams(wiring.run.config)
+    assert seen["seed"] == program.seed_of_streams(wiring.config)
     assert seen["constants"].temperature == pytest.approx(0.75)
     formula = 10 ** (-np.arange(10) / 9)
     target = seen["constants"].target_distribution

@@ -136,7 +136,7 @@ def test_the_unlabeled_stream_is_all_training_images(config_of, unlabeled, run, 
     config = config_of(**unlabeled, **{"data.stream": stream})
     loaded = loading.load(config.data, run / "splits")
     built = program.build(config, loaded)
-    found = list(batches.on_host(Run(config, RunFolder(run), loaded, built), 0)(start=0))
+    found = list(batches.on_host(Run(RunFolder(run), loaded, built), 0)(start=0))
     seen = {image.tobytes() for batch in found for image in batch.unlabeled}
     everything = records.joined([loaded.labeled.images, loaded.unlabeled.images])
     # 12 steps of 16 images are more than an epoch.

@@ -1,5 +1,6 @@
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from crest_jax import optimizers, train_state
 from crest_jax.algorithms import ALGORITHMS, Loss
 from crest_jax.augment import Augmentation
 from crest_jax.mesh import AXIS, SPLIT, over_devices, replicate, split
-from crest_jax.rebalancing import crest, darp
+from crest_jax.rebalancing import crest, darp, distribution_alignment
 from crest_jax.train_step import (
     Constants,
     DeviceBatch,
@@ -58,10 +59,11 @@ def build(
     refinement=None,
     accumulation=1,
     ema_batch_norm=False,
+    net=TinyNet,
     operations=("Rotate", "Brightness", "Sharpness"),
     **augmentation,
 ):
-    model = TinyNet(CLASSES, axis_name=AXIS if sync else None)
+    model = net(CLASSES, axis_name=AXIS if sync else None)
     mesh = mesh_of(devices)
     step = make_train_step(
         loss,
@@ -70,6 +72,7 @@ def build(
         mesh,
         steps=10,
         alignment_target=alignment_target,
+        align=distribution_alignment.align,
         refinement=refinement,
         ema_decay=0.9,
         ema_batch_norm=ema_batch_norm,
@@ -464,3 +467,42 @@ def test_guesses_are_aligned_with_the_target_of_the_config(fresh, target):
     # The estimates move after the loss: what this step predicted is at its place in the ring.
     np.testing.assert_allclose(new.predictions[5], expected.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(new.predictions[6], seen)
+
+
+# Dropout
+
+
+class Dropping(TinyNet):
+    """Drops half of the logits, and is otherwise the same."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        logits = TinyNet(self.classes, axis_name=self.axis_name, name="net")(images, train=train)
+        return nn.Dropout(0.5, deterministic=not train)(jnp.ones_like(logits)) * logits
+
+
+def kept_of_two_passes(inputs):
+    """Logs which logits are kept in two passes of the same images, and of the EMA model's."""
+    images = jax.vmap(lambda image: image / 255.0)(inputs.labeled)
+    (first, batch_stats), (second, _) = inputs.forward(images), inputs.forward(images)
+    kept = [each != 0 for each in (first, second, inputs.teacher(images))]
+    places = 2.0 ** jnp.arange(CLASSES)
+    metrics = {str(n): (each * places).sum() for n, each in enumerate(kept)}
+    metrics["different"] = (kept[0] != kept[1]).mean()
+    return Loss(first.mean(), batch_stats, metrics)
+
+
+@pytest.mark.parametrize(("devices", "accumulation"), [(1, 1), (1, 2), (2, 1)])
+def test_each_pass_step_and_part_drops_other_units_and_the_same_ones_again(devices, accumulation):
+    built = build(devices, net=Dropping, loss=kept_of_two_passes, accumulation=accumulation)
+    create = partial(
+        train_state.create, model=Dropping(CLASSES), optimizer=OPTIMIZER,
+        image_shape=(8, 8, 1), classes=CLASSES,
+    )  # fmt: skip
+    state = jax.device_get(jax.jit(create)(jax.random.key(0)))
+    history, again = ([metrics for _, metrics in run(built, state)] for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, history, again)
+    sums = [float(metrics[name]) for metrics in history for name in ("0", "1", "2")]
+    assert len(set(sums)) > 6  # of 9, of which some are the same by chance
+    for metrics in history:
+        assert 0.2 < metrics["different"] < 0.8

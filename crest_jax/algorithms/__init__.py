@@ -4,7 +4,8 @@ An algorithm is `loss(inputs: StepInputs, **hyper_parameters) -> Loss`. To add o
 and add it to `ALGORITHMS`.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from crest_jax import plugins
@@ -12,12 +13,15 @@ from crest_jax.algorithms.fixmatch import WEAK_FORWARD, fixmatch
 from crest_jax.algorithms.mean_teacher import mean_teacher
 from crest_jax.algorithms.mixmatch import mixmatch
 from crest_jax.algorithms.pseudo_label import pseudo_label
-from crest_jax.algorithms.step_inputs import Loss, StepInputs
+from crest_jax.algorithms.step_inputs import Loss, LossFunction, StepInputs
 from crest_jax.algorithms.supervised import supervised
 from crest_jax.errors import PluginError
-from crest_jax.field import Field
+from crest_jax.field import Field, wrong_declarations
+from crest_jax.rebalancing import SELF_TRAINING
+from crest_jax.rebalancing.protocol import parameters_of
+from crest_jax.schema import shown
 
-__all__ = ["ALGORITHMS", "Algorithm", "Field", "Loss", "StepInputs", "named"]
+__all__ = ["ALGORITHMS", "Algorithm", "Field", "Loss", "LossFunction", "StepInputs", "named"]
 
 
 class Algorithm(NamedTuple):
@@ -27,13 +31,13 @@ class Algorithm(NamedTuple):
     (`class_weights`), and passes its guesses for unlabeled images through `align` and `refine`.
     """
 
-    loss: Callable[..., Loss]
+    loss: LossFunction
     # Keyword arguments of the loss, each of which is also a config field.
     hyper_parameters: Mapping[str, Field]
     # Config fields whose defaults differ from FixMatch's. An `unlabeled_ratio` of 0 means that the
     # algorithm does not learn from unlabeled images.
     settings: Mapping[str, Any] = {}
-    # The number of generations that CReST and CReST+ train it for (paper section 4.1).
+    # The number of generations that each of CReST and CReST+ trains it for (paper section 4.1).
     generations: Mapping[str, int] = {"crest": 15, "crest_plus": 6}
 
     @property
@@ -133,14 +137,75 @@ def named(name: str) -> Algorithm:
 
     Raises:
       ConfigError: There is none of that name.
-      PluginError: A user's own is missing, or is neither.
+      PluginError: A user's own is missing, is neither, or is not consistent.
     """
     found = plugins.find(name, ALGORITHMS, field="method")
-    if isinstance(found, Algorithm):
-        return found
-    if callable(found):
-        return Algorithm(found, {})
-    raise PluginError(
-        f"method={name} must be a crest_jax.algorithms.Algorithm, or a function from StepInputs to "
-        "a Loss"
-    )
+    if not isinstance(found, Algorithm):
+        if not callable(found):
+            raise PluginError(
+                f"method={name} must be a crest_jax.algorithms.Algorithm, or a function from "
+                "StepInputs to a Loss"
+            )
+        found = Algorithm(found, {})
+    for wrong in _wrong(found):
+        raise PluginError(f"method={name}: {wrong}")
+    return found
+
+
+def wrong_results(found: Any, *, classes: int, unlabeled: int) -> Iterator[str]:
+    """Yield what is wrong with the result of a loss, which JAX traces.
+
+    Args:
+      found: what the loss returned.
+      classes: how many there are.
+      unlabeled: the number of unlabeled images of a device.
+    """
+    if not isinstance(found, Loss):
+        yield f"returns a {type(found).__name__}: it must return a crest_jax.algorithms.Loss"
+        return
+    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "total": (found.total, ()),
+        "prediction": (found.prediction, (classes,)),
+        "guesses": (found.guesses, (unlabeled, classes)),
+    }
+    for name, (value, shape) in shapes.items():
+        if value is None and name != "total":
+            continue
+        if not hasattr(value, "dtype") or value.shape != shape:
+            yield f"returns a Loss with {name} of {_shape(value)}: it must be of shape {shape}"
+    if not isinstance(found.metrics, dict):
+        yield f"returns a Loss with metrics={shown(found.metrics)}: it must be a dict of scalars"
+        return
+    for name, value in found.metrics.items():
+        if not isinstance(name, str) or not hasattr(value, "dtype") or value.shape != ():
+            yield f"returns a Loss with the metric {name!r} of {_shape(value)}: it must be a scalar"
+
+
+def _shape(value: Any) -> str:
+    return f"shape {value.shape}" if hasattr(value, "shape") else f"type {type(value).__name__}"
+
+
+def _wrong(found: Algorithm) -> Iterator[str]:
+    """Yield what is inconsistent in an `Algorithm`; `config` checks its settings."""
+    if not callable(found.loss):
+        yield f"loss={shown(found.loss)} must be a function from StepInputs to a Loss"
+        return
+    wrong = list(wrong_declarations(found.hyper_parameters, dotted=False))
+    yield from wrong
+    if not wrong and (taken := parameters_of(found.loss)):
+        try:
+            inspect.Signature(taken).bind("inputs", **found.hyper_parameters)
+        except TypeError as error:
+            yield f"its loss must take StepInputs, and its hyper-parameters by name ({error})"
+    if not isinstance(found.settings, Mapping):
+        yield f"settings={shown(found.settings)} must be a mapping from config fields to values"
+    of_each = found.generations
+    if (
+        not isinstance(of_each, Mapping)
+        or not set(SELF_TRAINING) <= set(of_each)
+        or not all(type(number) is int and number > 1 for number in of_each.values())
+    ):
+        yield (
+            f"generations={shown(of_each)} must give a number of at least 2 for each of "
+            f"{', '.join(SELF_TRAINING)}"
+        )

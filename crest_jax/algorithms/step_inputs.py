@@ -1,7 +1,7 @@
 """The inputs and outputs of an algorithm."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
@@ -52,3 +52,11 @@ class Loss(NamedTuple):
     prediction: Float[Array, " classes"] | None = None
     # Pseudo-targets of the unlabeled images before `refine`; None without such images.
     guesses: Float[Array, "unlabeled classes"] | None = None
+
+
+class LossFunction(Protocol):
+    """A loss: it is traced by JAX, and takes its hyper-parameters as keyword arguments."""
+
+    # With *args beside **, a type checker takes any further arguments for these.
+    def __call__(self, inputs: StepInputs, /, *args: Any, **hyper_parameters: Any) -> Loss:
+        """Return the loss of a step, and the results of the step that are kept."""

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from crest_jax.field import Field
 from crest_jax.rebalancing.protocol import LABELED, Rebalancing
 
 
@@ -54,5 +55,10 @@ def weighted_cross_entropy(
 
 CB = Rebalancing(
     (LABELED,),
-    class_weights=lambda counts, config: class_weights(counts, config.class_balanced_loss.b),
+    {
+        "class_balanced_loss.b": Field(
+            0.999, "Base b of the effective number of labels.", "[0, 1)", source="Cui et al., 2019"
+        )
+    },
+    class_weights=lambda counts, class_names, *, b: class_weights(counts, b),
 )

@@ -3,12 +3,13 @@
 Pure NumPy on one label and one score per unlabeled example.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt32
 
+from crest_jax.field import Field, of_each_class
 from crest_jax.rebalancing.protocol import GENERATIONS, PSEUDO_LABELS, Rebalancing
 
 
@@ -137,6 +138,55 @@ def _ordered_bits(confidence: Float[np.ndarray, " examples"]) -> UInt32[np.ndarr
     return confidence.astype(np.float32).view(np.uint32)
 
 
-CREST = Rebalancing((GENERATIONS,))
+def given_or_computed(
+    class_distribution: Float[np.ndarray, " classes"],
+    class_names: Sequence[str],
+    *,
+    alpha: float,
+    rates: Sequence[int | float],
+) -> Float[np.ndarray, " classes"]:
+    """Return the rates that are given, or those of Eq. 1 if there are none.
+
+    Args:
+      class_distribution: p(y) of the original labeled set.
+      class_names: names of all classes.
+      alpha: the exponent of Eq. 1.
+      rates: mu of each class, in [0, 1]; empty for those of Eq. 1.
+
+    Raises:
+      ConfigError: The rates that are given are not of these classes.
+    """
+    if len(rates):
+        return of_each_class("crest.rates", rates, class_names)
+    return sampling_rates(class_distribution, alpha)
+
+
+CREST = Rebalancing(
+    (GENERATIONS,),
+    {
+        "crest.alpha": Field(
+            1 / 3, "Exponent alpha of the sampling rates.", "[0, inf)", source="Eq. 1, section 4.1"
+        ),
+        "crest.rates": Field(
+            (),
+            "Sampling rate mu of each class in place of Eq. 1; () for Eq. 1.",
+            source="section 3.3",
+        ),
+    },
+    sampling_rates=given_or_computed,
+)
 # Aligns its pseudo-labels too, more in each generation.
-CREST_PLUS = Rebalancing((PSEUDO_LABELS, GENERATIONS), alignment_targets=("progressive",))
+CREST_PLUS = Rebalancing(
+    (PSEUDO_LABELS, GENERATIONS),
+    {
+        **CREST.hyper_parameters,
+        "crest.t_min": Field(
+            0.5,
+            "Temperature t_min of the last generation of CReST+.",
+            "[0, 1]",
+            source="Eq. 2, section 4.1",
+        ),
+    },
+    alignment_targets=("progressive",),
+    sampling_rates=given_or_computed,
+)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
-from ml_collections import ConfigDict
 
+from crest_jax.field import Field
 from crest_jax.rebalancing.protocol import PSEUDO_LABELS, Rebalancing
 
 # Mass that `remove_noise` adds to every entry, so that every row keeps full support.
@@ -224,14 +224,38 @@ def _where(condition: Bool[Array, ""], one: _Iterate, other: _Iterate) -> _Itera
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
-def refinement_of(config: ConfigDict) -> Refinement:
-    """Return when a config's pseudo-labels are refined."""
-    return Refinement(
-        # Nothing can have been refined before the first step.
-        start=max(1, int(config.darp.start * config.steps)),
-        every=config.darp.every,
-        delta=config.darp.delta,
-    )
+def refinement(steps: int, *, start: float, every: int, delta: float) -> Refinement:
+    """Return when the pseudo-labels of a generation are refined.
+
+    Args:
+      steps: of the generation.
+      start: the part of them after which pseudo-labels are refined, in [0, 1].
+      every: steps from one refinement to the next.
+      delta: examples that a class keeps, over its target count.
+    """
+    # Nothing can have been refined before the first step.
+    return Refinement(start=max(1, int(start * steps)), every=every, delta=delta)
 
 
-DARP = Rebalancing((PSEUDO_LABELS,), refinement=refinement_of, needs_all_examples=True)
+DARP = Rebalancing(
+    (PSEUDO_LABELS,),
+    {
+        "darp.start": Field(
+            0.4,
+            "Part of a generation after which pseudo-labels are refined.",
+            "[0, 1]",
+            source="Kim et al., 2020",
+        ),
+        "darp.every": Field(
+            10, "Steps between two refinements.", "[1, inf)", source="Kim et al., 2020"
+        ),
+        "darp.delta": Field(
+            2.0,
+            "Examples that keep a class possible, over the class's target.",
+            "[1, inf)",
+            source="Kim et al., 2020",
+        ),
+    },
+    refinement=refinement,
+    needs_all_examples=True,
+)

@@ -6,6 +6,7 @@ distribution and t = 1.
 
 from jaxtyping import Array, Float
 
+from crest_jax.field import Field
 from crest_jax.rebalancing.protocol import PSEUDO_LABELS, Rebalancing
 
 # none: pseudo-labels are not aligned. labeled_average: the target is the running average of the
@@ -57,4 +58,12 @@ def align(
     return scaled / scaled.sum(axis=-1, keepdims=True)
 
 
-DA = Rebalancing((PSEUDO_LABELS,), alignment_targets=("constant", "labeled_average"))
+DA = Rebalancing(
+    (PSEUDO_LABELS,),
+    {
+        "alignment.t": Field(
+            1.0, "Temperature t of a constant target.", "[0, 1]", source="section 3.4"
+        )
+    },
+    alignment_targets=("constant", "labeled_average"),
+)
