@@ -17,7 +17,7 @@ from etils.epath import Path
 
 from crest_jax import files
 from crest_jax.errors import DeviceError
-from crest_jax.schema import printable
+from crest_jax.wording import printable
 
 # The settings that results are defined with, which are JAX's defaults.
 _SETTINGS = {

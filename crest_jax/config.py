@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from crest_jax import algorithms, plugins, schema
+from crest_jax import algorithms, plugins, schema, wording
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.augment import OPERATIONS
 from crest_jax.augment.strong import CUTOUT
@@ -374,11 +374,11 @@ def parse_arguments(
         key, equals, value = pair.partition("=")
         if not equals or key not in defaults:
             raise ConfigError(
-                f"experiment argument {schema.shown(pair)} is not key=value with a key among "
+                f"experiment argument {wording.shown(pair)} is not key=value with a key among "
                 f"{', '.join(defaults)}; a value with a comma in it can only be given as a config "
-                f"field, such as --config.data.data_dir=VALUE{schema.meant(key, defaults)}"
+                f"field, such as --config.data.data_dir=VALUE{wording.meant(key, defaults)}"
             )
-        given = f"{key}={schema.printable(value)}"
+        given = f"{key}={wording.printable(value)}"
         is_own = key == "method" and plugins.is_plugin(value)
         if key in valid and value not in valid[key] and not is_own:
             raise ConfigError(f"{given} is not one of {', '.join(valid[key])}")
@@ -491,13 +491,13 @@ def _check_declared(method: str, rebalance: str) -> None:
     fields = {name: each for name, each in fields.items() if not name.startswith("long_tail.")}
     for name, value in algorithm.settings.items():
         wrong = (
-            f"{schema.shown(name)} is not a field{schema.meant(str(name), fields)}"
+            f"{wording.shown(name)} is not a field{wording.meant(str(name), fields)}"
             if name not in fields
             else next(schema.mismatches(value, type_of(fields[name].default), name), "")
         )
         expected = "" if wrong else fields[name].expected(value)
         if wrong or expected:
-            wrong = wrong or f"{name}={schema.shown(value)} must be {expected}"
+            wrong = wrong or f"{name}={wording.shown(value)} must be {expected}"
             raise PluginError(f"method={method}: in its settings, {wrong}")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from crest_jax.schema import shown
+from crest_jax.wording import shown
 
 
 def changes(

@@ -6,7 +6,7 @@ exception is a bug and keeps its traceback.
 
 import os
 
-from crest_jax.schema import printable
+from crest_jax.wording import printable
 
 
 class CrestError(Exception):

@@ -14,7 +14,7 @@ from absl import flags
 from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
-from crest_jax import bundled, files, schema
+from crest_jax import bundled, files, wording
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.config import kind_of
 from crest_jax.errors import ConfigError
@@ -45,7 +45,7 @@ def experiment(name: str | os.PathLike[str], **arguments: Any) -> ConfigDict:
     config = read(with_paths(["", f"--config={path}:{given}" if given else f"--config={path}"]))
     if not isinstance(config, ConfigDict):
         raise ConfigError(
-            f"{name}: get_config must return a ConfigDict, not {schema.shown(config)}"
+            f"{name}: get_config must return a ConfigDict, not {wording.shown(config)}"
         )
     return config
 
@@ -169,7 +169,7 @@ def explain(error: Exception, argv: Sequence[str]) -> ConfigError:
 
 
 def _in_a_line(text: str) -> str:
-    return schema.printable(" ".join(text.split()))
+    return wording.printable(" ".join(text.split()))
 
 
 def _no_file(path: str) -> str:
@@ -190,7 +190,7 @@ def _advice(name: str) -> str:
     for found in (name, f"{name}.py"):
         if found in names:
             return f"try --config={folder() / found}"
-    return f"{folder()} has {', '.join(names)}{schema.meant(name, names)}"
+    return f"{folder()} has {', '.join(names)}{wording.meant(name, names)}"
 
 
 def _wrong_fields(experiment: str, argv: Sequence[str]) -> Iterator[str]:
@@ -207,7 +207,7 @@ def _wrong_fields(experiment: str, argv: Sequence[str]) -> Iterator[str]:
             field, value = given.groups()
             wrong = _wrong_field(config, field, value)
             if wrong:
-                yield f"{schema.printable(word)}: {wrong}"
+                yield f"{wording.printable(word)}: {wrong}"
 
 
 def _wrong_field(config: ConfigDict, field: str, value: str | None) -> str:
@@ -215,7 +215,7 @@ def _wrong_field(config: ConfigDict, field: str, value: str | None) -> str:
     found, within = config, ""
     for key in field.split("."):
         if not isinstance(found, ConfigDict):
-            return f"{within} is {schema.shown(found)}, and has no fields{_meant(config, field)}"
+            return f"{within} is {wording.shown(found)}, and has no fields{_meant(config, field)}"
         if key not in found:
             whose = [name for name, each in ALGORITHMS.items() if field in each.hyper_parameters]
             if whose:
@@ -247,7 +247,7 @@ def _meant(config: ConfigDict, field: str) -> str:
     named = [name for name in fields if name.rpartition(".")[2] == last]
     if named:
         return f"; did you mean {' or '.join(named)}?"
-    return schema.meant(field, fields)
+    return wording.meant(field, fields)
 
 
 def _names(config: ConfigDict, prefix: str = "") -> Iterator[str]:

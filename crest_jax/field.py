@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from crest_jax.errors import ConfigError
-from crest_jax.schema import shown
+from crest_jax.wording import shown
 
 
 class Field(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Any
 
 from etils.epath import Path
 
-from crest_jax import schema
+from crest_jax import wording
 from crest_jax.errors import ConfigError, UnavailableError, WorkdirError
 
 MANIFEST = "manifest.json"
@@ -49,7 +49,9 @@ def given(given: str | os.PathLike[str], name: str = "") -> Path:
     """
     text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
     if not isinstance(text, str):
-        raise ConfigError(f"{name or 'path'}={schema.shown(given)} must be a path, as text or Path")
+        raise ConfigError(
+            f"{name or 'path'}={wording.shown(given)} must be a path, as text or Path"
+        )
     shown = f"{name}={text}" if name else text
     if not is_supported(text):
         raise ConfigError(

@@ -28,7 +28,7 @@ from crest_jax.errors import ConfigError, DataError, UnavailableError, WorkdirEr
 from crest_jax.layout import RunFolder
 from crest_jax.models import keras_names
 from crest_jax.models.wide_resnet import WideResNet
-from crest_jax.schema import some
+from crest_jax.wording import some
 
 Weights = Mapping[str, Float[np.ndarray, "..."]]
 

@@ -29,7 +29,7 @@ from crest_jax.data.sources import Source
 from crest_jax.errors import ConfigError, DataError
 from crest_jax.layout import RunFolder
 from crest_jax.saved_run import SavedRun
-from crest_jax.schema import shown
+from crest_jax.wording import shown
 
 
 def train(

@@ -42,9 +42,9 @@ from crest_jax.errors import ConfigError, DataError, WorkdirError
 from crest_jax.layout import NAMES, RunFolder
 from crest_jax.mesh import replicate, split
 from crest_jax.program import Program
-from crest_jax.schema import printable
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import Constants, DeviceBatch
+from crest_jax.wording import printable
 
 # After the first timed group of steps, further groups are timed for about this many seconds, within
 # the bounds on their number.

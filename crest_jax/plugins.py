@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 from ml_collections import ConfigDict
 
 from crest_jax.errors import ConfigError, CrestError, PluginError
-from crest_jax.schema import meant, printable, shown
+from crest_jax.wording import meant, printable, shown
 
 if TYPE_CHECKING:
     from crest_jax.data.sources import Source

@@ -34,9 +34,9 @@ from crest_jax.rebalancing import darp, distribution_alignment, logit_adjustment
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
 from crest_jax.rebalancing.protocol import Align
 from crest_jax.schedule import Schedule
-from crest_jax.schema import shown
 from crest_jax.train_state import TrainState
 from crest_jax.train_step import JittedTrainStep, TrainStep, in_a_row, make_train_step
+from crest_jax.wording import shown
 
 # The size of the batches that a device is sent together, at most.
 _MOST_BYTES_AT_ONCE = 64 << 20

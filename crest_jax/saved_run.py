@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from crest_jax import files, results
 from crest_jax.errors import ConfigError
 from crest_jax.layout import RunFolder
-from crest_jax.schema import shown
+from crest_jax.wording import shown
 
 if TYPE_CHECKING:  # imported when they are needed, since they import JAX or many modules
     from crest_jax.data.pseudo_labels import PseudoLabels

@@ -4,14 +4,14 @@ A schema is nested like the value: a `Kind` describes a single value, `Each` the
 a mapping the members of an object by name, and `Members` those of an object with any names.
 """
 
-import difflib
 import math
-import reprlib
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+
+from crest_jax.wording import printable, shown
 
 
 class Kind(NamedTuple):
@@ -174,38 +174,3 @@ def or_null(schema: Schema, words: str) -> Kind:
     return Kind(
         f"{words}, or null", lambda value: value is None or not any(mismatches(value, schema))
     )
-
-
-_NAMED = 3  # the number of names that a message lists before it counts the rest
-_shortened = reprlib.Repr()
-_shortened.maxlist = _shortened.maxtuple = 50
-_shortened.maxstring = _shortened.maxother = 200
-
-
-def shown(value: Any) -> str:
-    """Return any value as text on one line of bounded length."""
-    try:
-        return _shortened.repr(value).replace("\n", " ")
-    except ValueError:  # Python refuses to write numbers of thousands of digits
-        return f"a {type(value).__name__} of {value.bit_length()} bits"
-
-
-def printable(text: str) -> str:
-    """Escape control characters and lone surrogates, so that the text is safe to print."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
-
-
-def some(names: Sequence[str], between: str = ", ") -> str:
-    """Return the first few names, escaped for a terminal, and the number of the others."""
-    more = len(names) - _NAMED
-    first = between.join(map(printable, names[:_NAMED]))
-    return f"{first} and {more} more" if more > 0 else first
-
-
-def meant(given: str, names: Iterable[str]) -> str:
-    """Return the end of a message that suggests a similar name; empty if there is none."""
-    found = difflib.get_close_matches(given, names, n=1)
-    return f"; did you mean {found[0]}?" if found else ""

@@ -22,8 +22,8 @@ from crest_jax.errors import ConfigError, WorkdirError
 from crest_jax.layout import RunFolder
 from crest_jax.mesh import local_mesh, replicate
 from crest_jax.rebalancing.logit_adjustment import adjustment
-from crest_jax.schema import shown
 from crest_jax.validation import validate
+from crest_jax.wording import shown
 
 
 class Predictions(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from crest_jax import algorithms, optimizers, program, rebalancing, schema
+from crest_jax import algorithms, optimizers, program, rebalancing, schema, wording
 from crest_jax.algorithms import ALGORITHMS, Algorithm
 from crest_jax.config import (
     DISTRIBUTIONS,
@@ -48,7 +48,7 @@ def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
     """
     if not isinstance(config, ConfigDict):
         raise ConfigError(
-            f"an experiment's get_config must return a ConfigDict, not {schema.shown(config)}"
+            f"an experiment's get_config must return a ConfigDict, not {wording.shown(config)}"
         )
     fields = schema_of(config.get("method"), config.get("rebalance"))
     mistyped = list(schema.mismatches(config.to_dict(), fields, closed=True))
@@ -82,7 +82,7 @@ class _Checks:
 
     def require(self, field: str, valid: bool, expected: str) -> None:
         if not valid:
-            self.found.append(f"{field}={schema.shown(self.values[field])} must be {expected}")
+            self.found.append(f"{field}={wording.shown(self.values[field])} must be {expected}")
 
 
 def _check_each(checks: _Checks) -> None:

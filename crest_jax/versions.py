@@ -8,7 +8,7 @@ from etils.epath import Path
 
 from crest_jax.errors import WorkdirError
 from crest_jax.layout import FORMAT
-from crest_jax.schema import shown
+from crest_jax.wording import shown
 
 
 def installed() -> dict[str, str]:

@@ -17,7 +17,7 @@ from crest_jax import environment, files, plugins, versions
 from crest_jax.differences import changes, describe
 from crest_jax.errors import ConfigError, PluginError, WorkdirError
 from crest_jax.layout import FORMAT, RunFolder
-from crest_jax.schema import some
+from crest_jax.wording import some
 
 _PROBE = ".writable-"
 # Fields that may change within a run: where TFDS keeps data and whether it may download it, since a

@@ -19,7 +19,7 @@ from crest_jax.errors import PluginError
 from crest_jax.field import Field, wrong_declarations
 from crest_jax.rebalancing import SELF_TRAINING
 from crest_jax.rebalancing.protocol import parameters_of
-from crest_jax.schema import shown
+from crest_jax.wording import shown
 
 __all__ = ["ALGORITHMS", "Algorithm", "Field", "Loss", "LossFunction", "StepInputs", "named"]
 

@@ -15,7 +15,8 @@ from PIL import Image
 from crest_jax import files
 from crest_jax.data.sources import ARRAYS, UNKNOWN, Example, Source, held_out
 from crest_jax.errors import DataError
-from crest_jax.schema import TEXT, shown
+from crest_jax.schema import TEXT
+from crest_jax.wording import shown
 
 
 def arrays(

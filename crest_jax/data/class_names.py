@@ -12,7 +12,7 @@ from crest_jax.data import pictures
 from crest_jax.data.listing import Listed
 from crest_jax.data.sources import normal_name
 from crest_jax.errors import DataError
-from crest_jax.schema import some
+from crest_jax.wording import some
 
 # Names that people give to the parts of a data set, but hardly ever to classes. The parts that are
 # trained on come first.

@@ -30,7 +30,7 @@ from crest_jax.data.pictures import Note
 from crest_jax.data.provenance import File
 from crest_jax.data.sources import UNKNOWN, Example, Folders, Source, train_and_test
 from crest_jax.errors import DataError
-from crest_jax.schema import some
+from crest_jax.wording import some
 
 # Decoders release the GIL, so threads run in parallel. Each may hold a picture of `max_pixels`, so
 # their number is limited.

@@ -14,7 +14,7 @@ from crest_jax import files
 from crest_jax.data import pictures
 from crest_jax.data.sources import Folders, normal_name
 from crest_jax.errors import DataError
-from crest_jax.schema import some
+from crest_jax.wording import some
 
 
 class Listed(NamedTuple):

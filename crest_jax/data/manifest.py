@@ -13,7 +13,7 @@ import numpy as np
 from etils.epath import Path
 from jaxtyping import Int
 
-from crest_jax import files, schema
+from crest_jax import files, schema, wording
 from crest_jax.data.sources import UNKNOWN
 from crest_jax.errors import DataError
 
@@ -84,7 +84,7 @@ def read(folder: Path) -> Manifest:
         raise DataError(f"{path} is not a readable manifest", way_out(folder)) from error
     if found != FORMAT:
         raise DataError(
-            f"{path} has format {schema.shown(found)}, and this version reads {FORMAT}: continue "
+            f"{path} has format {wording.shown(found)}, and this version reads {FORMAT}: continue "
             "with the version that wrote it"
         )
     for wrong in schema.mismatches(manifest, FIELDS):

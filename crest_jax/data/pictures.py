@@ -23,7 +23,7 @@ from crest_jax import files
 from crest_jax.data import pixels
 from crest_jax.data.sixteen_bits import DEPTHS, PNG_BIT_DEPTH, to_8_bits
 from crest_jax.data.views import View
-from crest_jax.schema import printable, some
+from crest_jax.wording import printable, some
 
 # The first bytes of picture files, by format. Pillow's own tests would take any text that begins
 # with "BM" for a BMP.

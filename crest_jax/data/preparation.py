@@ -20,7 +20,7 @@ from crest_jax.data.sources import Folders, Source, is_held_out
 from crest_jax.data.splits import Sizes
 from crest_jax.errors import ConfigError, DataError, UnavailableError
 from crest_jax.layout import NAMES, SplitsFolder
-from crest_jax.schema import some
+from crest_jax.wording import some
 
 # The file that identifies the data set and the images of which the splits were made.
 SOURCE = "source.json"

@@ -14,7 +14,7 @@ from etils.epath import Path
 
 from crest_jax import files
 from crest_jax.errors import DataError
-from crest_jax.schema import some
+from crest_jax.wording import some
 
 TABLE = "files.csv"
 

@@ -21,7 +21,7 @@ from crest_jax import plugins
 from crest_jax.errors import PluginError
 from crest_jax.models.resnet import ResNet
 from crest_jax.models.wide_resnet import WideResNet
-from crest_jax.schema import shown
+from crest_jax.wording import shown
 
 MODELS: dict[str, type[WideResNet] | type[ResNet]] = {"wide_resnet": WideResNet, "resnet": ResNet}
 

@@ -24,7 +24,7 @@ from crest_jax.rebalancing.protocol import (
     parameters_of,
 )
 from crest_jax.rebalancing.resampling import RS
-from crest_jax.schema import shown
+from crest_jax.wording import shown
 
 __all__ = [
     "CREST", "GENERATIONS", "LABELED", "PSEUDO_LABELS", "REBALANCING", "Field", "Rebalancing",

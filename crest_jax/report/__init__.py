@@ -10,7 +10,7 @@ from etils.epath import Path
 from crest_jax import files, results, workdir
 from crest_jax.config import to_plain
 from crest_jax.errors import DataError
-from crest_jax.schema import printable
+from crest_jax.wording import printable
 
 
 def write(output: Path, folders: Sequence[Path], *, pictures: bool = True) -> None:

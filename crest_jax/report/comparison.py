@@ -17,8 +17,8 @@ from scipy import stats
 from crest_jax import command, files, results
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.errors import ConfigError, DataError
-from crest_jax.rebalancing import REBALANCING, parts
-from crest_jax.schema import printable
+from crest_jax.rebalancing import REBALANCING
+from crest_jax.wording import printable
 
 # A function from a run's results.json to a number, which is NaN where the run has none.
 Measure = Callable[[Mapping[str, Any]], float]
@@ -221,7 +221,7 @@ def _rebalance(run: Mapping[str, Any]) -> str:
     where that is not the labeled set.
     """
     name = run["rebalance"]
-    if "da" in parts(name) and run["alignment"]["t"] != 1:
+    if run["alignment"]["target"] == "constant" and run["alignment"]["t"] != 1:
         name += f" t={run['alignment']['t']:g}"
     source = run["unlabeled_distribution"]["source"]
     return name if source == "labeled" else f"{name} ({source} p(y))"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from crest_jax import command, files, results
 from crest_jax.errors import ConfigError, DataError
 from crest_jax.report import comparison
-from crest_jax.schema import printable
+from crest_jax.wording import printable
 
 NAMES = {"none": "FixMatch", "da": "FixMatch + DA", "crest": "CReST", "crest_plus": "CReST+"}
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers help in grey.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crest_jax.results import truth_is_known
-from crest_jax.schema import printable
+from crest_jax.wording import printable
 
 
 def splits_line(splits: Mapping[str, Any], class_names: Sequence[str]) -> str:
