@@ -228,9 +228,13 @@ def make_train_step(
             labeled_keys=_example_keys(labeled_key, len(batch.labeled)),
             unlabeled_keys=_example_keys(unlabeled_key, len(batch.unlabeled)),
         )
+        # Each device differentiates by weights of its own. JAX would otherwise sum the gradients
+        # where the model uses the weights, in its own type and for each part of a batch.
+        own_params = lax.pcast(state.params, AXIS, to="varying")
         gradients, result = _accumulated(
-            jax.grad(loss_of, has_aux=True), state.params, whole, shuffle_key, accumulation
+            jax.grad(loss_of, has_aux=True), own_params, whole, shuffle_key, accumulation
         )
+        gradients = lax.psum(gradients, AXIS)
         # Without synchronised batch norm the devices' statistics differ.
         batch_stats, prediction, metrics = jax.tree.map(
             lambda leaf: lax.pmean(leaf, AXIS),

@@ -2,6 +2,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -60,10 +61,11 @@ def build(
     accumulation=1,
     ema_batch_norm=False,
     net=TinyNet,
+    dtype=jnp.float32,
     operations=("Rotate", "Brightness", "Sharpness"),
     **augmentation,
 ):
-    model = net(CLASSES, axis_name=AXIS if sync else None)
+    model = net(CLASSES, axis_name=AXIS if sync else None, dtype=dtype)
     mesh = mesh_of(devices)
     step = make_train_step(
         loss,
@@ -164,6 +166,28 @@ def test_a_single_step_is_not_looped_over(one_device, fresh):
     state, metrics = steps(*inputs)
     metrics = jax.tree.map(lambda leaf: leaf[0], metrics)
     assert_same_history([(state, metrics)], expected[:1])
+
+
+def sums_over_devices(jaxpr):
+    """Arrays that are summed over the devices, in all of a program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name.startswith("psum"):
+            yield from (variable.aval for variable in equation.invars)
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from sums_over_devices(inner)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_gradients_are_summed_over_devices_once_and_in_float32(fresh, accumulation):
+    """Also those of a model that computes in bfloat16."""
+    mesh, _, step = build(2, dtype=jnp.bfloat16, accumulation=accumulation)
+    batch, constants = split(batch_at(0), mesh), replicate(generation(), mesh)
+    program = jax.make_jaxpr(step)(replicate(fresh, mesh), batch, constants)
+    sums = list(sums_over_devices(program.jaxpr))
+    assert {each.dtype for each in sums} == {jnp.dtype("float32")}
+    for kernel in jax.tree.leaves(fresh.params):
+        if kernel.ndim > 1:
+            assert [each.shape for each in sums].count(kernel.shape) == 1
 
 
 def test_devices_share_a_batch_and_change_nothing(one_device, fresh):

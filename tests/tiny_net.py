@@ -26,5 +26,5 @@ class TinyNet(nn.Module):
             momentum=self.batch_norm_momentum,
             axis_name=self.axis_name,
         )
-        x = nn.relu(norm(nn.Conv(16, (3, 3), strides=2)(images)))
+        x = nn.relu(norm(nn.Conv(16, (3, 3), strides=2, dtype=self.dtype)(images)))
         return nn.Dense(self.classes)(x.reshape(x.shape[0], -1))
