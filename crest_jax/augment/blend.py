@@ -29,33 +29,36 @@ def blend(
 
 
 def blend_with_degenerate(
-    image: UInt8[Array, "height width channels"],
+    planes: UInt8[Array, "channels pixels"],
     drawn: Mapping[str, Bool[Array, ""]],
     magnitude: Float[Array, ""],
-) -> UInt8[Array, "height width channels"]:
+    *,
+    width: int,
+) -> UInt8[Array, "channels pixels"]:
     """Apply Color or Sharpness if the image drew it, in one blend for both.
 
     Args:
-      image: grey levels; 1 or 3 channels if Color is in use, any number otherwise.
+      planes: grey levels; 1 or 3 channels if Color is in use, any number otherwise.
       drawn: for each operation in use, whether this image drew it. Operations that are not keys
         cost nothing.
       magnitude: in [0, 1].
+      width: of the image, in pixels.
 
     Raises:
       ValueError: Color is in use and the image has neither 1 nor 3 channels.
     """
-    degenerate = image
-    if "Color" in drawn and image.shape[-1] != 1:  # a single channel has no colour to remove
-        degenerate = jnp.where(drawn["Color"], luma(image)[..., None].astype(jnp.uint8), degenerate)
+    degenerate = planes
+    if "Color" in drawn and len(planes) != 1:  # a single channel has no colour to remove
+        degenerate = jnp.where(drawn["Color"], luma(planes).astype(jnp.uint8), degenerate)
     if "Sharpness" in drawn:
-        degenerate = jnp.where(drawn["Sharpness"], smooth(image), degenerate)
-    if degenerate is image:
-        return image
+        degenerate = jnp.where(drawn["Sharpness"], smooth(planes, width), degenerate)
+    if degenerate is planes:
+        return planes
     # For any other operation the degenerate is the image itself, and the blend changes nothing.
-    return blend(degenerate, image, enhancement_factor(magnitude))
+    return blend(degenerate, planes, enhancement_factor(magnitude))
 
 
-def luma(image: UInt8[Array, "height width channels"]) -> Int[Array, "height width"]:
+def luma(planes: UInt8[Array, "channels pixels"]) -> Int[Array, " pixels"]:
     """Return the brightness of each pixel in 0..255, as PIL's mode L.
 
     It is computed by ITU-R 601-2 in 16-bit fixed point.
@@ -63,33 +66,29 @@ def luma(image: UInt8[Array, "height width channels"]) -> Int[Array, "height wid
     Raises:
       ValueError: the image has neither 1 nor 3 channels.
     """
-    channels = image.shape[-1]
+    channels = len(planes)
     if channels == 1:
-        return image[..., 0].astype(jnp.int32)
+        return planes[0].astype(jnp.int32)
     if channels != 3:
         raise ValueError(
             f"brightness of an image with {channels} channels is not defined, expected 1 (grey) or "
             "3 (RGB); leave Color and Contrast out of operations"
         )
-    red, green, blue = (image[..., channel].astype(jnp.int32) for channel in range(3))
+    red, green, blue = planes.astype(jnp.int32)
     return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 
 
-def smooth(
-    image: UInt8[Array, "height width channels"],
-) -> UInt8[Array, "height width channels"]:
+def smooth(planes: UInt8[Array, "channels pixels"], width: int) -> UInt8[Array, "channels pixels"]:
     """Return the rounded 3x3 mean with a centre weight of 5; the one-pixel border is kept.
 
     Matches `PIL.ImageFilter.SMOOTH`.
     """
-    height, width, channels = image.shape
-    # Rows are flat vectors, where a neighbour is `channels` entries away, for longer inner loops.
-    rows = image.reshape(height, width * channels)
-    levels = rows.astype(jnp.uint16)
-    inner = slice(channels, -channels)
-    thirds = levels[:-2] + levels[1:-1] + levels[2:]
-    total = thirds[:, : -2 * channels] + thirds[:, inner] + thirds[:, 2 * channels :]
-    total += 4 * levels[1:-1, inner]
+    levels = planes.astype(jnp.uint16)
+    # All pixels but the first and the last row, and the first and last pixel between them.
+    inner = slice(width + 1, -width - 1)
+    thirds = levels[:, : -2 * width] + levels[:, width:-width] + levels[:, 2 * width :]
+    total = thirds[:, :-2] + thirds[:, 1:-1] + thirds[:, 2:] + 4 * levels[:, inner]
     # (2 t + 13) // 26 is t / 13 rounded; 13 is odd, so there are no ties.
-    smoothed = ((2 * total + 13) // 26).astype(jnp.uint8)
-    return rows.at[1:-1, inner].set(smoothed).reshape(image.shape)
+    smoothed = planes.at[:, inner].set(((2 * total + 13) // 26).astype(jnp.uint8))
+    column = jnp.arange(planes.shape[1]) % width
+    return jnp.where((column > 0) & (column < width - 1), smoothed, planes)

@@ -5,35 +5,40 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from crest_jax.augment.indexing import pixels_at
+
 GEOMETRIC_OPERATIONS: tuple[str, ...] = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 FILL = 128  # mid-grey, used where the map reads outside the image
 
 
 def move_pixels(
-    image: UInt8[Array, "height width channels"],
+    planes: UInt8[Array, "channels pixels"],
     drawn: Mapping[str, Bool[Array, ""]],
     magnitude: Float[Array, ""],
     sign: Float[Array, ""],
-) -> UInt8[Array, "height width channels"]:
-    """Apply the geometric operation the image drew, if any, in one nearest-neighbour gather.
+    *,
+    height: int,
+    width: int,
+) -> UInt8[Array, "channels pixels"]:
+    """Apply the geometric operation the image drew, if any, in one nearest-neighbour look-up.
 
     Args:
-      image: grey levels; sides under 32768 pixels (16.16 fixed point).
+      planes: grey levels.
       drawn: for each operation in use, whether this image drew it. Operations that are not keys
         cost nothing.
       magnitude: in [0, 1].
       sign: +1 or -1, the direction; see `inverse_affine`.
+      height: of the image in pixels, under 32768 (16.16 fixed point).
+      width: likewise.
     """
     if not any(name in drawn for name in GEOMETRIC_OPERATIONS):
-        return image
-    height, width, channels = image.shape
+        return planes
     y, x = source_pixels(inverse_affine(drawn, magnitude, sign, height, width), height, width)
-    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).reshape(-1)
-    # One flat index per pixel: all its channels are read together.
-    source = jnp.where(inside, (y * width + x).reshape(-1), 0)
-    moved = image.reshape(-1, channels).at[source].get(mode="promise_in_bounds")
-    return jnp.where(inside[:, None], moved, jnp.uint8(FILL)).reshape(image.shape)
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    y, x = jnp.where(inside, y, 0).reshape(-1), jnp.where(inside, x, 0).reshape(-1)
+    moved = pixels_at(planes, y, x, width=width)
+    return jnp.where(inside.reshape(-1), moved, jnp.uint8(FILL))
 
 
 def inverse_affine(

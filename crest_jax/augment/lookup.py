@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from crest_jax.augment.blend import blend, enhancement_factor, luma
+from crest_jax.augment.indexing import level_counts, look_up
 
 VALUE_OPERATIONS: tuple[str, ...] = (
     "AutoContrast",
@@ -21,14 +22,14 @@ VALUE_OPERATIONS: tuple[str, ...] = (
 
 
 def replace_levels(
-    image: UInt8[Array, "height width channels"],
+    planes: UInt8[Array, "channels pixels"],
     drawn: Mapping[str, Bool[Array, ""]],
     magnitude: Float[Array, ""],
-) -> UInt8[Array, "height width channels"]:
-    """Apply the value operation the image drew, if any, in one gather.
+) -> UInt8[Array, "channels pixels"]:
+    """Apply the value operation the image drew, if any, in one look-up.
 
     Args:
-      image: grey levels, fewer than 2^22 pixels; 1 or 3 channels if Contrast is in use, any number
+      planes: grey levels, fewer than 2^22 pixels; 1 or 3 channels if Contrast is in use, any number
         otherwise.
       drawn: for each operation in use, whether this image drew it. Operations that are not keys
         cost nothing.
@@ -39,19 +40,17 @@ def replace_levels(
     """
     names = [name for name in VALUE_OPERATIONS if name in drawn and name != "Identity"]
     if not names:
-        return image
-    tables = level_tables(image, names, magnitude)
-    # Indexing also keeps XLA from fusing the computation of the tables into the gather below, where
-    # it would be repeated for every pixel.
+        return planes
+    tables = level_tables(planes, names, magnitude)
+    # Indexing also keeps XLA from fusing the computation of the tables into the look-up below,
+    # where it would be repeated for every pixel.
     rows = list(range(1, len(names) + 1))
     table = tables[jnp.select([drawn[name] for name in names], rows, 0)]
-    planes = as_planes(image).astype(jnp.int32)
-    replaced = jnp.take_along_axis(table, planes, 1, mode="promise_in_bounds")
-    return replaced.T.reshape(image.shape)
+    return look_up(table, planes)
 
 
 def level_tables(
-    image: UInt8[Array, "height width channels"],
+    planes: UInt8[Array, "channels pixels"],
     names: Sequence[str],
     magnitude: Float[Array, ""],
 ) -> UInt8[Array, "tables channels 256"]:
@@ -62,12 +61,11 @@ def level_tables(
     SolarizeAdd.
     """
     levels = jnp.arange(256)
-    planes = as_planes(image)
     factor = enhancement_factor(magnitude)
     makers = {
         "AutoContrast": lambda: autocontrast_table(planes),
         "Brightness": lambda: blend(jnp.zeros_like(levels), levels, factor),
-        "Contrast": lambda: contrast_table(image, factor),
+        "Contrast": lambda: contrast_table(planes, factor),
         "Equalize": lambda: equalize_table(planes),
         "Invert": lambda: 255 - levels,
         "Posterize": lambda: posterize_table(jnp.maximum(_truncate(4 * magnitude), 1)),
@@ -75,15 +73,8 @@ def level_tables(
         "SolarizeAdd": lambda: solarize_add_table(_truncate(110 * magnitude)),
     }
     tables = [levels, *(makers[name]() for name in names)]
-    shape = (image.shape[-1], 256)
+    shape = (len(planes), 256)
     return jnp.stack([jnp.broadcast_to(table.astype(jnp.uint8), shape) for table in tables])
-
-
-def as_planes(
-    image: UInt8[Array, "height width channels"],
-) -> UInt8[Array, "channels height*width"]:
-    """Return the pixels of each channel as one row."""
-    return image.reshape(-1, image.shape[-1]).T
 
 
 def autocontrast_table(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channels 256"]:
@@ -102,10 +93,10 @@ def autocontrast_table(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "c
 
 
 def contrast_table(
-    image: UInt8[Array, "height width channels"], factor: Float[Array, ""]
+    planes: UInt8[Array, "channels pixels"], factor: Float[Array, ""]
 ) -> UInt8[Array, " 256"]:
     """Return the table of a blend with flat grey, the mean brightness rounded half up."""
-    brightness = luma(image)
+    brightness = luma(planes)
     mean = (2 * brightness.sum() + brightness.size) // (2 * brightness.size)
     levels = jnp.arange(256)
     return blend(jnp.full_like(levels, mean), levels, factor)
@@ -124,18 +115,6 @@ def equalize_table(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "chann
     darker = jnp.cumsum(histogram, axis=1) - histogram
     equalized = _floor_divide(step // 2 + darker, jnp.maximum(step, 1))
     return jnp.where(step > 0, jnp.minimum(equalized, 255), jnp.arange(256))
-
-
-def level_counts(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channels 256"]:
-    """Return the histogram of each channel.
-
-    It is a scatter of ones, on a CPU by far the fastest of the ways tried (one-hot products,
-    comparisons, sorting); integer additions give the same result in any order.
-    """
-    channels = planes.shape[0]
-    bins = planes + 256 * jnp.arange(channels)[:, None]
-    counts = jnp.zeros(256 * channels, jnp.int32).at[bins].add(1, mode="promise_in_bounds")
-    return counts.reshape(channels, 256)
 
 
 def posterize_table(bits: Int[Array, ""]) -> Int[Array, " 256"]:

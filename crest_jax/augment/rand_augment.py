@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from crest_jax.augment.blend import BLEND_OPERATIONS, blend_with_degenerate
 from crest_jax.augment.geometry import GEOMETRIC_OPERATIONS, move_pixels
+from crest_jax.augment.indexing import choose
 from crest_jax.augment.lookup import VALUE_OPERATIONS, replace_levels
 
 OPERATIONS: tuple[str, ...] = VALUE_OPERATIONS + GEOMETRIC_OPERATIONS + BLEND_OPERATIONS
@@ -43,7 +44,11 @@ def apply_operations(
     Raises:
       ValueError: the images have neither 1 nor 3 channels.
     """
-    return _apply_layer(images, operation, magnitude, sign, OPERATIONS)
+    height, width = images.shape[1:3]
+    planes = _apply_layer(
+        _as_planes(images), operation, magnitude, sign, OPERATIONS, height=height, width=width
+    )
+    return _as_images(planes, height)
 
 
 def rand_augment(
@@ -74,18 +79,20 @@ def rand_augment(
     if not 0 <= probability <= 1:
         raise ValueError(f"rand_augment: probability is {probability}, expected it in [0, 1]")
 
+    height, width = images.shape[1:3]
+
     def apply_layer(
-        images: UInt8[Array, "batch height width channels"], layer: Int[Array, ""]
-    ) -> tuple[UInt8[Array, "batch height width channels"], None]:
+        planes: UInt8[Array, "batch channels pixels"], layer: Int[Array, ""]
+    ) -> tuple[UInt8[Array, "batch channels pixels"], None]:
         layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, layer)
         draws = jax.vmap(lambda key: draw_layer(key, operations, probability))(layer_keys)
-        return _apply_layer(images, *draws, operations), None
+        return _apply_layer(planes, *draws, operations, height=height, width=width), None
 
     # Not unrolled, so that a layer is compiled once and reads finished pixels. Otherwise XLA would
     # fuse the end of one layer into the start of the next and repeat its work for each neighbour
     # that Sharpness reads.
-    images, _ = jax.lax.scan(apply_layer, images, jnp.arange(layers))
-    return images
+    planes, _ = jax.lax.scan(apply_layer, _as_planes(images), jnp.arange(layers))
+    return _as_images(planes, height)
 
 
 def draw_layer(
@@ -105,29 +112,46 @@ def draw_layer(
 
 
 def _apply_layer(
-    images: UInt8[Array, "batch height width channels"],
+    planes: UInt8[Array, "batch channels pixels"],
     operation: Int[Array, " batch"],
     magnitude: Float[Array, " batch"],
     sign: Float[Array, " batch"],
     in_use: Iterable[str],
-) -> UInt8[Array, "batch height width channels"]:
+    *,
+    height: int,
+    width: int,
+) -> UInt8[Array, "batch channels pixels"]:
     """Apply one layer of operations drawn from `in_use`; the others are not even compiled."""
 
     def layer(
-        image: UInt8[Array, "height width channels"],
+        planes: UInt8[Array, "channels pixels"],
         operation: Int[Array, ""],
         magnitude: Float[Array, ""],
         sign: Float[Array, ""],
-    ) -> UInt8[Array, "height width channels"]:
+    ) -> UInt8[Array, "channels pixels"]:
         drawn = {name: operation == OPERATIONS.index(name) for name in in_use}
         by_kind = [
-            replace_levels(image, drawn, magnitude),
-            move_pixels(image, drawn, magnitude, sign),
-            blend_with_degenerate(image, drawn, magnitude),
+            replace_levels(planes, drawn, magnitude),
+            move_pixels(planes, drawn, magnitude, sign, height=height, width=width),
+            blend_with_degenerate(planes, drawn, magnitude, width=width),
         ]
-        return jnp.stack(by_kind)[jnp.asarray(_KIND)[operation]]
+        return choose(by_kind, jnp.asarray(_KIND)[operation])
 
-    return jax.vmap(layer)(images, operation, magnitude, sign)
+    return jax.vmap(layer)(planes, operation, magnitude, sign)
+
+
+def _as_planes(
+    images: UInt8[Array, "batch height width channels"],
+) -> UInt8[Array, "batch channels height*width"]:
+    """Return the pixels of each channel as one row, which fills the lanes of a TPU."""
+    return jnp.moveaxis(images, -1, 1).reshape(len(images), images.shape[-1], -1)
+
+
+def _as_images(
+    planes: UInt8[Array, "batch channels pixels"], height: int
+) -> UInt8[Array, "batch {height} width channels"]:
+    """Return what `_as_planes` was given."""
+    return jnp.moveaxis(planes.reshape(*planes.shape[:2], height, -1), 1, -1)
 
 
 def _check_operations(operations: Sequence[str]) -> None:

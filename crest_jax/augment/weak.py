@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
+from crest_jax.augment.indexing import rows_and_columns
+
 
 def weak(
     images: UInt8[Array, "batch height width channels"],
@@ -39,7 +41,7 @@ def _moved(
     columns = _shifted(for_x, width) if shift else jnp.arange(width)
     if flip:
         columns = jnp.where(for_flip < 0.5, columns[::-1], columns)
-    return image.at[rows[:, None], columns].get(mode="promise_in_bounds")
+    return rows_and_columns(image, rows, columns)
 
 
 def _shifted(uniform: Float[Array, ""], size: int) -> Int[Array, " {size}"]:
