@@ -564,7 +564,7 @@ def fields_of(method: Any, rebalance: Any) -> dict[str, Field]:
     """Return all fields that a config can have, by their dotted names.
 
     Args:
-      method: the config's, whose hyper-parameters are among them if it is a user's own.
+      method: the method of the config, whose hyper-parameters are included if it is a plug-in.
       rebalance: likewise.
     """
     fields = common_fields()

@@ -78,7 +78,7 @@ class SavedRun:
 
         Raises:
           WorkdirError: The run's config.json is missing or damaged.
-          PluginError: It names an object of the user's, `module:name`, that cannot be found.
+          PluginError: It names a plug-in, `module:name`, that cannot be found.
           UnavailableError: It cannot be read at the moment.
         """
         from crest_jax import workdir

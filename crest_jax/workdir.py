@@ -38,7 +38,7 @@ def read_config(workdir: Path) -> ConfigDict:
     Raises:
       WorkdirError: The folder is not a run, or its config was not written by this program or has
         another format.
-      PluginError: The config names an object of the user's, `module:name`, that cannot be found.
+      PluginError: The config names a plug-in, `module:name`, that cannot be found.
       UnavailableError: The config cannot be read at the moment.
     """
     path = RunFolder(workdir).config

@@ -137,7 +137,7 @@ def named(name: str) -> Algorithm:
 
     Raises:
       ConfigError: There is none of that name.
-      PluginError: A user's own is missing, is neither, or is not consistent.
+      PluginError: The plug-in is missing, is neither of these, or is not consistent.
     """
     found = plugins.find(name, ALGORITHMS, field="method")
     if not isinstance(found, Algorithm):

@@ -1,1 +1,1 @@
-"""The paper's tables and figures: the runs that they come from, and what came out of ours."""
+"""The paper's tables and figures: the runs that they come from, and the published and our own results."""

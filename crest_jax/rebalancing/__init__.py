@@ -53,7 +53,7 @@ def named(name: str) -> Rebalancing:
 
     Raises:
       ConfigError: There is none of that name.
-      PluginError: A user's own is missing, or is not a consistent `Rebalancing`.
+      PluginError: The plug-in is missing, or is not a consistent `Rebalancing`.
     """
     found = plugins.find(name, REBALANCING, field="rebalance")
     if not isinstance(found, Rebalancing):
