@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 CONSTRAINTS := $(firstword $(wildcard constraints-$(VERSION).txt) constraints.txt)
 
-.PHONY: demo test test-faults test-fuzz lint docs clean
+.PHONY: demo test test-faults test-fuzz test-ahead lint docs clean
 
 # FixMatch and CReST+, for as many steps in all, on 5000 digits of MNIST that come with a package.
 # `make demo DATA=mnist` takes all of MNIST, which TFDS downloads.
@@ -37,6 +37,12 @@ test-fuzz: $(INSTALLED)
 	FUZZ=5000 $(BIN)/python -m pytest tests/test_fuzz_config.py tests/test_fuzz_files.py \
 		tests/cpu/test_convolution.py
 
+# The training step, compiled for TPUs and GPUs that are not here. It takes an environment of its
+# own, since JAX would look for the TPU of an installed libtpu whenever it starts.
+test-ahead:
+	$(MAKE) VENV=$(VENV)-ahead $(VENV)-ahead/.ahead
+	AHEAD=1 $(VENV)-ahead/bin/python -m pytest tests/test_ahead_chips.py -n 1
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -47,6 +53,10 @@ docs: $(VENV)/.docs
 $(INSTALLED): setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[test,dev,demo]'
+	touch $@
+
+$(VENV)/.ahead: $(INSTALLED)
+	$(BIN)/pip install --constraint $(CONSTRAINTS) --editable '.[ahead-tpu,ahead-gpu]'
 	touch $@
 
 $(VENV)/.docs: $(INSTALLED)

@@ -66,6 +66,9 @@ setup(
         # Orbax asks it what kind of bucket a checkpoint goes to.
         "gcs": [_GCS],
         "tpu": ["jax[tpu]>=0.8.2,<0.13", _GCS],
+        # The compilers of chips that are not there, for `benchmarks/ahead.py`.
+        "ahead-tpu": ["jax[tpu]>=0.8.2,<0.13"],
+        "ahead-gpu": ["jax[cuda12]>=0.8.2,<0.13"],
         "test": [
             "beartype>=0.19,<0.25",
             _GCS,

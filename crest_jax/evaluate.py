@@ -57,6 +57,29 @@ def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
       batch_size: number of images of a batch, rounded up to a multiple of the number of devices;
         the last batch is padded.
     """
+    over_batches = _over_batches(mapped_predict(model, mesh), mesh, batch_size)
+
+    def predict(
+        params: PyTree,
+        batch_stats: PyTree,
+        images: UInt8[np.ndarray, "examples height width channels"],
+        adjustment: Float[np.ndarray, " classes"],
+    ) -> Classification:
+        if not len(images):  # an empty split has no image shape to compile for
+            return nothing()
+        return Classification(
+            *over_batches(images, params, batch_stats, jnp.asarray(adjustment, jnp.float32))
+        )
+
+    return predict
+
+
+def mapped_predict(model: nn.Module, mesh: Mesh) -> Callable[..., Any]:
+    """Return the predictions on a batch of images that is split over the devices, compiled.
+
+    It is a function of the images, the parameters, the batch statistics and the offsets of logit
+    adjustment, and returns what `Classification` has.
+    """
 
     def on_device(
         images: Array, params: PyTree, batch_stats: PyTree, adjustment: Array
@@ -68,21 +91,7 @@ def make_predict(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Predict:
             adjusted_labels(of_classes, adjustment),
         )
 
-    mapped = _over_batches(on_device, mesh, batch_size, inputs=3)
-
-    def predict(
-        params: PyTree,
-        batch_stats: PyTree,
-        images: UInt8[np.ndarray, "examples height width channels"],
-        adjustment: Float[np.ndarray, " classes"],
-    ) -> Classification:
-        if not len(images):  # an empty split has no image shape to compile for
-            return nothing()
-        return Classification(
-            *mapped(images, params, batch_stats, jnp.asarray(adjustment, jnp.float32))
-        )
-
-    return predict
+    return _mapped(on_device, mesh, inputs=3)
 
 
 def make_logits(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Logits:
@@ -91,8 +100,8 @@ def make_logits(model: nn.Module, mesh: Mesh, *, batch_size: int) -> Logits:
     def on_device(images: Array, params: PyTree, batch_stats: PyTree) -> Array:
         return logits(model, params, batch_stats, images)
 
-    mapped = _over_batches(on_device, mesh, batch_size, inputs=2)
-    return lambda params, batch_stats, images: mapped(images, params, batch_stats)
+    over_batches = _over_batches(_mapped(on_device, mesh, inputs=2), mesh, batch_size)
+    return lambda params, batch_stats, images: over_batches(images, params, batch_stats)
 
 
 def logits(
@@ -107,27 +116,25 @@ def logits(
     return model.apply(variables, augment.rescale(images), train=False)  # type: ignore[return-value]
 
 
+def _mapped(on_device: Callable[..., PyTree], mesh: Mesh, *, inputs: int) -> Callable[..., PyTree]:
+    """Map a function of images and of `inputs` trees that every device holds over the devices."""
+    return over_devices(on_device, mesh, in_specs=(SPLIT, *[REPLICATED] * inputs), out_specs=SPLIT)
+
+
 def _over_batches(
-    on_device: Callable[..., PyTree], mesh: Mesh, batch_size: int, *, inputs: int
+    mapped: Callable[..., PyTree], mesh: Mesh, batch_size: int
 ) -> Callable[..., PyTree]:
-    """Map a function of images over the devices and over as many batches as needed.
+    """Apply a function of a batch of images to as many batches as needed.
 
     Args:
-      on_device: the function of a batch of images and of `inputs` trees that every device holds.
+      mapped: the function of a batch that is split over the devices, and of further arguments.
       mesh: the devices that share each batch.
       batch_size: number of images of a batch, rounded up to a multiple of the number of devices.
-      inputs: number of arguments after the images.
 
     Returns:
       The same function of any number of images, at least one; its result is in NumPy.
     """
     batch_size = -(-batch_size // mesh.size) * mesh.size
-    mapped = over_devices(
-        on_device,
-        mesh,
-        in_specs=(SPLIT, *[REPLICATED] * inputs),
-        out_specs=SPLIT,
-    )
 
     def over_batches(images: np.ndarray, *arguments: PyTree) -> PyTree:
         outputs = []
