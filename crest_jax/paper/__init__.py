@@ -1,1 +1,1 @@
-"""The paper's tables and figures: the runs that they come from, and the published and our own results."""
+"""The paper's tables and figures: the runs behind them, and their published and own results."""
