@@ -170,7 +170,7 @@ def test_nothing_is_refined_before_the_first_step(tiny_config):
 def test_stages_are_given_values_and_no_config(tiny_config, tmp_path):
     changes = {"seed": 3, "reseed": 2, "data.shards": 2, "logit_adjustment_tau": 0.5}
     config = tiny_config(**changes)
-    preparation.prepare(config, tmp_path / "splits")
+    preparation.prepare(config, tmp_path / "splits", tmp_path / "unreadable.csv")
     built = program.build(config, loading.load(config.data, tmp_path / "splits"))
     assert (built.seed, built.reseed, built.shards, built.tau) == (3, 2, 2, 0.5)
     assert "config" not in program.Run._fields

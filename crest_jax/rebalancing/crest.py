@@ -109,7 +109,8 @@ def _last_selected(
       The bits, and the number of this host's examples with exactly these bits that are selected.
     """
     classes = np.arange(len(rates))
-    found = np.zeros(len(rates), np.uint32)  # the upper bits found so far
+    # The upper bits found so far.
+    found: UInt32[np.ndarray, " classes"] = np.zeros(len(rates), np.uint32)
     wanted = np.zeros(0)
     for shift in _SHIFTS:
         counts = np.zeros((len(rates), 2**_BITS), np.int64)

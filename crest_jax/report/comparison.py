@@ -221,7 +221,7 @@ def _rebalance(run: Mapping[str, Any]) -> str:
     where that is not the labeled set.
     """
     name = run["rebalance"]
-    if run["alignment"]["target"] == "constant" and run["alignment"]["t"] != 1:
+    if run["alignment"]["t"] != 1:
         name += f" t={run['alignment']['t']:g}"
     source = run["unlabeled_distribution"]["source"]
     return name if source == "labeled" else f"{name} ({source} p(y))"
