@@ -110,7 +110,20 @@ def join(config: ConfigDict) -> None:
 @command.entry
 def console() -> None:
     """Read the flags and run the experiment."""
+    _be_the_main_module()
     app.run(main, flags_parser=_parse_flags)
+
+
+def _be_the_main_module() -> None:
+    """Let `--help` show this module's words and flags, also where another module is the main one.
+
+    absl takes the words from `__main__`, and the flags from a module named as the program is.
+    """
+    if __name__ == "__main__":
+        return
+    sys.modules["__main__"].__doc__ = __doc__
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from crest_jax import commands
+from crest_jax import commands, main
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
@@ -47,3 +47,12 @@ def test_help_has_the_command_that_was_given_and_the_modules_words(module):
     done = subprocess.run([sys.executable, "-m", name, "-h"], capture_output=True, text=True)
     assert done.stdout.startswith(f"usage: python -m {name} [-h]")
     assert importlib.import_module(f"crest_jax.{module}").__doc__.strip() in done.stdout
+
+
+def test_help_on_training_has_its_words_and_flags():
+    code = "import sys; from crest_jax import commands; sys.argv[0] = 'crest-jax'; commands.main()"
+    done = subprocess.run([sys.executable, "-c", code, "train", "--help"], capture_output=True)
+    said = done.stdout.decode()
+    assert main.__doc__.strip() in said
+    assert "--[no]dry_run: Check everything" in said
+    assert "--config: An experiment's file" in said
