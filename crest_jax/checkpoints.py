@@ -4,11 +4,13 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from logging import LogRecord
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils.epath import Path
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -72,12 +74,27 @@ def open_to_read(folder: Path) -> Iterator[ocp.CheckpointManager]:
         ),
     )
     with files.plainly_named(folder) as path:
-        with files.reading(folder):
+        with files.reading(folder), _without_news_of_reading():
             manager = ocp.CheckpointManager(path, options=options)
         try:
             yield manager
         finally:
             manager.close()
+
+
+@contextmanager
+def _without_news_of_reading() -> Iterator[None]:
+    """Keep back Orbax's warning that checkpoints are opened to be read alone, as was asked for."""
+
+    def is_wanted(record: LogRecord) -> bool:
+        return not str(record.msg).startswith("Given directory is read only")
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
 
 
 def folder_of(manager: ocp.CheckpointManager) -> Path:

@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import logging
 import pathlib
 import tempfile
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging as absl_logging
 from etils.epath import Path
 
 from crest_jax import checkpoints, files
@@ -43,6 +45,18 @@ def test_everything_comes_back_on_all_devices(tmp_path):
     assert isinstance(restored, TrainState)
     assert_equal(restored, state_at(3))
     assert len(restored.params["w"].sharding.device_set) == jax.device_count()
+
+
+def test_opening_to_read_is_no_news(tmp_path, caplog):
+    folder = Path(tmp_path / "checkpoints")
+    with checkpoints.open_checkpoints(folder, lasting=()) as manager:
+        checkpoints.save(manager, state_at(3))
+    with caplog.at_level(logging.WARNING, "absl"), checkpoints.open_to_read(folder) as manager:
+        assert manager.all_steps() == [3]
+        absl_logging.warning("Given directory is read only=%s", "another")
+    assert [record.getMessage() for record in caplog.records] == [
+        "Given directory is read only=another"
+    ]
 
 
 def test_a_save_under_way_does_not_see_the_steps_after_it(tmp_path):
