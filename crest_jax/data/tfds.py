@@ -1,10 +1,14 @@
 """The data sets of TensorFlow Datasets (TFDS)."""
 
+import socket
 import string
-from collections.abc import Iterator, Sequence
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from etils.epath import Path
 from jaxtyping import Int
 
 from crest_jax import files
@@ -14,6 +18,8 @@ from crest_jax.errors import DataError
 
 # The namespaces of the data sets that the community maintains, as TFDS 4.9 registers them.
 NAMESPACES = ("huggingface", "kubric", "robotics")
+_PATIENCE = 5.0  # seconds in which a host of a data set must answer
+_HOSTS = 3  # the number of hosts of a data set that are tried
 
 
 def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Source:
@@ -49,12 +55,14 @@ def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Sour
                 "that holds it, or --config.data.download=True to fetch it"
             )
         try:
+            _check_reachable(builder.url_infos or (), where / "downloads")
             builder.download_and_prepare()
         except Exception as error:  # downloads raise many kinds: network, disk, checksum
             raise DataError(
                 f"data set {name!r} is not in {where} and could not be downloaded "
                 f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-                "prepare it where there is a network and set --config.data.data_dir"
+                "prepare it where there is a network, and set --config.data.data_dir to the folder "
+                "that holds it; with --config.data.download=False no download is tried"
             ) from error
     kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     missing = kinds.keys() - set(builder.info.features)
@@ -123,6 +131,40 @@ def source(name: str, *, data_dir: str, download: bool, test_split: str) -> Sour
         order=order if "id" in builder.info.features else None,
         channels=1 if builder.info.features["image"].shape[-1] == 1 else 3,
     )
+
+
+def _check_reachable(urls: Iterable[str], downloads: Path) -> None:
+    """Check that there is a network, since TFDS tries for minutes to download without one.
+
+    Nothing is checked where a proxy reaches the hosts, or where files were downloaded before.
+
+    Args:
+      urls: what TFDS would download, as far as it is known.
+      downloads: the folder in which TFDS keeps what it has downloaded.
+
+    Raises:
+      ConnectionError: None of the hosts can be reached.
+    """
+    ports = {"http": 80, "https": 443}
+    parsed = map(urllib.parse.urlsplit, urls)
+    hosts = {
+        (url.hostname, url.port or ports[url.scheme])
+        for url in parsed
+        if url.hostname and url.scheme in ports
+    }
+    has_some = any(any(downloads.glob(pattern)) for pattern in ("*.INFO", "*/*.INFO"))
+    if not hosts or urllib.request.getproxies() or has_some:
+        return
+    # TFDS looks for some data sets in its own bucket first.
+    tried = [*sorted(hosts)[:_HOSTS], ("storage.googleapis.com", 443)]
+    for host in tried:
+        try:
+            socket.create_connection(host, timeout=_PATIENCE).close()
+        except OSError as error:
+            reason = files.reason(error)
+        else:
+            return
+    raise ConnectionError(f"{tried[0][0]} cannot be reached: {reason}")
 
 
 def _check_splits(name: str, test_split: str, there: Sequence[str]) -> None:

@@ -2,7 +2,9 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import socket
 import tomllib
+import urllib.request
 from types import SimpleNamespace
 
 import numpy as np
@@ -292,15 +294,51 @@ def test_a_download_that_fails_says_why_and_what_to_do(tmp_path, monkeypatch, fa
     def download_and_prepare(builder, **_):
         raise failure
 
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download_and_prepare)
     with pytest.raises(DataError) as caught:
         catalog.load("cifar10", data_dir=str(tmp_path), download=True)
     message = str(caught.value)
     reason = str(failure).splitlines()[0] if str(failure) else ""
     assert f"{type(failure).__name__}: {reason}" in message
-    for part in ("'cifar10'", str(tmp_path), "--config.data.data_dir"):
+    for part in ("'cifar10'", str(tmp_path), "--config.data.data_dir", "data.download=False"):
         assert part in message
     assert "\n" not in message
+
+
+def test_without_a_network_no_download_is_tried(tmp_path, monkeypatch):
+    asked, began = [], []
+
+    def create_connection(address, timeout):
+        asked.append(address)
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setattr(
+        tfds.core.DatasetBuilder, "download_and_prepare", lambda builder: began.append(builder)
+    )
+    with pytest.raises(DataError, match=r"www.cs.toronto.edu cannot be reached: Temporary"):
+        catalog.load("cifar10", data_dir=str(tmp_path), download=True)
+    assert asked == [("www.cs.toronto.edu", 443), ("storage.googleapis.com", 443)]
+    assert not began
+
+
+def test_the_network_is_not_checked_where_it_may_not_be_needed(tmp_path, monkeypatch):
+    def create_connection(address, timeout):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    downloads, urls = Path(tmp_path), ["http://one.invalid/a", "https://two.invalid:8/b"]
+    with pytest.raises(ConnectionError, match="one.invalid cannot be reached: timed out"):
+        tfds_lib._check_reachable(urls, downloads)
+    tfds_lib._check_reachable([], downloads)
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "http://proxy:3128"})
+    tfds_lib._check_reachable(urls, downloads)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    (downloads / "a.tar.gz.INFO").write_text("{}")
+    tfds_lib._check_reachable(urls, downloads)
 
 
 @pytest.mark.parametrize(
