@@ -3,21 +3,27 @@
 python -m crest_jax.report.comparison WORKDIR [WORKDIR ...] [--rarest 3] [--baseline none]
 
 With --rarest=N, rows are added for recall and precision of the N classes with the fewest labels.
+Runs that differ in their model, or in a hyper-parameter of their method or rebalancing, have rows or
+columns of their own, which name the difference.
 With --baseline, a value of rebalance, a second table shows how far the others are ahead of it on
 the same folds, and how likely chance alone would put them so far ahead.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from etils.epath import Path
 from scipy import stats
 
 from crest_jax import command, files, results
 from crest_jax.algorithms import ALGORITHMS
+from crest_jax.config import common_fields
 from crest_jax.errors import ConfigError, DataError
-from crest_jax.rebalancing import REBALANCING
+from crest_jax.layout import RunFolder
+from crest_jax.rebalancing import REBALANCING, parts
 from crest_jax.wording import printable
 
 # A function from a run's results.json to a number, which is NaN where the run has none.
@@ -56,15 +62,17 @@ def comparison(runs: Sequence[Mapping[str, Any]], rarest: int = 0) -> str:
 
     Accuracy is class-balanced, in %. Each method has a row as trained and a row after logit
     adjustment; each rebalancing has a column. Cells with fewer folds than others say how many they
-    have.
+    have. Models, and hyper-parameters of a method or a rebalancing, that not all of its runs share
+    have rows or columns of their own.
 
     Args:
-      runs: contents of results.json files, all of one data set, one long tail and one budget.
+      runs: contents of results.json files, all of one data set, one long tail and one budget; each
+        may have its run's plain config too, as `config`.
       rarest: the number of classes, those with the fewest labels, to add rows of recall and
         precision for; 0 adds none.
 
     Raises:
-      DataError: There are no runs; two have the same method, rebalancing and fold; or they differ
+      DataError: There are no runs; two have the same row, column and fold; or they differ
         in data or in their total number of training steps.
       ConfigError: `rarest` is not from 0 to the number of classes.
     """
@@ -170,15 +178,111 @@ def _cells(
         raise DataError("there are no runs to compare")
     check_alike(runs, {**DATA, **_BUDGET})
     cells: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
-    for run in runs:
-        folds = cells.setdefault((run["method"], _rebalance(run)), {})
+    for run, (method, rebalance) in zip(runs, _labels(runs), strict=True):
+        folds = cells.setdefault((method, rebalance), {})
         if run["fold"] in folds:
             raise DataError(
-                f"two runs are of method={run['method']}, rebalance={_rebalance(run)}, "
-                f"fold={run['fold']}: leave one out"
+                f"two runs are of method={method}, rebalance={rebalance}, fold={run['fold']}: "
+                "leave one out"
             )
         folds[run["fold"]] = run
     return cells
+
+
+def _labels(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return the names of each run's row and column, with the settings in which it differs.
+
+    Models are compared over all runs, and hyper-parameters over the runs of one method or one
+    rebalancing, since others need not have them. Those of the project's rebalancings are compared
+    within each method, which may have defaults of its own for them.
+    """
+    settings = [_settings(run) for run in runs]
+    models = _differing([each.model for each in settings])
+    of_method, of_rebalance, of_both = defaultdict(list), defaultdict(list), defaultdict(list)
+    for run, each in zip(runs, settings, strict=True):
+        of_method[run["method"]].append(each.method)
+        of_rebalance[_rebalance(run)].append(each.rebalance)
+        of_both[run["method"], _rebalance(run)].append(each.rebalance)
+    project = common_fields()
+    found = []
+    for run, each in zip(runs, settings, strict=True):
+        method, rebalance = run["method"], _rebalance(run)
+        row = [*_named(each.model, models), *_named(each.method, _differing(of_method[method]))]
+        within = _differing(of_both[method, rebalance])
+        names = [
+            name
+            for name in _differing(of_rebalance[rebalance])
+            if name in within or name not in project
+        ]
+        found.append(
+            (" ".join([method, *row]), " ".join([rebalance, *_named(each.rebalance, names)]))
+        )
+    return found
+
+
+class _Settings(NamedTuple):
+    """Values of a run's config by the names that they have in the table."""
+
+    model: dict[str, Any]
+    method: dict[str, Any]
+    rebalance: dict[str, Any]
+
+
+def _settings(run: Mapping[str, Any]) -> _Settings:
+    """Return the settings of a run that make a row or a column; all are empty without its config.
+
+    Which hyper-parameters a plug-in declares is told from the config alone, so that it need not be
+    there: they are the fields that are not the project's.
+    """
+    values = _flat(run.get("config", {}))
+    theirs = {name for way in ALGORITHMS.values() for name in way.hyper_parameters}
+    known = common_fields()
+    own = {
+        name
+        for name in values
+        if name not in {*known, *theirs} and not name.startswith("long_tail.")
+    }
+    if run["method"] in ALGORITHMS:
+        of_method = set(ALGORITHMS[run["method"]].hyper_parameters)
+    else:
+        of_method = {name for name in {*own, *theirs} if "." not in name}
+    of_rebalance = own - of_method
+    for part in parts(run["rebalance"]):
+        if part in REBALANCING:
+            of_rebalance |= set(REBALANCING[part].hyper_parameters)
+    model = {name: value for name, value in values.items() if name.startswith("model.")}
+    # The same weights may be at another path, but without them a model is another one.
+    if model:
+        model["model.init_from"] = bool(model.get("model.init_from"))
+    return _Settings(
+        {"model" if name == "model.name" else name: value for name, value in model.items()},
+        {name: value for name, value in values.items() if name in of_method},
+        {name: value for name, value in values.items() if name in of_rebalance},
+    )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a plain config by the dotted names of their fields."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _differing(of_each: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the settings that have several values, in their order."""
+    names = dict.fromkeys(name for each in of_each for name in each)
+    return [
+        name for name in names if len({repr(each[name]) for each in of_each if name in each}) > 1
+    ]
+
+
+def _named(values: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return some settings as words of a row's or column's name."""
+    return [f"{name}={values[name]}" for name in names if name in values]
 
 
 # The fields by which runs are of the same data, and of the same number of steps.
@@ -233,6 +337,14 @@ def _in_order(names: set[str], order: Sequence[str] | Mapping[str, Any]) -> list
     return known + sorted(names - set(known))
 
 
+def _with_config(workdir: Path) -> dict[str, Any]:
+    """Return the content of a run's results.json, with its plain config if that is there."""
+    run, path = results.read(workdir), RunFolder(workdir).config
+    content = files.read_json(path) if path.exists() else {}
+    config = content.get("config") if isinstance(content, Mapping) else None
+    return {**run, "config": config if isinstance(config, Mapping) else {}}
+
+
 @command.entry
 def main() -> None:
     """Print the tables."""
@@ -241,7 +353,7 @@ def main() -> None:
     parser.add_argument("--rarest", type=int, default=0, help="classes to add lines of")
     parser.add_argument("--baseline", help="a value of rebalance that others are held against")
     arguments = parser.parse_args()
-    runs = [results.read(workdir) for workdir in arguments.workdir]
+    runs = [_with_config(workdir) for workdir in arguments.workdir]
     tables = [comparison(runs, arguments.rarest)]
     if arguments.baseline is not None:
         tables.append(paired(runs, arguments.baseline))

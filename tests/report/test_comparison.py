@@ -85,6 +85,58 @@ def test_temperatures_and_targets_have_columns_of_their_own():
     assert table.splitlines()[0] == "| | da | da t=0.5 | darp (predicted p(y)) |"
 
 
+def with_config(method, rebalance, fold, accuracy, **config):
+    model = {"name": "wide_resnet", "width": 2}
+    return run(method, rebalance, fold, accuracy, accuracy, config={"model": model, **config})
+
+
+def test_hyper_parameters_and_models_that_differ_have_names_in_the_table():
+    runs = [
+        with_config("sq:adaptive", "none", 0, 60.0, floor=0.3, threshold=0.9),
+        with_config("sq:adaptive", "none", 1, 62.0, floor=0.3, threshold=0.9),
+        with_config("sq:adaptive", "none", 0, 63.0, floor=0.5, threshold=0.9),
+        with_config("fixmatch", "none", 0, 64.0, threshold=0.95, steps=9),
+        with_config("fixmatch", "my:way", 0, 64.5, threshold=0.95, my={"power": 2}),
+        with_config("fixmatch", "my:way", 0, 65.5, threshold=0.95, my={"power": 3}),
+    ]
+    assert comparison.comparison(runs).splitlines()[::2] == [
+        "| | none | my:way my.power=2 | my:way my.power=3 |",
+        "| fixmatch | 64.0 (1 of 2 folds) | 64.5 (1 of 2 folds) | 65.5 (1 of 2 folds) |",
+        "| sq:adaptive floor=0.3 | 61.0 ± 1.0 | - | - |",
+        "| sq:adaptive floor=0.5 | 63.0 (1 of 2 folds) | - | - |",
+    ]
+
+
+def test_a_methods_own_defaults_of_a_rebalancing_share_its_column():
+    runs = [
+        with_config("fixmatch", "crest", 0, 60.0, crest={"alpha": 1 / 3}),
+        with_config("mixmatch", "crest", 0, 61.0, crest={"alpha": 1 / 2}),
+    ]
+    assert comparison.comparison(runs).splitlines()[0] == "| | crest |"
+
+
+def test_models_that_differ_are_named_in_each_row():
+    mixer = {"name": "my:Mixer", "width": 2}
+    weights = {"name": "my:Mixer", "width": 2, "init_from": "a.safetensors"}
+    runs = [
+        with_config("fixmatch", "crest", 0, 60.0, crest={"alpha": 0.5}),
+        with_config("fixmatch", "crest", 0, 61.0, crest={"alpha": 1.0}, model=mixer),
+        with_config("fixmatch", "none", 0, 62.0, crest={"alpha": 1.0}, model=weights),
+        {**with_config("supervised", "none", 0, 62.0), "config": {}},
+    ]
+    for each in runs:
+        each["generations"] = [{"steps": 9}]
+    rows = [line.split("|")[1].strip() for line in comparison.comparison(runs).splitlines()[2::2]]
+    assert rows == [
+        "supervised",
+        "fixmatch model=my:Mixer model.init_from=False",
+        "fixmatch model=my:Mixer model.init_from=True",
+        "fixmatch model=wide_resnet model.init_from=False",
+    ]
+    head = comparison.comparison(runs).splitlines()[0]
+    assert head == "| | none | crest crest.alpha=0.5 | crest crest.alpha=1.0 |"
+
+
 def test_the_rarest_classes_have_lines_for_recall_and_precision():
     """Classes 2 and 0 have the fewest labels; nothing was predicted as 0 in fold 1."""
 
