@@ -3,8 +3,8 @@
 python -m crest_jax.report.comparison WORKDIR [WORKDIR ...] [--rarest 3] [--baseline none]
 
 With --rarest=N, rows are added for recall and precision of the N classes with the fewest labels.
-Runs that differ in their model, or in a hyper-parameter of their method or rebalancing, have rows or
-columns of their own, which name the difference.
+Runs that differ in their model, or in a hyper-parameter of their method or rebalancing, have rows
+or columns of their own, which name the difference.
 With --baseline, a value of rebalance, a second table shows how far the others are ahead of it on
 the same folds, and how likely chance alone would put them so far ahead.
 """
