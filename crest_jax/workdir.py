@@ -280,12 +280,16 @@ def _warn_of_changed_plugins(workdir: Path, config: ConfigDict) -> None:
     except (WorkdirError, KeyError, TypeError, ValueError):
         logging.warning("%s is damaged: whether files of yours have changed is not known", path)
         return
+    if RunFolder(workdir).generation(0).result.exists():
+        kept = "what the run has finished is kept, and only the rest"
+    else:
+        kept = "no generation is finished; splits and checkpoints are kept, and only the rest"
     for module, digest in plugins.digests(config).items():
         if digest != began_with.get(module, digest):
             logging.warning(
-                "%s has changed since %s began: what the run has finished is kept, and only the "
-                "rest is made with the file as it is now. Restore the file, or choose another "
-                "folder, so that all results come from one version of it",
+                "%s has changed since %s began: %s is made with the file as it is now. Restore the "
+                "file, or choose another folder, so that all results come from one version of it",
                 plugins.describe(module, config),
                 workdir,
+                kept,
             )

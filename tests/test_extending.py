@@ -609,6 +609,11 @@ def test_a_changed_file_is_a_warning_that_names_it(own, own_files, tmp_path, cap
     file.write_text("loss = min  # changed")
     (message,) = claim()
     assert message.startswith(f"{file} (method={name}:loss) has changed since {folder} began")
+    assert "no generation is finished; splits and checkpoints are kept" in message
+    (folder / "generation_00").mkdir()
+    (folder / "generation_00" / "result.json").write_text("{}")
+    (message,) = claim()
+    assert "began: what the run has finished is kept" in message
     caplog.clear()
     with caplog.at_level(logging.WARNING, "absl"):
         workdir.check(folder, settings)
