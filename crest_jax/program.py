@@ -528,8 +528,9 @@ def sampling_probabilities(
     ):
         raise PluginError(
             f"rebalance={config.rebalance}: sampling_probabilities must return a probability for "
-            f"each of {len(labels)} labeled examples, with a sum of 1, not "
-            f"{shown(probabilities.tolist())}"
+            f"each of {len(labels)} labeled examples, with a sum of 1, not numbers of shape "
+            f"{probabilities.shape} with a sum of {probabilities.sum():g}"
+            f"{', of which some are below 0' if (probabilities < 0).any() else ''}"
         )
     return probabilities
 

@@ -6,13 +6,26 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _NAMED = 3  # the number of names that a message lists before it counts the rest
-_shortened = reprlib.Repr()
+
+
+class _Shortened(reprlib.Repr):
+    """Short texts of values, in which arrays are described by their type and shape."""
+
+    def repr1(self, value: Any, level: int) -> str:
+        """Return the text of a value, which may be an element of another one."""
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if isinstance(shape, tuple) and shape and dtype is not None:
+            return f"array of {dtype} {tuple(shape)}"
+        return super().repr1(value, level)
+
+
+_shortened = _Shortened()
 _shortened.maxlist = _shortened.maxtuple = 50
 _shortened.maxstring = _shortened.maxother = 200
 
 
 def shown(value: Any) -> str:
-    """Return any value as text on one line of bounded length."""
+    """Return any value as text on one line of bounded length; of an array, its type and shape."""
     try:
         return _shortened.repr(value).replace("\n", " ")
     except ValueError:  # Python refuses to write numbers of thousands of digits

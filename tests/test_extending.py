@@ -238,6 +238,25 @@ def test_class_weights_are_finite_and_have_a_mean_of_1(own, returned):
     )
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("[1.0] * len(labels)", r"a sum of 1, not numbers of shape \(3,\) with a sum of 3$"),
+        ("[2.0, -1.0, 0.0]", r"with a sum of 1, of which some are below 0$"),
+        ("[1.0]", r"not numbers of shape \(1,\)"),
+    ],
+)
+def test_probabilities_of_drawing_have_a_sum_of_1(own, returned, message):
+    name = own(
+        "from crest_jax.rebalancing import *\n"
+        "mine = Rebalancing((LABELED,), needs_all_examples=True,\n"
+        f"    sampling_probabilities=lambda labels, names: {returned})"
+    )
+    settings = load_experiment("digits_lt", f"rebalance={name}:mine")
+    with pytest.raises(PluginError, match=message):
+        program.sampling_probabilities(settings, np.array([0, 1, 1]), ("a", "b"))
+
+
 def test_a_hook_that_fails_is_named_in_one_line(own):
     name = own(
         "from crest_jax.rebalancing import *\n"
