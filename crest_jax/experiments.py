@@ -221,7 +221,7 @@ def _wrong_field(config: ConfigDict, field: str, value: str | None) -> str:
             if whose:
                 return (
                     f"{field} is of method={' or '.join(whose)} only; choose it as an argument of "
-                    f"the experiment, --config=FILE.py:method={whose[0]}"
+                    f"the experiment, {wording.as_argument('method', whose[0])}"
                 )
             has = f"{within or 'the config'} has {', '.join(found)}"
             return f"there is no such field; {has}{_meant(config, field)}"

@@ -239,7 +239,8 @@ def _check_algorithm(checks: _Checks, algorithm: Algorithm) -> None:
     if theirs & set(config) != set(algorithm.hyper_parameters):
         checks.found.append(
             f"the config has the hyper-parameters of another method than {config.method}: choose "
-            f"the method as an argument of the experiment, --config=FILE.py:{method}"
+            "the method as an argument of the experiment, "
+            f"{wording.as_argument('method', config.method)}"
         )
         return
     if algorithm.unlabeled:
@@ -265,7 +266,8 @@ def _check_rebalancing(checks: _Checks, algorithm: Algorithm) -> None:
     if lacking:
         checks.found.append(
             f"the config lacks {', '.join(lacking)} of rebalance={config.rebalance}: choose it as "
-            f"an argument of the experiment, --config=FILE.py:rebalance={config.rebalance}"
+            "an argument of the experiment, "
+            f"{wording.as_argument('rebalance', config.rebalance)}"
         )
         return
     needy = [name for name in parts(config.rebalance) if rebalancing.named(name).needs_all_examples]

@@ -51,3 +51,8 @@ def meant(given: str, names: Iterable[str]) -> str:
     """Return the end of a message that suggests a similar name; empty if there is none."""
     found = difflib.get_close_matches(given, names, n=1)
     return f"; did you mean {found[0]}?" if found else ""
+
+
+def as_argument(name: str, value: str) -> str:
+    """Return how an argument of an experiment is given, on the command line and in Python."""
+    return f"--config=FILE.py:{name}={value} or crest_jax.experiment(..., {name}={value!r})"

@@ -16,3 +16,9 @@ from crest_jax import wording
 )
 def test_values_are_shown_in_a_few_words(value, text):
     assert wording.shown(value) == text
+
+
+def test_an_argument_is_given_on_the_command_line_or_in_python():
+    assert wording.as_argument("method", "mixmatch") == (
+        "--config=FILE.py:method=mixmatch or crest_jax.experiment(..., method='mixmatch')"
+    )
