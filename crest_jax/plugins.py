@@ -118,7 +118,7 @@ def digests(config: ConfigDict) -> dict[str, str]:
 
 def describe(module: str, config: ConfigDict) -> str:
     """Return the path of a module's source file, and the config fields that name the module."""
-    fields = [f"{field}={name}" for field, name in _names(config) if _module_of(name) == module]
+    fields = [f"{field}={name}" for field, name in _names(config) if module_of(name) == module]
     return f"{_source_file(module) or module} ({', '.join(fields)})"
 
 
@@ -136,10 +136,11 @@ def _names(config: ConfigDict) -> Iterator[tuple[str, str]]:
 
 
 def _modules(config: ConfigDict) -> set[str]:
-    return {_module_of(name) for _, name in _names(config)}
+    return {module_of(name) for _, name in _names(config)}
 
 
-def _module_of(name: str) -> str:
+def module_of(name: str) -> str:
+    """Return the module of a `module:name`."""
     return name.partition(":")[0]
 
 

@@ -272,20 +272,32 @@ def _warn_of_changed_plugins(workdir: Path, config: ConfigDict) -> None:
 
     It is no error: a change of a comment must not end a run.
     """
+    for module in changed_plugins(workdir, config):
+        logging.warning(
+            "%s has changed since %s began: what the run has finished is kept, and only the "
+            "rest is made with the file as it is now. Restore the file, or choose another "
+            "folder, so that all results come from one version of it",
+            plugins.describe(module, config),
+            workdir,
+        )
+
+
+def changed_plugins(workdir: Path, config: ConfigDict) -> list[str]:
+    """Return the modules that a run's config names and that are no longer what it began with.
+
+    A file of digests that is damaged is a warning, and then none is known to have changed.
+
+    Args:
+      workdir: the run's folder.
+      config: of the run.
+    """
     path = RunFolder(workdir).plugins
     if not path.exists() or not RunFolder(workdir).splits.path.exists():
-        return
+        return []
     try:
         began_with = dict(files.read_json(path)["sha256"])
     except (WorkdirError, KeyError, TypeError, ValueError):
         logging.warning("%s is damaged: whether files of yours have changed is not known", path)
-        return
-    for module, digest in plugins.digests(config).items():
-        if digest != began_with.get(module, digest):
-            logging.warning(
-                "%s has changed since %s began: what the run has finished is kept, and only the "
-                "rest is made with the file as it is now. Restore the file, or choose another "
-                "folder, so that all results come from one version of it",
-                plugins.describe(module, config),
-                workdir,
-            )
+        return []
+    found = plugins.digests(config)
+    return [name for name, digest in found.items() if digest != began_with.get(name, digest)]

@@ -31,7 +31,7 @@ from crest_jax import (
     workdir,
 )
 from crest_jax.data import catalog, preparation, splits
-from crest_jax.errors import ConfigError, DataError, PluginError
+from crest_jax.errors import ConfigError, DataError, PluginError, WorkdirError
 
 ARGUMENTS = "method=my_losses:pi_model,rebalance=my_rebalancing:inverse_size+crest,gamma=2,beta=0.2"
 
@@ -616,6 +616,31 @@ def test_a_changed_file_is_a_warning_that_names_it(own, own_files, tmp_path, cap
     (folder / "plugins.json").write_text("{")
     (message,) = claim()
     assert message.startswith(f"{folder / 'plugins.json'} is damaged")
+
+
+def test_a_changed_model_is_a_warning_where_a_run_is_read(run, own_files, monkeypatch, caplog):
+    file = own_files / "my_nets.py"
+    content = file.read_text()
+
+    def load(changed):
+        caplog.clear()
+        monkeypatch.delitem(sys.modules, "my_nets")
+        file.write_text(changed)
+        with caplog.at_level(logging.WARNING, "absl"):
+            trained.load(run)
+        messages = [record.getMessage() for record in caplog.records]
+        return [message for message in messages if "has changed" in message]
+
+    try:
+        (message,) = load(f"{content}# changed\n")
+        assert message.startswith(f"{file} (model.name=my_nets:MyNet) has changed since {run} beg")
+        assert not load(f"{content}# changed\n")  # one warning is enough
+        with pytest.raises(
+            WorkdirError, match=r"restore .*my_nets\.py .* has changed since the run"
+        ):
+            load(content.replace("Conv(8", "Conv(16"))
+    finally:
+        assert not load(content)
 
 
 def test_a_digest_is_kept_of_each_file_that_a_config_names(run, own_files):
