@@ -4,9 +4,13 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from ml_collections import ConfigDict
@@ -23,6 +27,10 @@ _Result = TypeVar("_Result")
 _LONGEST = 300  # characters of an error of a plug-in in a message
 # It does not match a data set of TFDS with a version, such as `cifar10:3.0.2`.
 _PLUGIN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+# The spec of each imported module, and the digest of the source that it was imported from.
+_digests: dict[str, tuple[ModuleSpec | None, str | None]] = {}
 
 
 class DataSet(Protocol):
@@ -60,7 +68,7 @@ def find(name: str, known: Mapping[str, Any], *, field: str) -> Any:
         )
     module_name, _, path = name.partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = _imported(module_name)
     except (Exception, SystemExit) as error:  # whatever a user's module raises
         reason = printable(f"{type(error).__name__}: {error}")
         raise PluginError(
@@ -72,6 +80,45 @@ def find(name: str, known: Mapping[str, Any], *, field: str) -> Any:
             raise PluginError(f"{said}: {printable(module_name)} has no {printable(path)!r}")
         found = getattr(found, part)
     return found
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a module, and remember the digest of the source that was imported.
+
+    A module that is imported again, such as by `importlib.reload`, has another spec.
+    """
+    loaded = sys.modules.get(module)
+    if loaded is None:
+        before = _digest_on_disk(module)
+        loaded = importlib.import_module(module)
+        _digests[module] = loaded.__spec__, before
+    elif module not in _digests or _digests[module][0] is not loaded.__spec__:
+        # What was imported before is known to be another source only if a function differs.
+        digest = _digest_on_disk(module) if _has_functions_of_its_file(loaded) else None
+        _digests[module] = loaded.__spec__, digest
+    return loaded
+
+
+def _has_functions_of_its_file(module: ModuleType) -> bool:
+    """Return whether the functions and methods of a module are those of its source file."""
+    file = _source_file(module.__name__)
+    if file is None:
+        return True
+    try:
+        codes = set(_codes(compile(file.read_bytes(), str(file), "exec")))
+    except (SyntaxError, ValueError):
+        return False
+    classes = [each for each in vars(module).values() if isinstance(each, type)]
+    values = [value for owner in [module, *classes] for value in vars(owner).values()]
+    found = [inspect.unwrap(value).__code__ for value in values if inspect.isfunction(value)]
+    return all(code in codes for code in found if code.co_filename == module.__file__)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _codes(each)
 
 
 def guarded(function: Callable[_Arguments, _Result], name: str) -> Callable[_Arguments, _Result]:
@@ -103,17 +150,35 @@ def in_a_line(error: BaseException) -> str:
 def digests(config: ConfigDict) -> dict[str, str]:
     """Return the SHA-256 of the source file of each module that a config names as `module:name`.
 
-    Modules without a source file are left out, and so are other files that a module imports.
+    It is that of the file when the module was imported here. Modules without a source file are left
+    out, and so are other files that a module imports, and sources that are no longer on disk.
 
     Args:
       config: a validated config.
     """
-    files = {module: _source_file(module) for module in sorted(_modules(config))}
-    return {
-        module: hashlib.sha256(file.read_bytes()).hexdigest()
-        for module, file in files.items()
-        if file is not None
-    }
+    found = {module: _digest(module) for module in sorted(_modules(config))}
+    return {module: digest for module, digest in found.items() if digest is not None}
+
+
+def stale(config: ConfigDict) -> list[str]:
+    """Return the modules that a config names whose files have changed since they were imported."""
+    return [
+        module for module in sorted(_modules(config)) if _digest(module) != _digest_on_disk(module)
+    ]
+
+
+def _digest(module: str) -> str | None:
+    loaded = sys.modules.get(module)
+    if loaded is not None and module in _digests:
+        spec, digest = _digests[module]
+        if spec is loaded.__spec__:
+            return digest
+    return _digest_on_disk(module)
+
+
+def _digest_on_disk(module: str) -> str | None:
+    file = _source_file(module)
+    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def describe(module: str, config: ConfigDict) -> str:

@@ -141,6 +141,7 @@ def check(workdir: Path, config: ConfigDict) -> bool:
             raise _not_writable(workdir, os.strerror(errno.EACCES))
     _check_foreign(workdir)
     _changed_owner(workdir, config)
+    _warn_of_stale_plugins(config)
     _warn_of_changed_plugins(workdir, config)
     return RunFolder(workdir).config.exists()
 
@@ -260,11 +261,21 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
 def _keep_plugins(workdir: Path, config: ConfigDict) -> None:
     """Keep the digests of the source files that the config names, or warn of those that changed."""
     path = RunFolder(workdir).plugins
+    _warn_of_stale_plugins(config)
     # If nothing was made with the old files yet, the new ones are the run's.
     if path.exists() and RunFolder(workdir).splits.path.exists():
         _warn_of_changed_plugins(workdir, config)
     elif path.exists() or plugins.digests(config):
         files.write_json(path, {"sha256": plugins.digests(config)})
+
+
+def _warn_of_stale_plugins(config: ConfigDict) -> None:
+    for module in plugins.stale(config):
+        logging.warning(
+            "%s has changed since it was imported here, and is used as it was then: restart Python "
+            "(or the notebook's kernel) to use the file as it is now",
+            plugins.describe(module, config),
+        )
 
 
 def _warn_of_changed_plugins(workdir: Path, config: ConfigDict) -> None:

@@ -597,6 +597,7 @@ def test_a_changed_file_is_a_warning_that_names_it(own, own_files, tmp_path, cap
 
     def claim():
         caplog.clear()
+        sys.modules.pop(name, None)  # as in another process
         with caplog.at_level(logging.WARNING, "absl"), workdir.claim(folder, settings):
             return [record.getMessage() for record in caplog.records]
 
@@ -610,6 +611,7 @@ def test_a_changed_file_is_a_warning_that_names_it(own, own_files, tmp_path, cap
     (message,) = claim()
     assert message.startswith(f"{file} (method={name}:loss) has changed since {folder} began")
     caplog.clear()
+    del sys.modules[name]
     with caplog.at_level(logging.WARNING, "absl"):
         workdir.check(folder, settings)
     assert len(caplog.records) == 1
@@ -641,6 +643,43 @@ def test_a_changed_model_is_a_warning_where_a_run_is_read(run, own_files, monkey
             load(content.replace("Conv(8", "Conv(16"))
     finally:
         assert not load(content)
+
+
+@pytest.mark.parametrize("imported_before", [False, True])
+def test_code_that_is_no_longer_on_disk_is_a_warning(
+    own, own_files, tmp_path, caplog, imported_before
+):
+    """In a notebook, a module that was imported stays as it was."""
+    before, after = (f"def loss(inputs): return {number}" for number in (1, 2222))
+    name = own(before)
+    file = own_files / f"{name}.py"
+    if imported_before:
+        importlib.import_module(name)
+        file.write_text(after)
+    settings = load_experiment("digits_lt", f"method={name}:loss")
+    file.write_text(after)
+
+    def claim():
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "absl"), workdir.claim(tmp_path, settings):
+            kept = tmp_path / "plugins.json"
+            digests = json.loads(kept.read_text())["sha256"] if kept.exists() else {}
+            return digests.get(name), [record.getMessage() for record in caplog.records]
+
+    digest, (message,) = claim()
+    assert message.startswith(f"{file} (method={name}:loss) has changed since it was imported")
+    assert "restart Python (or the notebook's kernel)" in message
+    known = hashlib.sha256(before.encode()).hexdigest()
+    assert digest == (None if imported_before else known)
+    importlib.reload(sys.modules[name])
+    assert claim() == (hashlib.sha256(after.encode()).hexdigest(), [])
+
+
+def test_a_module_that_is_imported_already_is_as_on_disk(own_files):
+    importlib.import_module("my_nets")
+    settings = load_experiment("digits_lt", **{"model.name": "my_nets:MyNet"})
+    validation.validate(settings)
+    assert not plugins.stale(settings)
 
 
 def test_a_digest_is_kept_of_each_file_that_a_config_names(run, own_files):
