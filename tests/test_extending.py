@@ -490,7 +490,10 @@ LOSSES = {
     "prediction": (RESULT.replace("guesses.mean(0)", "total"), r"with prediction of shape \(\)"),
     "metrics": (RESULT.replace("{'loss': total}", "total"), "with metrics=.* a dict of scalars"),
     "metric": (RESULT.replace(": total}", ": logits}"), "with the metric 'loss' of shape"),
-    "statistics": (RESULT.replace("batch_stats", "{}"), "with other batch_stats than the model"),
+    "statistics": (
+        RESULT.replace("batch_stats", "{}"),
+        "with other batch_stats than the model has, without .*BatchNorm_0/mean: they must be",
+    ),
 }
 
 
@@ -505,6 +508,44 @@ def test_what_training_asks_of_a_loss_is_checked_before_the_data_is_prepared(own
     with pytest.raises(PluginError, match=rf"^method={name}:loss .*{message}") as caught:
         contracts.check(settings)
     assert "\n" not in str(caught.value)
+
+
+STATEFUL = """
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from crest_jax.algorithms import Loss
+class Net(nn.Module):
+    classes: int
+    @nn.compact
+    def __call__(self, images, *, train):
+        self.variable("batch_stats", "confidence", lambda: jnp.full((), 1 / 10))
+        return nn.Dense(self.classes)(images.mean(axis=(1, 2)))
+def loss(inputs):
+    logits, batch_stats = inputs.forward(inputs.weak(inputs.labeled, inputs.labeled_keys))
+    found = 0.9 * batch_stats["confidence"] + 0.1 * jax.nn.softmax(logits).max(axis=1).mean()
+    return Loss(logits.mean(), {returned}, {"confidence": found})
+"""
+
+
+def test_a_loss_may_keep_state_in_batch_stats(own, tiny_config, tmp_path):
+    """An initial value that is a Python number is weakly typed, unlike what a loss makes of it."""
+
+    def settings(returned):
+        name = own(STATEFUL.replace("{returned}", returned))
+        fields = {"model.name": f"{name}:Net", "generations": 1, "steps_at_once": 2}
+        return tiny_config(f"method={name}:loss,rebalance=none", **fields)
+
+    good = settings("{**batch_stats, 'confidence': found}")
+    contracts.check(good)
+    job.run(good, tmp_path / "run")
+    for returned, message in {
+        "{'confidence': logits}": r"with confidence of float32\[\d+, 10\] instead of float32\[\]",
+        "{**batch_stats, 'more': found}": "with more, which it lacks",
+        "{}": "without confidence",
+    }.items():
+        with pytest.raises(PluginError, match=f"than the model has, {message}: they must be"):
+            contracts.check(settings(returned))
 
 
 def test_guesses_are_needed_where_they_are_refined(own):
