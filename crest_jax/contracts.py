@@ -91,7 +91,7 @@ def _trace_step(config: ConfigDict, image_shape: tuple[int, int, int], classes: 
     except Exception:  # likewise
         return
     wrongs = [*_differences(_leaves(before), _leaves(after))]
-    if not wrongs and jax.tree.structure(before) != jax.tree.structure(after):
+    if not wrongs and str(jax.tree.structure(before)) != str(jax.tree.structure(after)):
         wrongs = ["in other containers"]
     for wrong in wrongs:
         raise PluginError(

@@ -7,6 +7,8 @@ import importlib.util
 import inspect
 import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -70,16 +72,23 @@ def find(name: str, known: Mapping[str, Any], *, field: str) -> Any:
     try:
         found: Any = _imported(module_name)
     except (Exception, SystemExit) as error:  # whatever a user's module raises
-        reason = printable(f"{type(error).__name__}: {error}")
         raise PluginError(
-            f"{said}: the module {printable(module_name)!r} cannot be imported ({reason}): install "
-            "it, or add its folder to PYTHONPATH"
+            f"{said}: the module {printable(module_name)!r} cannot be imported "
+            f"({in_a_line(error)}){_advice(module_name, error)}"
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
             raise PluginError(f"{said}: {printable(module_name)} has no {printable(path)!r}")
         found = getattr(found, part)
     return found
+
+
+def _advice(module: str, error: BaseException) -> str:
+    """Return what to do about a module that cannot be imported, unless the error says it."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and f"{module}.".startswith(f"{missing}."):  # or a package that it is in
+        return ": install it, or add its folder to PYTHONPATH"
+    return ""
 
 
 def _imported(module: str) -> ModuleType:
@@ -142,9 +151,23 @@ def guarded(function: Callable[_Arguments, _Result], name: str) -> Callable[_Arg
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return an error's type and message on one line of bounded length."""
+    """Return an error's type, message and place on one line of bounded length.
+
+    The place is the innermost one that is neither in this project nor in an installed package.
+    """
     said = printable(" ".join(f"{type(error).__name__}: {error}".split()))
-    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
+    said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in _not_of_a_user()):
+            return f"{said}; {printable(path.name)}, line {frame.lineno}"
+    return said
+
+
+@functools.cache
+def _not_of_a_user() -> list[str]:
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    return [*installed, str(Path(__file__).parent)]
 
 
 def digests(config: ConfigDict) -> dict[str, str]:

@@ -122,6 +122,25 @@ def test_a_name_of_nothing_is_answered(name, message):
         plugins.find(name, {"a": 1, "b": 2}, field="field")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("import no_such_package", r"No module named 'no_such_package'; own_\d+\.py, line 1\)$"),
+        ("x = 1\nx = ]", r"SyntaxError: .*own_\d+\.py, line 2\)\)$"),
+        ("x = {}\nx['y']", r"KeyError: 'y'; own_\d+\.py, line 2\)$"),
+    ],
+)
+def test_an_error_within_a_module_is_no_matter_of_where_it_is(own, content, message):
+    with pytest.raises(PluginError, match=rf"cannot be imported \(.*{message}"):
+        plugins.find(f"{own(content)}:x", {}, field="field")
+
+
+def test_a_module_that_is_not_found_is_to_be_installed():
+    for name in ("no_such_module:x", "no_such_package.module:x"):
+        with pytest.raises(PluginError, match=r"install it, or add its folder to PYTHONPATH$"):
+            plugins.find(name, {}, field="field")
+
+
 def test_names_are_resolved_with_dots():
     assert plugins.find("json:decoder.JSONDecoder", {}, field="x") is json.JSONDecoder
     assert plugins.find("b", {"b": 3}, field="x") == 3
@@ -248,7 +267,10 @@ def test_a_hook_that_fails_is_named_in_one_line(own):
     with pytest.raises(PluginError) as caught:
         program.class_weights(settings, ("a", "b"), np.array([3, 1]))
     said = str(caught.value)
-    assert said == rf"rebalance={name}:mine: class_weights fails (KeyError: 'no\nsuch')"
+    assert (
+        said
+        == rf"rebalance={name}:mine: class_weights fails (KeyError: 'no\nsuch'; {name}.py, line 2)"
+    )
 
 
 # Hyper-parameters of a rebalancing
@@ -376,7 +398,7 @@ def test_hyper_parameters_do_not_take_the_place_of_other_fields(own):
         ("def make(**settings): return 3", "returns 3, not a flax"),
         (
             "def make(classes, depth): raise KeyError(depth)",
-            r"with classes=10, depth=10 \(KeyError: 10\)",
+            r"with classes=10, depth=10 \(KeyError: 10; own_\d+\.py, line 1\)",
         ),
         ("def make(layers): return layers", "cannot be called with"),
         ("make = dict", "cannot be called with"),
@@ -406,7 +428,9 @@ def test_a_model_is_checked_with_the_configs_settings(own):
     settings = load_experiment("digits_lt", **{"model.name": f"{name}:Net", "model.depth": 50})
     validation.validate(settings)
     settings.model.depth = 10
-    with pytest.raises(ConfigError, match=r"depth=10 \(AssertionError: depth=10\)"):
+    with pytest.raises(
+        ConfigError, match=r"depth=10 \(AssertionError: depth=10; own_\d+\.py, line 6\)"
+    ):
         validation.validate(settings)
 
 
@@ -467,7 +491,9 @@ def test_a_model_is_checked_again_with_the_images_and_classes_of_the_data(own):
     name = own(NET.format(**{**GOOD, **changes}))
     settings = load_experiment("digits_lt", **{"model.name": f"{name}:Net"})
     program.check_model(settings, (40, 40, 1), 4)
-    with pytest.raises(PluginError, match=r":Net fails \(AssertionError: \(2, 8, 8, 1\)\)"):
+    with pytest.raises(
+        PluginError, match=r":Net fails \(AssertionError: \(2, 8, 8, 1\); own_\d+\.py, l"
+    ):
         program.check_model(settings, (8, 8, 1), 4)
 
 
@@ -578,7 +604,8 @@ def test_an_error_of_a_plug_in_is_left_to_the_shapes_of_the_data(own, tmp_path, 
     contracts.check(settings)
     with pytest.raises(PluginError) as caught:
         job.run(settings, tmp_path / "run")
-    assert str(caught.value) == f"method={name}:loss fails (ValueError: odd size)"
+    place = f"{name}.py, line 8"
+    assert str(caught.value) == f"method={name}:loss fails (ValueError: odd size; {place})"
 
 
 def test_a_violation_ends_a_run_before_it_has_a_folder(own, tmp_path):
