@@ -47,6 +47,19 @@ def is_plugin(name: str) -> bool:
     return bool(_PLUGIN.fullmatch(name))
 
 
+def no_name(field: str, value: Any) -> str | None:
+    """Return why an object that is given in place of its name is refused; None for other values.
+
+    Args:
+      field: the name of the config field, for the message.
+      value: any.
+    """
+    if value is None or isinstance(value, str | int | float | list | tuple | Mapping):
+        return None
+    kind = "a class" if isinstance(value, type) else f"of type {type(value).__name__}"
+    return f"{field} is {kind}, and must be a name: 'module:name' is that of an object of your own"
+
+
 def find(name: str, known: Mapping[str, Any], *, field: str) -> Any:
     """Return the object of a name. That of a `module:name` may be of any type.
 
@@ -69,6 +82,11 @@ def find(name: str, known: Mapping[str, Any], *, field: str) -> Any:
             f"{meant(name, known)}"
         )
     module_name, _, path = name.partition(":")
+    if module_name == "__main__":
+        raise PluginError(
+            f"{said}: __main__ is another module in each process, so a run could not be loaded: "
+            "move the object into a file, and give the name of that"
+        )
     try:
         found: Any = _imported(module_name)
     except (Exception, SystemExit) as error:  # whatever a user's module raises

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, load_experiment
 from etils.epath import Path
+from ml_collections import ConfigDict
 
 import crest_jax
 from crest_jax import (
@@ -141,6 +142,28 @@ def test_a_module_that_is_not_found_is_to_be_installed():
             plugins.find(name, {}, field="field")
 
 
+def test_an_object_is_given_by_its_name():
+    class Mine:
+        pass
+
+    for field, value in {"method": Mine(), "rebalance": Mine}.items():
+        with pytest.raises(ConfigError, match=f"^{field} is .*, and must be a name: 'mod"):
+            crest_jax.experiment("digits_lt", **{field: value})
+    settings = load_experiment("digits_lt").to_dict()
+    settings["model"]["name"] = Mine
+    with pytest.raises(
+        ConfigError, match=r"^model\.name is a class, and must be a name: 'module:n"
+    ):
+        validation.validate(ConfigDict(settings))
+    with pytest.raises(ConfigError, match=r"fixmatch, or module:name of your own$"):
+        crest_jax.experiment("digits_lt", method="fixmtach")
+
+
+def test_what_another_process_cannot_import_is_refused():
+    with pytest.raises(PluginError, match="move the object into a file, and give the name of that"):
+        plugins.find("__main__:Mine", {}, field="model.name")
+
+
 def test_names_are_resolved_with_dots():
     assert plugins.find("json:decoder.JSONDecoder", {}, field="x") is json.JSONDecoder
     assert plugins.find("b", {"b": 3}, field="x") == 3
@@ -179,6 +202,7 @@ PARTS = {
     "acts_on=(PSEUDO_LABELS,), alignment_targets=('constnat',)": "must be of none, labeled_average",
     "acts_on=(LABELED,), sampling_probabilities=max": "need needs_all_examples=True",
     "acts_on=(GENERATIONS,)": "needs sampling_rates: those of Eq. 1 are CREST.sampling_rates",
+    "acts_on=(LABELED,)": "it has no hook, so it would do nothing: give it one of class_weights",
     "acts_on=(LABELED,), class_weights=3": "class_weights=3 must be a function",
     "acts_on=(LABELED,), class_weights=lambda n: n": r"must take counts, class_names, .* many pos",
     "acts_on=(LABELED,), class_weights=lambda n, names, *, b: n": "required .*argument: 'b'",
@@ -189,10 +213,10 @@ PARTS = {
     "acts_on=(LABELED,), hyper_parameters={'b': Field(1.5, '', '[0, 1]')}": "default 1.5, which",
     "acts_on=(LABELED,), hyper_parameters={'b': Field(1.5, '', '0 to 1')}": "within='0 to 1'",
     "acts_on=(LABELED,), hyper_parameters={'b': Field(None)}": "the default None, which must be",
-    "acts_on=(LABELED,), hyper_parameters={'crest.alpha': Field(1.0)}": "of other fields, crest.al",
-    "acts_on=(LABELED,), hyper_parameters={'crest': Field(1.0)}": "of other fields, crest: rename",
-    "acts_on=(LABELED,), hyper_parameters={'x': Field(1), 'x.b': Field(1)}": "fields, x.b: rename",
-    "acts_on=(LABELED,), hyper_parameters={'items': Field(1.0)}": "of other fields, items: rename",
+    "(LABELED,), {'crest.alpha': Field(1.0)}, max": "of other fields, crest.al",
+    "(LABELED,), {'crest': Field(1.0)}, max": "of other fields, crest: rename",
+    "(LABELED,), {'x': Field(1), 'x.b': Field(1)}, max": "fields, x.b: rename",
+    "(LABELED,), {'items': Field(1.0)}, max": "of other fields, items: rename",
 }
 
 
@@ -400,7 +424,10 @@ def test_hyper_parameters_do_not_take_the_place_of_other_fields(own):
             "def make(classes, depth): raise KeyError(depth)",
             r"with classes=10, depth=10 \(KeyError: 10; own_\d+\.py, line 1\)",
         ),
-        ("def make(layers): return layers", "cannot be called with"),
+        (
+            "def make(layers): return layers",
+            r"called without arguments, and names none of classes, depth, .*axis_name \(TypeError",
+        ),
         ("make = dict", "cannot be called with"),
     ],
 )
