@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import inspect
 import json
 import logging
 import re
@@ -790,6 +791,18 @@ def test_a_run_of_the_projects_own_objects_keeps_no_digests(tmp_path):
     settings = load_experiment("digits_lt", **{"data.name": "cifar10:3.0.2"})
     with workdir.claim(tmp_path, settings):
         assert not (tmp_path / "plugins.json").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        algorithms.Algorithm, algorithms.Field, algorithms.Loss, algorithms.StepInputs,
+        rebalancing.Rebalancing,
+    ],
+)  # fmt: skip
+def test_help_says_what_each_field_means(kind):
+    described = re.findall(r"\n  (\w+): ", inspect.cleandoc(kind.__doc__).partition("Attrib")[2])
+    assert tuple(described) == kind._fields
 
 
 # Settings of experiments
