@@ -381,7 +381,8 @@ def parse_arguments(
         given = f"{key}={wording.printable(value)}"
         is_own = key == "method" and plugins.is_plugin(value)
         if key in valid and value not in valid[key] and not is_own:
-            raise ConfigError(f"{given} is not one of {', '.join(valid[key])}")
+            own = ", or module:name of your own" if key == "method" else ""
+            raise ConfigError(f"{given} is not one of {', '.join(valid[key])}{own}")
         if key == "rebalance":
             for problem in problems(value, unlabeled=True):
                 raise ConfigError(f"{given}: {problem}")

@@ -5,6 +5,8 @@ and a loss are traced with invented ones. An error that a plug-in raises may com
 left to the run's own shapes (`program.build`, and the first training step).
 """
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
@@ -88,8 +90,30 @@ def _trace_step(config: ConfigDict, image_shape: tuple[int, int, int], classes: 
         return
     except Exception:  # likewise
         return
-    if before != after:
+    wrongs = [*_differences(_leaves(before), _leaves(after))]
+    if not wrongs and str(jax.tree.structure(before)) != str(jax.tree.structure(after)):
+        wrongs = ["in other containers"]
+    for wrong in wrongs:
         raise PluginError(
-            f"method={config.method} returns a Loss with other batch_stats than the model has: "
-            "they must be those that inputs.forward returns"
+            f"method={config.method} returns a Loss with other batch_stats than the model has, "
+            f"{wrong}: they must be those that inputs.forward returns, or of the same shapes"
         )
+
+
+def _leaves(tree: PyTree) -> dict[str, str]:
+    """Return the dtype and shape of each leaf, which may be weakly typed, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def _differences(before: dict[str, str], after: dict[str, str]) -> Iterator[str]:
+    for path in sorted(before.keys() - after.keys()):
+        yield f"without {path}"
+    for path, found in after.items():
+        if path not in before:
+            yield f"with {path}, which it lacks"
+        elif found != before[path]:
+            yield f"with {path} of {found} instead of {before[path]}"

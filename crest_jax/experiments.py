@@ -14,7 +14,7 @@ from absl import flags
 from etils.epath import Path
 from ml_collections import ConfigDict, config_flags
 
-from crest_jax import bundled, files, wording
+from crest_jax import bundled, files, plugins, wording
 from crest_jax.algorithms import ALGORITHMS
 from crest_jax.config import kind_of
 from crest_jax.errors import ConfigError
@@ -39,6 +39,10 @@ def experiment(name: str | os.PathLike[str], **arguments: Any) -> ConfigDict:
       config.model.width = 4
     """
     path = files.given(name, "experiment")
+    for key in ("method", "rebalance"):
+        wrong = plugins.no_name(key, arguments.get(key))
+        if wrong:
+            raise ConfigError(wrong)
     given = ",".join(f"{key}={value}" for key, value in arguments.items() if value is not None)
     if given and ":" in str(path).removeprefix("gs://"):
         raise ConfigError(f"{name} has arguments after a colon: give all of them by name instead")

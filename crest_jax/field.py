@@ -12,18 +12,25 @@ from crest_jax.wording import shown
 
 
 class Field(NamedTuple):
-    """One field of a config, or one hyper-parameter of an algorithm or a rebalancing."""
+    """One field of a config, or one hyper-parameter of an algorithm or a rebalancing.
 
-    # Its type is the type of the field's values. An empty tuple stands for one of numbers.
+    Attributes:
+      default: the default, whose type is that of the field's values. An empty tuple stands for one
+        of numbers.
+      help: a line that says what the field means, with its unit.
+      within: the range of a number, as an interval such as "(0, 1]" or "[1, inf)". Empty for any
+        value.
+      choices: all possible values of a text, or of the entries of a tuple. Empty for any value.
+      words: the valid values in words, for the help, where they are checked elsewhere.
+      source: where the default comes from: a section of the paper, or another one.
+    """
+
     default: Any
-    help: str = ""  # a line that says what the field means, with its unit
-    # The range of a number, as an interval such as "(0, 1]" or "[1, inf)". Empty for any value.
+    help: str = ""
     within: str = ""
-    # All possible values of a text, or of the entries of a tuple. Empty for any value.
     choices: Sequence[str] = ()
-    # The valid values in words, for the help, where they are checked elsewhere.
     words: str = ""
-    source: str = ""  # where the default comes from: a section of the paper, or another one
+    source: str = ""
 
     def expected(self, value: Any) -> str:
         """Return what a value of the right type must be, or an empty string if it is that."""

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from absl import logging
 from etils.epath import Path
 from jaxtyping import Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from crest_jax import checkpoints, evaluate, files, program, results, stages, workdir
+from crest_jax import checkpoints, evaluate, files, plugins, program, results, stages, workdir
 from crest_jax.data import manifest, resize, splits
 from crest_jax.data.views import View, view_of
 from crest_jax.errors import ConfigError, WorkdirError
@@ -205,6 +206,13 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
     """
     config = config_of(folder)
     RunFolder(folder).check_whole()
+    modules = workdir.changed_plugins(folder, config)
+    changed = ", ".join(plugins.describe(module, config) for module in modules)
+    if plugins.module_of(config.model.name) in modules:  # a loss is not used any more
+        _warn_once(
+            f"{changed} has changed since {folder} began, and is used as it is now: the model may "
+            "not be the one that was trained. Restore the file to be sure"
+        )
     finished = finished_generations(folder)
     if not finished:
         raise WorkdirError(f"{folder} has no finished generation: run it to the end of one first")
@@ -238,6 +246,8 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
             jax.eval_shape(create, jax.random.key(0)),
         )
         way_out = "run the generation again in another workdir"
+        if changed:
+            way_out = f"restore {changed}, which has changed since the run began"
         state = checkpoints.restore(manager, step, template, way_out=way_out)
     params, batch_stats = state.ema_weights
     return Trained(
@@ -252,6 +262,12 @@ def load(folder: Path, *, generation: int | None = None, step: int | None = None
         generation,
         config.eval_batch_size,
     )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Log a warning, but not again in this process: several models of a run may be read."""
+    logging.warning("%s", message)
 
 
 def class_distribution(folder: Path, generation: int) -> Float[np.ndarray, " classes"]:

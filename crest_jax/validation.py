@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from crest_jax import algorithms, optimizers, program, rebalancing, schema, wording
+from crest_jax import algorithms, optimizers, plugins, program, rebalancing, schema, wording
 from crest_jax.algorithms import ALGORITHMS, Algorithm
 from crest_jax.config import (
     DISTRIBUTIONS,
@@ -50,6 +50,11 @@ def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
         raise ConfigError(
             f"an experiment's get_config must return a ConfigDict, not {wording.shown(config)}"
         )
+    values = by_name(config)
+    names = [name for name in ("method", "rebalance", "model.name", "data.name") if name in values]
+    no_names = list(filter(None, (plugins.no_name(name, values[name]) for name in names)))
+    if no_names:
+        raise ConfigError("\n".join(no_names))
     fields = schema_of(config.get("method"), config.get("rebalance"))
     mistyped = list(schema.mismatches(config.to_dict(), fields, closed=True))
     if mistyped:

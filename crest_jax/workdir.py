@@ -141,6 +141,7 @@ def check(workdir: Path, config: ConfigDict) -> bool:
             raise _not_writable(workdir, os.strerror(errno.EACCES))
     _check_foreign(workdir)
     _changed_owner(workdir, config)
+    _warn_of_stale_plugins(config)
     _warn_of_changed_plugins(workdir, config)
     return RunFolder(workdir).config.exists()
 
@@ -260,6 +261,7 @@ def _changed_owner(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
 def _keep_plugins(workdir: Path, config: ConfigDict) -> None:
     """Keep the digests of the source files that the config names, or warn of those that changed."""
     path = RunFolder(workdir).plugins
+    _warn_of_stale_plugins(config)
     # If nothing was made with the old files yet, the new ones are the run's.
     if path.exists() and RunFolder(workdir).splits.path.exists():
         _warn_of_changed_plugins(workdir, config)
@@ -267,29 +269,50 @@ def _keep_plugins(workdir: Path, config: ConfigDict) -> None:
         files.write_json(path, {"sha256": plugins.digests(config)})
 
 
+def _warn_of_stale_plugins(config: ConfigDict) -> None:
+    for module in plugins.stale(config):
+        logging.warning(
+            "%s has changed since it was imported here, and is used as it was then: restart Python "
+            "(or the notebook's kernel) to use the file as it is now",
+            plugins.describe(module, config),
+        )
+
+
 def _warn_of_changed_plugins(workdir: Path, config: ConfigDict) -> None:
     """Warn of source files that are no longer those that the run began with.
 
     It is no error: a change of a comment must not end a run.
     """
-    path = RunFolder(workdir).plugins
-    if not path.exists() or not RunFolder(workdir).splits.path.exists():
-        return
-    try:
-        began_with = dict(files.read_json(path)["sha256"])
-    except (WorkdirError, KeyError, TypeError, ValueError):
-        logging.warning("%s is damaged: whether files of yours have changed is not known", path)
-        return
     if RunFolder(workdir).generation(0).result.exists():
         kept = "what the run has finished is kept, and only the rest"
     else:
         kept = "no generation is finished; splits and checkpoints are kept, and only the rest"
-    for module, digest in plugins.digests(config).items():
-        if digest != began_with.get(module, digest):
-            logging.warning(
-                "%s has changed since %s began: %s is made with the file as it is now. Restore the "
-                "file, or choose another folder, so that all results come from one version of it",
-                plugins.describe(module, config),
-                workdir,
-                kept,
-            )
+    for module in changed_plugins(workdir, config):
+        logging.warning(
+            "%s has changed since %s began: %s is made with the file as it is now. Restore the "
+            "file, or choose another folder, so that all results come from one version of it",
+            plugins.describe(module, config),
+            workdir,
+            kept,
+        )
+
+
+def changed_plugins(workdir: Path, config: ConfigDict) -> list[str]:
+    """Return the modules that a run's config names and that are no longer what it began with.
+
+    A file of digests that is damaged is a warning, and then none is known to have changed.
+
+    Args:
+      workdir: the run's folder.
+      config: of the run.
+    """
+    path = RunFolder(workdir).plugins
+    if not path.exists() or not RunFolder(workdir).splits.path.exists():
+        return []
+    try:
+        began_with = dict(files.read_json(path)["sha256"])
+    except (WorkdirError, KeyError, TypeError, ValueError):
+        logging.warning("%s is damaged: whether files of yours have changed is not known", path)
+        return []
+    found = plugins.digests(config)
+    return [name for name, digest in found.items() if digest != began_with.get(name, digest)]

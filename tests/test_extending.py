@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import inspect
 import json
 import logging
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, load_experiment
 from etils.epath import Path
+from ml_collections import ConfigDict
 
 import crest_jax
 from crest_jax import (
@@ -31,7 +33,7 @@ from crest_jax import (
     workdir,
 )
 from crest_jax.data import catalog, preparation, splits
-from crest_jax.errors import ConfigError, DataError, PluginError
+from crest_jax.errors import ConfigError, DataError, PluginError, WorkdirError
 
 ARGUMENTS = "method=my_losses:pi_model,rebalance=my_rebalancing:inverse_size+crest,gamma=2,beta=0.2"
 
@@ -122,6 +124,47 @@ def test_a_name_of_nothing_is_answered(name, message):
         plugins.find(name, {"a": 1, "b": 2}, field="field")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("import no_such_package", r"No module named 'no_such_package'; own_\d+\.py, line 1\)$"),
+        ("x = 1\nx = ]", r"SyntaxError: .*own_\d+\.py, line 2\)\)$"),
+        ("x = {}\nx['y']", r"KeyError: 'y'; own_\d+\.py, line 2\)$"),
+    ],
+)
+def test_an_error_within_a_module_is_no_matter_of_where_it_is(own, content, message):
+    with pytest.raises(PluginError, match=rf"cannot be imported \(.*{message}"):
+        plugins.find(f"{own(content)}:x", {}, field="field")
+
+
+def test_a_module_that_is_not_found_is_to_be_installed():
+    for name in ("no_such_module:x", "no_such_package.module:x"):
+        with pytest.raises(PluginError, match=r"install it, or add its folder to PYTHONPATH$"):
+            plugins.find(name, {}, field="field")
+
+
+def test_an_object_is_given_by_its_name():
+    class Mine:
+        pass
+
+    for field, value in {"method": Mine(), "rebalance": Mine}.items():
+        with pytest.raises(ConfigError, match=f"^{field} is .*, and must be a name: 'mod"):
+            crest_jax.experiment("digits_lt", **{field: value})
+    settings = load_experiment("digits_lt").to_dict()
+    settings["model"]["name"] = Mine
+    with pytest.raises(
+        ConfigError, match=r"^model\.name is a class, and must be a name: 'module:n"
+    ):
+        validation.validate(ConfigDict(settings))
+    with pytest.raises(ConfigError, match=r"fixmatch, or module:name of your own$"):
+        crest_jax.experiment("digits_lt", method="fixmtach")
+
+
+def test_what_another_process_cannot_import_is_refused():
+    with pytest.raises(PluginError, match="move the object into a file, and give the name of that"):
+        plugins.find("__main__:Mine", {}, field="model.name")
+
+
 def test_names_are_resolved_with_dots():
     assert plugins.find("json:decoder.JSONDecoder", {}, field="x") is json.JSONDecoder
     assert plugins.find("b", {"b": 3}, field="x") == 3
@@ -160,6 +203,7 @@ PARTS = {
     "acts_on=(PSEUDO_LABELS,), alignment_targets=('constnat',)": "must be of none, labeled_average",
     "acts_on=(LABELED,), sampling_probabilities=max": "need needs_all_examples=True",
     "acts_on=(GENERATIONS,)": "needs sampling_rates: those of Eq. 1 are CREST.sampling_rates",
+    "acts_on=(LABELED,)": "it has no hook, so it would do nothing: give it one of class_weights",
     "acts_on=(LABELED,), class_weights=3": "class_weights=3 must be a function",
     "acts_on=(LABELED,), class_weights=lambda n: n": r"must take counts, class_names, .* many pos",
     "acts_on=(LABELED,), class_weights=lambda n, names, *, b: n": "required .*argument: 'b'",
@@ -170,10 +214,10 @@ PARTS = {
     "acts_on=(LABELED,), hyper_parameters={'b': Field(1.5, '', '[0, 1]')}": "default 1.5, which",
     "acts_on=(LABELED,), hyper_parameters={'b': Field(1.5, '', '0 to 1')}": "within='0 to 1'",
     "acts_on=(LABELED,), hyper_parameters={'b': Field(None)}": "the default None, which must be",
-    "acts_on=(LABELED,), hyper_parameters={'crest.alpha': Field(1.0)}": "of other fields, crest.al",
-    "acts_on=(LABELED,), hyper_parameters={'crest': Field(1.0)}": "of other fields, crest: rename",
-    "acts_on=(LABELED,), hyper_parameters={'x': Field(1), 'x.b': Field(1)}": "fields, x.b: rename",
-    "acts_on=(LABELED,), hyper_parameters={'items': Field(1.0)}": "of other fields, items: rename",
+    "(LABELED,), {'crest.alpha': Field(1.0)}, max": "of other fields, crest.al",
+    "(LABELED,), {'crest': Field(1.0)}, max": "of other fields, crest: rename",
+    "(LABELED,), {'x': Field(1), 'x.b': Field(1)}, max": "fields, x.b: rename",
+    "(LABELED,), {'items': Field(1.0)}, max": "of other fields, items: rename",
 }
 
 
@@ -267,7 +311,10 @@ def test_a_hook_that_fails_is_named_in_one_line(own):
     with pytest.raises(PluginError) as caught:
         program.class_weights(settings, ("a", "b"), np.array([3, 1]))
     said = str(caught.value)
-    assert said == rf"rebalance={name}:mine: class_weights fails (KeyError: 'no\nsuch')"
+    assert (
+        said
+        == rf"rebalance={name}:mine: class_weights fails (KeyError: 'no\nsuch'; {name}.py, line 2)"
+    )
 
 
 # Hyper-parameters of a rebalancing
@@ -395,9 +442,12 @@ def test_hyper_parameters_do_not_take_the_place_of_other_fields(own):
         ("def make(**settings): return 3", "returns 3, not a flax"),
         (
             "def make(classes, depth): raise KeyError(depth)",
-            r"with classes=10, depth=10 \(KeyError: 10\)",
+            r"with classes=10, depth=10 \(KeyError: 10; own_\d+\.py, line 1\)",
         ),
-        ("def make(layers): return layers", "cannot be called with"),
+        (
+            "def make(layers): return layers",
+            r"called without arguments, and names none of classes, depth, .*axis_name \(TypeError",
+        ),
         ("make = dict", "cannot be called with"),
     ],
 )
@@ -425,7 +475,9 @@ def test_a_model_is_checked_with_the_configs_settings(own):
     settings = load_experiment("digits_lt", **{"model.name": f"{name}:Net", "model.depth": 50})
     validation.validate(settings)
     settings.model.depth = 10
-    with pytest.raises(ConfigError, match=r"depth=10 \(AssertionError: depth=10\)"):
+    with pytest.raises(
+        ConfigError, match=r"depth=10 \(AssertionError: depth=10; own_\d+\.py, line 6\)"
+    ):
         validation.validate(settings)
 
 
@@ -486,7 +538,9 @@ def test_a_model_is_checked_again_with_the_images_and_classes_of_the_data(own):
     name = own(NET.format(**{**GOOD, **changes}))
     settings = load_experiment("digits_lt", **{"model.name": f"{name}:Net"})
     program.check_model(settings, (40, 40, 1), 4)
-    with pytest.raises(PluginError, match=r":Net fails \(AssertionError: \(2, 8, 8, 1\)\)"):
+    with pytest.raises(
+        PluginError, match=r":Net fails \(AssertionError: \(2, 8, 8, 1\); own_\d+\.py, l"
+    ):
         program.check_model(settings, (8, 8, 1), 4)
 
 
@@ -509,7 +563,10 @@ LOSSES = {
     "prediction": (RESULT.replace("guesses.mean(0)", "total"), r"with prediction of shape \(\)"),
     "metrics": (RESULT.replace("{'loss': total}", "total"), "with metrics=.* a dict of scalars"),
     "metric": (RESULT.replace(": total}", ": logits}"), "with the metric 'loss' of shape"),
-    "statistics": (RESULT.replace("batch_stats", "{}"), "with other batch_stats than the model"),
+    "statistics": (
+        RESULT.replace("batch_stats", "{}"),
+        "with other batch_stats than the model has, without .*BatchNorm_0/mean: they must be",
+    ),
 }
 
 
@@ -524,6 +581,44 @@ def test_what_training_asks_of_a_loss_is_checked_before_the_data_is_prepared(own
     with pytest.raises(PluginError, match=rf"^method={name}:loss .*{message}") as caught:
         contracts.check(settings)
     assert "\n" not in str(caught.value)
+
+
+STATEFUL = """
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from crest_jax.algorithms import Loss
+class Net(nn.Module):
+    classes: int
+    @nn.compact
+    def __call__(self, images, *, train):
+        self.variable("batch_stats", "confidence", lambda: jnp.full((), 1 / 10))
+        return nn.Dense(self.classes)(images.mean(axis=(1, 2)))
+def loss(inputs):
+    logits, batch_stats = inputs.forward(inputs.weak(inputs.labeled, inputs.labeled_keys))
+    found = 0.9 * batch_stats["confidence"] + 0.1 * jax.nn.softmax(logits).max(axis=1).mean()
+    return Loss(logits.mean(), {returned}, {"confidence": found})
+"""
+
+
+def test_a_loss_may_keep_state_in_batch_stats(own, tiny_config, tmp_path):
+    """An initial value that is a Python number is weakly typed, unlike what a loss makes of it."""
+
+    def settings(returned):
+        name = own(STATEFUL.replace("{returned}", returned))
+        fields = {"model.name": f"{name}:Net", "generations": 1, "steps_at_once": 2}
+        return tiny_config(f"method={name}:loss,rebalance=none", **fields)
+
+    good = settings("{**batch_stats, 'confidence': found}")
+    contracts.check(good)
+    job.run(good, tmp_path / "run")
+    for returned, message in {
+        "{'confidence': logits}": r"with confidence of float32\[\d+, 10\] instead of float32\[\]",
+        "{**batch_stats, 'more': found}": "with more, which it lacks",
+        "{}": "without confidence",
+    }.items():
+        with pytest.raises(PluginError, match=f"than the model has, {message}: they must be"):
+            contracts.check(settings(returned))
 
 
 def test_guesses_are_needed_where_they_are_refined(own):
@@ -556,7 +651,8 @@ def test_an_error_of_a_plug_in_is_left_to_the_shapes_of_the_data(own, tmp_path, 
     contracts.check(settings)
     with pytest.raises(PluginError) as caught:
         job.run(settings, tmp_path / "run")
-    assert str(caught.value) == f"method={name}:loss fails (ValueError: odd size)"
+    place = f"{name}.py, line 8"
+    assert str(caught.value) == f"method={name}:loss fails (ValueError: odd size; {place})"
 
 
 def test_a_violation_ends_a_run_before_it_has_a_folder(own, tmp_path):
@@ -616,6 +712,7 @@ def test_a_changed_file_is_a_warning_that_names_it(own, own_files, tmp_path, cap
 
     def claim():
         caplog.clear()
+        sys.modules.pop(name, None)  # as in another process
         with caplog.at_level(logging.WARNING, "absl"), workdir.claim(folder, settings):
             return [record.getMessage() for record in caplog.records]
 
@@ -634,12 +731,75 @@ def test_a_changed_file_is_a_warning_that_names_it(own, own_files, tmp_path, cap
     (message,) = claim()
     assert "began: what the run has finished is kept" in message
     caplog.clear()
+    del sys.modules[name]
     with caplog.at_level(logging.WARNING, "absl"):
         workdir.check(folder, settings)
     assert len(caplog.records) == 1
     (folder / "plugins.json").write_text("{")
     (message,) = claim()
     assert message.startswith(f"{folder / 'plugins.json'} is damaged")
+
+
+def test_a_changed_model_is_a_warning_where_a_run_is_read(run, own_files, monkeypatch, caplog):
+    file = own_files / "my_nets.py"
+    content = file.read_text()
+
+    def load(changed):
+        caplog.clear()
+        monkeypatch.delitem(sys.modules, "my_nets")
+        file.write_text(changed)
+        with caplog.at_level(logging.WARNING, "absl"):
+            trained.load(run)
+        messages = [record.getMessage() for record in caplog.records]
+        return [message for message in messages if "has changed" in message]
+
+    try:
+        (message,) = load(f"{content}# changed\n")
+        assert message.startswith(f"{file} (model.name=my_nets:MyNet) has changed since {run} beg")
+        assert not load(f"{content}# changed\n")  # one warning is enough
+        with pytest.raises(
+            WorkdirError, match=r"restore .*my_nets\.py .* has changed since the run"
+        ):
+            load(content.replace("Conv(8", "Conv(16"))
+    finally:
+        assert not load(content)
+
+
+@pytest.mark.parametrize("imported_before", [False, True])
+def test_code_that_is_no_longer_on_disk_is_a_warning(
+    own, own_files, tmp_path, caplog, imported_before
+):
+    """In a notebook, a module that was imported stays as it was."""
+    before, after = (f"def loss(inputs): return {number}" for number in (1, 2222))
+    name = own(before)
+    file = own_files / f"{name}.py"
+    if imported_before:
+        importlib.import_module(name)
+        file.write_text(after)
+    settings = load_experiment("digits_lt", f"method={name}:loss")
+    file.write_text(after)
+
+    def claim():
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "absl"), workdir.claim(tmp_path, settings):
+            kept = tmp_path / "plugins.json"
+            digests = json.loads(kept.read_text())["sha256"] if kept.exists() else {}
+            return digests.get(name), [record.getMessage() for record in caplog.records]
+
+    digest, (message,) = claim()
+    assert message.startswith(f"{file} (method={name}:loss) has changed since it was imported")
+    assert "restart Python (or the notebook's kernel)" in message
+    known = hashlib.sha256(before.encode()).hexdigest()
+    assert digest == (None if imported_before else known)
+    importlib.reload(sys.modules[name])
+    assert claim() == (hashlib.sha256(after.encode()).hexdigest(), [])
+
+
+def test_a_module_that_is_imported_already_is_as_on_disk(own_files):
+    importlib.import_module("my_nets")
+    settings = load_experiment("digits_lt", **{"model.name": "my_nets:MyNet"})
+    validation.validate(settings)
+    assert not plugins.stale(settings)
 
 
 def test_a_digest_is_kept_of_each_file_that_a_config_names(run, own_files):
@@ -655,6 +815,18 @@ def test_a_run_of_the_projects_own_objects_keeps_no_digests(tmp_path):
     settings = load_experiment("digits_lt", **{"data.name": "cifar10:3.0.2"})
     with workdir.claim(tmp_path, settings):
         assert not (tmp_path / "plugins.json").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        algorithms.Algorithm, algorithms.Field, algorithms.Loss, algorithms.StepInputs,
+        rebalancing.Rebalancing,
+    ],
+)  # fmt: skip
+def test_help_says_what_each_field_means(kind):
+    described = re.findall(r"\n  (\w+): ", inspect.cleandoc(kind.__doc__).partition("Attrib")[2])
+    assert tuple(described) == kind._fields
 
 
 # Settings of experiments

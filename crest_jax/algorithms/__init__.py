@@ -29,15 +29,19 @@ class Algorithm(NamedTuple):
 
     Rebalancing enters a loss in two places: the loss weights labels by the weight of their class
     (`class_weights`), and passes its guesses for unlabeled images through `align` and `refine`.
+
+    Attributes:
+      loss: the loss, which takes `StepInputs` and its hyper-parameters.
+      hyper_parameters: keyword arguments of the loss, each of which is also a config field.
+      settings: config fields whose defaults differ from FixMatch's. An `unlabeled_ratio` of 0 means
+        that the algorithm does not learn from unlabeled images.
+      generations: the number of generations that each of CReST and CReST+ trains it for (paper
+        section 4.1).
     """
 
     loss: LossFunction
-    # Keyword arguments of the loss, each of which is also a config field.
     hyper_parameters: Mapping[str, Field]
-    # Config fields whose defaults differ from FixMatch's. An `unlabeled_ratio` of 0 means that the
-    # algorithm does not learn from unlabeled images.
     settings: Mapping[str, Any] = {}
-    # The number of generations that each of CReST and CReST+ trains it for (paper section 4.1).
     generations: Mapping[str, int] = {"crest": 15, "crest_plus": 6}
 
     @property

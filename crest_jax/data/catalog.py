@@ -88,7 +88,7 @@ def _made(name: str) -> Source:
     except CrestError:
         raise
     except Exception as error:  # whatever a user's function raises
-        raise DataError(f"data.name={name} fails: {type(error).__name__}: {error}") from error
+        raise DataError(f"data.name={name} fails: {plugins.in_a_line(error)}") from error
     if not isinstance(source, Source):
         raise DataError(
             f"data.name={name} returned a {type(source).__name__}: it must return a "

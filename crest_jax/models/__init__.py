@@ -53,6 +53,7 @@ def make(name: str, **settings: Any) -> nn.Module:
         raise PluginError(f"model.name={name} must be a flax.linen.Module, or a function of one")
     if name in MODELS:
         return maker(**settings)
+    offered = ", ".join(settings)
     try:
         taken = inspect.signature(maker).parameters.values()
         if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken):
@@ -61,8 +62,9 @@ def make(name: str, **settings: Any) -> nn.Module:
         model = maker(**settings)
     except Exception as error:  # whatever a user's function raises
         given = ", ".join(f"{key}={shown(value)}" for key, value in settings.items())
+        how = f"with {given}" if given else f"without arguments, and names none of {offered}"
         raise PluginError(
-            f"model.name={name} cannot be called with {given} ({plugins.in_a_line(error)})"
+            f"model.name={name} cannot be called {how} ({plugins.in_a_line(error)})"
         ) from error
     if not isinstance(model, nn.Module):
         raise PluginError(f"model.name={name} returns {shown(model)}, not a flax.linen.Module")

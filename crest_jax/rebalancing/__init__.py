@@ -90,6 +90,8 @@ def _wrong(found: Rebalancing) -> Iterator[str]:
             "acts_on has GENERATIONS, which needs sampling_rates: those of Eq. 1 are "
             "CREST.sampling_rates, which take CREST.hyper_parameters"
         )
+    if not found.alignment_targets and all(getattr(found, name) is None for name in HOOKS):
+        yield f"it has no hook, so it would do nothing: give it one of {', '.join(HOOKS)}"
     for name in HOOKS:
         yield from _wrong_hook(found, name)
 
@@ -167,8 +169,8 @@ def problems(rebalance: str, *, unlabeled: bool) -> list[str]:
     unknown = [name for name in names if name not in REBALANCING and not plugins.is_plugin(name)]
     if unknown:
         return [
-            f"{_and(map(repr, unknown))} is not one of {', '.join(REBALANCING)}, which + joins; "
-            "none stands alone"
+            f"{_and(map(repr, unknown))} is not one of {', '.join(REBALANCING)}, or module:name of "
+            "your own, which + joins; none stands alone"
         ]
     acted_on = {name: named(name).acts_on for name in [*REBALANCING, *names]}
     found = []

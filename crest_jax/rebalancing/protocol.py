@@ -45,24 +45,31 @@ class Rebalancing(NamedTuple):
     """A way of rebalancing: what it acts on, its hyper-parameters, and its hooks.
 
     A hook that is None changes nothing. Two ways that act on the same thing exclude each other.
+
+    Attributes:
+      acts_on: one or more of LABELED, PSEUDO_LABELS and GENERATIONS. One that acts on GENERATIONS
+        trains in several.
+      hyper_parameters: config fields by their dotted names. A hook takes them as keyword arguments,
+        each by the last part of its name: `crest.alpha` as `alpha`.
+      class_weights: the hook that gives the weights of the classes in the labeled loss.
+      sampling_probabilities: the hook that gives the probability of drawing each labeled example.
+      alignment_targets: the values that `alignment.target` may have, its default first; empty for
+        no alignment.
+      align: the hook that aligns pseudo-labels in place of `distribution_alignment.align`.
+      refinement: the hook that says when pseudo-labels are refined together.
+      sampling_rates: the hook that gives the part of each class' pseudo-labels to select. One that
+        acts on GENERATIONS has this hook.
+      needs_all_examples: whether it needs all examples in memory, so that they cannot be streamed.
     """
 
-    # One or more of LABELED, PSEUDO_LABELS and GENERATIONS. One that acts on GENERATIONS trains in
-    # several.
     acts_on: tuple[str, ...]
-    # Config fields by their dotted names. A hook takes them as keyword arguments, each by the last
-    # part of its name: `crest.alpha` as `alpha`.
     hyper_parameters: Mapping[str, Field] = {}
     class_weights: ClassWeights | None = None
     sampling_probabilities: SamplingProbabilities | None = None
-    # The values that `alignment.target` may have, its default first; empty for no alignment.
     alignment_targets: tuple[str, ...] = ()
-    # Aligns pseudo-labels in place of `distribution_alignment.align`.
     align: Align | None = None
     refinement: Refine | None = None
-    # One that acts on GENERATIONS has this hook.
     sampling_rates: SamplingRates | None = None
-    # Whether it needs all examples in memory, so that they cannot be streamed.
     needs_all_examples: bool = False
 
     def keywords(self, hook: str) -> dict[str, str]:
