@@ -42,6 +42,9 @@ _SOURCES = {
 _CYCLES_OF_INDEX = 10
 # In seconds: the time of a collective of a few bytes.
 _LATENCY = {"tpu": 10e-6, "gpu": 20e-6}
+# The number of examples whose pseudo-labels DARP keeps: those of CIFAR-10-LT at gamma = 100.
+_UNLABELED = 12_406
+# The operations that exchange data with the host.
 _HOST = ("infeed", "outfeed", "send", "recv")
 
 
@@ -140,10 +143,6 @@ def compile_scoring(setting: Setting) -> Program:
     return _compiled(lambda: predict.lower(*arguments), state=0)
 
 
-# The number of unlabeled examples whose pseudo-labels DARP keeps: CIFAR-10-LT's at gamma = 100.
-_UNLABELED = 12_406
-
-
 def _mesh(setting: Setting) -> Any:
     import numpy as np
     from jax.sharding import AxisType, Mesh
@@ -205,11 +204,9 @@ def seconds(operation: Operation, setting: Setting) -> float:
     details, by_index = operation.details, 0.0
     if chip.platform == "tpu":
         by_index = operation.indices * _CYCLES_OF_INDEX / chip.clock
-        cycles = details.get("window_config", {}).get("estimated_cycles") or details.get(
-            "estimated_cycles"
-        )
-        if cycles and int(cycles) > 0:
-            return int(cycles) / chip.clock + by_index
+        cycles = int(details.get("window_config", {}).get("estimated_cycles", 0))
+        if cycles > 0:
+            return cycles / chip.clock + by_index
     elif details.get("reification_cost"):
         return details["reification_cost"][0]["exec_time_us"] / 1e6
     if operation.collective:

@@ -12,7 +12,7 @@ def find(path: Path) -> Path:
     """Return a path as it is if it exists, and otherwise the bundled file of that name.
 
     Args:
-      path: A path relative to the current folder, such as `experiments/cifar10_lt.py`.
+      path: a path relative to the current folder, such as `experiments/cifar10_lt.py`.
 
     Returns:
       The path to the file; the given path if there is no such file at all.

@@ -129,9 +129,9 @@ def mismatches(
 
     Args:
       value: Any value.
-      schema: The schema that the value must fit.
-      name: The name of the value in messages; empty for a whole file.
-      closed: Whether members of an object that are not in the schema are errors.
+      schema: the schema that the value must fit.
+      name: the name of the value in messages; empty for a whole file.
+      closed: whether members of an object that are not in the schema are errors.
     """
     match schema:
         case Kind(words, fits):

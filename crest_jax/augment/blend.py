@@ -64,7 +64,7 @@ def luma(planes: UInt8[Array, "channels pixels"]) -> Int[Array, " pixels"]:
     It is computed by ITU-R 601-2 in 16-bit fixed point.
 
     Raises:
-      ValueError: the image has neither 1 nor 3 channels.
+      ValueError: The image has neither 1 nor 3 channels.
     """
     channels = len(planes)
     if channels == 1:

@@ -42,7 +42,7 @@ def apply_operations(
       sign: +1 or -1, the direction of a geometric operation; the others ignore it.
 
     Raises:
-      ValueError: the images have neither 1 nor 3 channels.
+      ValueError: The images have neither 1 nor 3 channels.
     """
     height, width = images.shape[1:3]
     planes = _apply_layer(

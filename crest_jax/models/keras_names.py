@@ -41,7 +41,7 @@ def from_keras(
       model: a model with the depth, width and number of classes that the weights were trained with.
 
     Raises:
-      DataError: a weight of the model is missing or has another shape, or the weights have a layer
+      DataError: A weight of the model is missing or has another shape, or the weights have a layer
         that the model does not have.
 
     Example:

@@ -25,7 +25,7 @@ def class_weights(
         1 / N_l.
 
     Raises:
-      ValueError: a class is empty, or b is out of range.
+      ValueError: A class is empty, or b is out of range.
     """
     if labeled_counts.min() < 1:
         raise ValueError(f"class {labeled_counts.argmin()} has no labeled example")

@@ -29,7 +29,7 @@ def sampling_rates(
         selected.
 
     Raises:
-      ValueError: a class is empty, or alpha is negative.
+      ValueError: A class is empty, or alpha is negative.
     """
     if class_sizes.min() <= 0:
         raise ValueError(f"class {class_sizes.argmin()} has no labeled example")
@@ -79,7 +79,7 @@ def select(
       For each part, which of its examples are selected.
 
     Raises:
-      ValueError: a confidence is not in [0, 1].
+      ValueError: A confidence is not in [0, 1].
     """
     last, left = _last_selected(scored, rates, all_gather, host)
     for labels, confidence in scored:

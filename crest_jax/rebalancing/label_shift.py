@@ -63,7 +63,7 @@ def estimate(
       prior: a class distribution, which has the weight of one example per class.
 
     Raises:
-      ValueError: there is no prediction.
+      ValueError: There is no prediction.
     """
     if not predicted.sum():
         raise ValueError("there are no predictions to estimate a distribution from")
@@ -101,7 +101,7 @@ def interval(
       level: share of the draws inside the interval, in (0, 1).
 
     Raises:
-      ValueError: there is no prediction.
+      ValueError: There is no prediction.
     """
     estimated = estimate(confusion, predicted, prior)
     rng = np.random.default_rng(seed)

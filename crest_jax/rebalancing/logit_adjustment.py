@@ -19,7 +19,7 @@ def adjustment(
       tau: 0 for no adjustment; 1 is the Bayes-optimal correction for a calibrated model.
 
     Raises:
-      ValueError: a class has no share.
+      ValueError: A class has no share.
     """
     if class_distribution.min() <= 0:
         raise ValueError(f"class {class_distribution.argmin()} has no labeled example")

@@ -19,7 +19,7 @@ def sampling_probabilities(
       class_names: names of all classes.
 
     Raises:
-      DataError: a class has no example to draw.
+      DataError: A class has no example to draw.
     """
     counts = np.bincount(labels, minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
