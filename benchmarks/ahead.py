@@ -93,12 +93,11 @@ def compile_step(setting: Setting) -> Program:
     import numpy as np
 
     from crest_jax import program
-    from crest_jax.mesh import AXIS
     from crest_jax.train_step import Constants, DeviceBatch, in_a_row
 
     config, classes, shape = setting.config, setting.classes, setting.image_shape
     mesh = _mesh(setting)
-    model = program.model_of(config, classes, axis_name=AXIS if config.sync_batch_norm else None)
+    model = program.model_of(config, classes, axis_name=program.batch_norm_axis(config))
     create = program.creator(config, model, shape, classes, _UNLABELED)
     state = jax.eval_shape(create, jax.random.key(0))
     labeled, unlabeled = config.batch_size, config.batch_size * config.unlabeled_ratio
@@ -144,13 +143,10 @@ def compile_scoring(setting: Setting) -> Program:
 
 
 def _mesh(setting: Setting) -> Any:
-    import numpy as np
-    from jax.sharding import AxisType, Mesh
+    from crest_jax.mesh import mesh_of
 
-    from crest_jax.mesh import AXIS
-
-    devices = np.array(chips.devices(setting.chip, setting.devices))
-    return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
+    devices = chips.devices(setting.chip, setting.devices)
+    return mesh_of(devices, group=setting.config.sync_batch_norm_group)
 
 
 def _on(mesh: Any, tree: Any, *, split_axis: int | None = None) -> Any:

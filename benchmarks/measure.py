@@ -272,19 +272,16 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from jax.sharding import AxisType
 
     from crest_jax import augment, models, program, train_state
     from crest_jax.algorithms import ALGORITHMS
     from crest_jax.config import default_config, parse_arguments
-    from crest_jax.mesh import AXIS, replicate, split
+    from crest_jax.mesh import AXIS, mesh_of, replicate, split
     from crest_jax.train_step import Constants, DeviceBatch, in_a_row, make_train_step
 
     config = default_config(parse_arguments("rebalance=none"))
     count = devices or jax.device_count()
-    mesh = jax.make_mesh(
-        (count,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
-    )
+    mesh = mesh_of(jax.devices()[:count])
     depth, width = setting.depth_and_width
     model = models.make(
         setting.network,

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from crest_jax import models, plugins, program
 from crest_jax.errors import PluginError
-from crest_jax.mesh import AXIS, data_mesh
+from crest_jax.mesh import data_mesh
 from crest_jax.rebalancing import parts
 from crest_jax.train_step import Constants, DeviceBatch
 
@@ -65,9 +65,9 @@ def _traced_model(config: ConfigDict) -> tuple[tuple[int, int, int], int] | None
 
 def _trace_step(config: ConfigDict, image_shape: tuple[int, int, int], classes: int) -> None:
     """Trace a training step on images of a shape."""
-    model = program.model_of(config, classes, axis_name=AXIS if config.sync_batch_norm else None)
+    model = program.model_of(config, classes, axis_name=program.batch_norm_axis(config))
     create = program.creator(config, model, image_shape, classes, _EXAMPLES)
-    step = program.train_step_of(config, model, data_mesh())
+    step = program.train_step_of(config, model, data_mesh(group=config.sync_batch_norm_group))
     labeled, unlabeled = config.batch_size, config.batch_size * config.unlabeled_ratio
 
     def train(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:

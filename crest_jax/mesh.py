@@ -1,10 +1,10 @@
 """The mesh of devices, and how batches and weights are laid out on it.
 
-Devices form one mesh axis, along which batches are split. `jax.jit(jax.shard_map(...))` is what
-`jax.pmap` has been made of since JAX 0.8.
+Batches are split over all devices. These form groups of neighbours, within which batch norm can be
+synchronised. `jax.jit(jax.shard_map(...))` is what `jax.pmap` has been made of since JAX 0.8.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,20 +15,34 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-AXIS = "batch"
+# The axes of the mesh: the groups, and the devices of a group. Collectives over `AXIS` are over all
+# devices; those over `GROUP` are over the devices of each group.
+GROUP = "devices"
+AXIS = ("groups", GROUP)
 REPLICATED = P()
 SPLIT = P(AXIS)
 
 
-def data_mesh() -> Mesh:
-    """Return a mesh of all devices of all hosts along one axis."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+def mesh_of(devices: Sequence[jax.Device], *, group: int = 0) -> Mesh:
+    """Return a mesh of devices.
+
+    Args:
+      devices: the devices, which JAX puts in an order in which neighbours are linked.
+      group: number of devices of a group, a divisor of their number; 0 for a group of all.
+    """
+    ring = jax.make_mesh((len(devices),), ("ring",), devices=devices).devices
+    groups = ring.reshape(-1, group or len(devices))
+    return Mesh(groups, AXIS, axis_types=(AxisType.Auto,) * groups.ndim)
+
+
+def data_mesh(*, group: int = 0) -> Mesh:
+    """Return a mesh of all devices of all hosts; `group` is that of `mesh_of`."""
+    return mesh_of(jax.devices(), group=group)
 
 
 def local_mesh() -> Mesh:
     """Return a mesh of only this host's devices."""
-    devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return mesh_of(jax.local_devices())
 
 
 def over_devices(
@@ -44,6 +58,14 @@ def gather(tree: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True, to="invarying"), tree
     )
+
+
+def mean(tree: PyTree) -> PyTree:
+    """Return the means over all devices; for use in a mapped function."""
+    # JAX refuses a mean of what differs only between groups, unless it is added to what differs
+    # between all devices.
+    zero = jax.lax.pcast(jnp.float32(0), AXIS, to="varying")
+    return jax.tree.map(lambda leaf: jax.lax.pmean(leaf + zero.astype(leaf.dtype), AXIS), tree)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:

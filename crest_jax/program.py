@@ -29,7 +29,7 @@ from crest_jax.data.views import View, view_of
 from crest_jax.errors import DataError, PluginError
 from crest_jax.field import of_each_class
 from crest_jax.layout import RunFolder
-from crest_jax.mesh import AXIS, data_mesh, local_mesh, replicate
+from crest_jax.mesh import AXIS, GROUP, data_mesh, local_mesh, replicate
 from crest_jax.rebalancing import darp, distribution_alignment, logit_adjustment, named, parts
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
 from crest_jax.rebalancing.protocol import Align
@@ -146,8 +146,8 @@ def build(
     if splits.labeled.per_class is not None:
         weights(splits.labeled.per_class)
     check_model(config, splits.image_shape, classes)
-    mesh, local = data_mesh(), local_mesh()
-    model = model_of(config, classes, axis_name=AXIS if config.sync_batch_norm else None)
+    mesh, local = data_mesh(group=config.sync_batch_norm_group), local_mesh()
+    model = model_of(config, classes, axis_name=batch_norm_axis(config))
     create = jax.jit(
         creator(config, model, splits.image_shape, classes, unlabeled_examples(config, splits))
     )
@@ -185,8 +185,17 @@ def build(
 # The model and its training
 
 
-def model_of(config: ConfigDict, classes: int, *, axis_name: str | None) -> nn.Module:
-    """Return the model, whose batch norm is synchronised over the axis if there is one."""
+def batch_norm_axis(config: ConfigDict) -> str | tuple[str, ...] | None:
+    """Return the axes of the mesh over which training synchronises batch norm, if it does."""
+    if not config.sync_batch_norm:
+        return None
+    return GROUP if config.sync_batch_norm_group else AXIS
+
+
+def model_of(
+    config: ConfigDict, classes: int, *, axis_name: str | tuple[str, ...] | None
+) -> nn.Module:
+    """Return the model, whose batch norm is synchronised over these axes of the mesh, if any."""
     return models.make(
         config.model.name,
         classes=classes,

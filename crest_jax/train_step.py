@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 from crest_jax import augment
 from crest_jax.algorithms import Loss, StepInputs
 from crest_jax.augment import Augmentation
-from crest_jax.mesh import AXIS, REPLICATED, SPLIT, gather, over_devices
+from crest_jax.mesh import AXIS, REPLICATED, SPLIT, gather, mean, over_devices
 from crest_jax.rebalancing import darp
 from crest_jax.rebalancing.distribution_alignment import LABELED_DECAY, temperature_scaled
 from crest_jax.rebalancing.protocol import Align
@@ -235,10 +235,9 @@ def make_train_step(
             jax.grad(loss_of, has_aux=True), own_params, whole, shuffle_key, accumulation
         )
         gradients = lax.psum(gradients, AXIS)
-        # Without synchronised batch norm the devices' statistics differ.
-        batch_stats, prediction, metrics = jax.tree.map(
-            lambda leaf: lax.pmean(leaf, AXIS),
-            (result.batch_stats, result.prediction, result.metrics),
+        # The statistics of batch norm differ between devices that do not share them.
+        batch_stats, prediction, metrics = mean(
+            (result.batch_stats, result.prediction, result.metrics)
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -129,6 +129,18 @@ def _check_training(checks: _Checks, devices: int) -> None:
     for field in ("batch_size", "eval_batch_size"):
         size = checks.values[field]
         checks.require(field, size % devices == 0, f"divisible by the {devices} devices")
+    group = config.sync_batch_norm_group
+    checks.require(
+        "sync_batch_norm_group",
+        group == 0 or (group >= 2 and devices % group == 0),
+        f"0 for all devices, or a divisor of the {devices} devices that is at least 2; set "
+        "sync_batch_norm=False for statistics of each device alone",
+    )
+    checks.require(
+        "sync_batch_norm_group",
+        group == 0 or config.sync_batch_norm,
+        "0 when sync_batch_norm=False, which shares no statistics",
+    )
     if config.batch_size % devices == 0:
         checks.require(
             "accumulation",

@@ -709,6 +709,20 @@ def test_batches_must_be_divisible_by_the_devices():
     validate(config_with(batch_size=64, eval_batch_size=1000), devices=8)
 
 
+def test_groups_of_batch_norm_must_divide_the_devices():
+    for group in (0, 2, 4, 8):
+        validate(config_with(sync_batch_norm_group=group), devices=8)
+    for group in (-2, 1, 3, 16):
+        (line,) = problems_of(config_with(sync_batch_norm_group=group), devices=8)
+        assert line.startswith(
+            f"sync_batch_norm_group={group} must be 0 for all devices, or a divisor of the 8 "
+            "devices that is at least 2"
+        )
+    config = config_with(sync_batch_norm_group=2, sync_batch_norm=False)
+    (line,) = problems_of(config, devices=8)
+    assert line.startswith("sync_batch_norm_group=2 must be 0 when sync_batch_norm=False")
+
+
 HYPER_PARAMETERS = [
     ("mixmatch", "sharpening_temperature", 0.0, "between 0.01 and 1"),
     ("mixmatch", "mixup_alpha", -1.0, "at least 0.01"),

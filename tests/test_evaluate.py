@@ -6,11 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics
-from jax.sharding import AxisType
 
 from crest_jax import accuracy, evaluate
 from crest_jax.evaluate import Classification
-from crest_jax.mesh import AXIS
+from crest_jax.mesh import mesh_of
 
 CLASSES = 6
 RNG = np.random.default_rng
@@ -110,13 +109,6 @@ class Pixels(nn.Module):
         return images.reshape(len(images), -1)
 
 
-def mesh_of(devices):
-    return jax.make_mesh(
-        (devices,), (AXIS,), devices=jax.devices()[:devices],
-        axis_types=(AxisType.Auto,),
-    )  # fmt: skip
-
-
 def linear_example(examples):
     rng = RNG(7)
     images = rng.integers(0, 256, (examples, 4, 4, 1), dtype=np.uint8)
@@ -136,7 +128,8 @@ def linear_example(examples):
 def test_predictions_are_the_softmax_of_the_logits_whatever_the_padding(devices, batch_size):
     images, params, logits, probs = linear_example(11)
     prior = np.array([0.7, 0.2, 0.1])
-    predict = evaluate.make_predict(Linear(), mesh_of(devices), batch_size=batch_size)
+    mesh = mesh_of(jax.devices()[:devices])
+    predict = evaluate.make_predict(Linear(), mesh, batch_size=batch_size)
     predictions = predict(params, {}, images, np.log(prior))
     np.testing.assert_array_equal(predictions.labels, probs.argmax(axis=1))
     np.testing.assert_allclose(predictions.confidence, probs.max(axis=1), rtol=1e-5)
@@ -160,7 +153,7 @@ class BatchNorm(nn.Module):
 def test_batch_norm_uses_the_running_statistics_that_are_given():
     images = np.array([[102, 153]], np.uint8).reshape(1, 1, 2, 1)  # -0.2 and 0.2 to the network
     params = {"norm": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}
-    predict = evaluate.make_predict(BatchNorm(), mesh_of(1), batch_size=2)
+    predict = evaluate.make_predict(BatchNorm(), mesh_of(jax.devices()[:1]), batch_size=2)
     for mean, label in [(0.0, 1), (1.0, 0)]:
         stats = {"norm": {"mean": jnp.array([0.0, mean]), "var": jnp.ones(2)}}
         predictions = predict(params, stats, images, np.zeros(2))
@@ -172,7 +165,7 @@ def test_batch_norm_uses_the_running_statistics_that_are_given():
 def test_logit_adjustment_flips_a_narrow_decision_for_the_majority():
     # Two images of two pixels each, which are the logits: (1, 0.6) and (1, -1).
     images = np.array([[255, 204], [255, 0]], np.uint8).reshape(2, 1, 2, 1)
-    predict = evaluate.make_predict(Pixels(), mesh_of(1), batch_size=4)
+    predict = evaluate.make_predict(Pixels(), mesh_of(jax.devices()[:1]), batch_size=4)
     # Class 0 is twice as frequent, worth log 2 = 0.69: more than 0.4, less than 2.
     predictions = predict({}, {}, images, np.log(np.array([2 / 3, 1 / 3])))
     assert predictions.labels.tolist() == [0, 0]
@@ -184,14 +177,14 @@ def test_logit_adjustment_flips_a_narrow_decision_for_the_majority():
 
 def test_an_adjustment_of_zero_changes_nothing():
     images, params, _, _ = linear_example(9)
-    predictions = evaluate.make_predict(Linear(), mesh_of(1), batch_size=9)(
+    predictions = evaluate.make_predict(Linear(), mesh_of(jax.devices()[:1]), batch_size=9)(
         params, {}, images, np.zeros(3)
     )
     np.testing.assert_array_equal(predictions.labels, predictions.adjusted_labels)
 
 
 def test_no_images_give_no_predictions():
-    predict = evaluate.make_predict(Pixels(), mesh_of(1), batch_size=4)
+    predict = evaluate.make_predict(Pixels(), mesh_of(jax.devices()[:1]), batch_size=4)
     predictions = predict({}, {}, np.zeros((0, 1, 2, 1), np.uint8), np.zeros(2))
     assert [len(field) for field in predictions] == [0, 0, 0]
     labels = np.zeros(0, np.int32)

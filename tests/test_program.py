@@ -174,3 +174,13 @@ def test_stages_are_given_values_and_no_config(tiny_config, tmp_path):
     built = program.build(config, loading.load(config.data, tmp_path / "splits"))
     assert (built.seed, built.reseed, built.shards, built.tau) == (3, 2, 2, 0.5)
     assert "config" not in program.Run._fields
+
+
+def test_batch_norm_is_synchronised_over_all_devices_a_group_or_none(tiny_config, tmp_path):
+    config = tiny_config(sync_batch_norm_group=2)
+    preparation.prepare(config, tmp_path / "splits", tmp_path / "unreadable.csv")
+    built = program.build(config, loading.load(config.data, tmp_path / "splits"))
+    assert dict(built.mesh.shape) == {"groups": 4, "devices": 2}
+    assert program.batch_norm_axis(config) == "devices"
+    assert program.batch_norm_axis(tiny_config()) == ("groups", "devices")
+    assert program.batch_norm_axis(tiny_config(sync_batch_norm=False)) is None

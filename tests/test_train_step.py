@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
 from tiny_net import TinyNet
 
 from crest_jax import optimizers, train_state
 from crest_jax.algorithms import ALGORITHMS, Loss
 from crest_jax.augment import Augmentation
-from crest_jax.mesh import AXIS, SPLIT, over_devices, replicate, split
+from crest_jax.mesh import AXIS, GROUP, SPLIT, mesh_of, over_devices, replicate, split
 from crest_jax.rebalancing import crest, darp, distribution_alignment
 from crest_jax.train_step import (
     Constants,
@@ -33,15 +32,6 @@ WEIGHTS = np.array([0.5, 1.0, 1.0, 1.5], np.float32)
 UNIFORM = np.full((24, CLASSES), 1 / CLASSES, np.float32)
 
 
-def mesh_of(devices):
-    return jax.make_mesh(
-        (devices,),
-        (AXIS,),
-        axis_types=(AxisType.Auto,),
-        devices=jax.devices()[:devices],
-    )
-
-
 def loss_of(method, **changes):
     algorithm = ALGORITHMS[method]
     defaults = {name: each.default for name, each in algorithm.hyper_parameters.items()}
@@ -55,6 +45,7 @@ def build(
     devices,
     *,
     sync=True,
+    group=0,
     alignment_target="progressive",
     loss=FIXMATCH,
     refinement=None,
@@ -65,8 +56,9 @@ def build(
     operations=("Rotate", "Brightness", "Sharpness"),
     **augmentation,
 ):
-    model = net(CLASSES, axis_name=AXIS if sync else None, dtype=dtype)
-    mesh = mesh_of(devices)
+    axis_name = (GROUP if group else AXIS) if sync else None
+    model = net(CLASSES, axis_name=axis_name, dtype=dtype)
+    mesh = mesh_of(jax.devices()[:devices], group=group)
     step = make_train_step(
         loss,
         model,
@@ -195,6 +187,14 @@ def test_devices_share_a_batch_and_change_nothing(one_device, fresh):
     assert_same_history(run(build(8), fresh), expected)
 
 
+def test_a_group_of_devices_is_as_one_without_synchronised_batch_norm(one_device, fresh):
+    groups_of_two = run(build(8, group=2), fresh)
+    assert_same_history(groups_of_two, run(build(4, sync=False), fresh))
+    assert_same_history(run(build(8, group=8), fresh), one_device[1])
+    with pytest.raises(AssertionError):
+        assert_same_history(groups_of_two, one_device[1])
+
+
 @pytest.mark.parametrize("method", ["supervised", "pseudo_label", "mean_teacher", "mixmatch"])
 def test_devices_change_nothing_whatever_the_algorithm(fresh, method):
     """MixMatch mixes images of one device with those of another."""
@@ -240,11 +240,11 @@ def test_shuffling_permutes_all_parts_of_all_devices_together():
                     jax.random.key(3), [{"image": row, "label": -row} for row in rows]
                 )
             ],
-            mesh_of(devices),
+            mesh_of(jax.devices()[:devices]),
             in_specs=SPLIT,
             out_specs=SPLIT,
         )
-        shuffled = jax.device_get(mapped(*split(parts, mesh_of(devices))))
+        shuffled = jax.device_get(mapped(*split(parts, mesh_of(jax.devices()[:devices]))))
         assert [len(part) for part in shuffled] == [8, 16, 16]
         images, labels = np.concatenate(shuffled).T
         np.testing.assert_array_equal(labels, -images)
@@ -452,7 +452,7 @@ def test_scoring_selects_the_same_on_any_number_of_devices(one_device):
     rates = crest.sampling_rates(np.array([60, 20, 15, 5]), 1 / 3)
     selections = []
     for devices in (1, 4, 8):
-        predict = evaluate.make_predict(model, mesh_of(devices), batch_size=16)
+        predict = evaluate.make_predict(model, mesh_of(jax.devices()[:devices]), batch_size=16)
         scored = predict(state.ema_params, state.batch_stats, images, np.log(TARGET))
         scores = crest.Scores(scored.labels, scored.confidence)
         selections += crest.select([scores], rates)

@@ -35,7 +35,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.99
     epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32  # of the images; per-channel values are float32
-    axis_name: str | None = None
+    axis_name: str | tuple[str, ...] | None = None
     scale_init: Initializer = nn.initializers.ones
 
     @overload
@@ -100,7 +100,7 @@ class BatchNorm(nn.Module):
 class _Settings(NamedTuple):
     epsilon: float
     slope: float
-    axis_name: str | None
+    axis_name: str | tuple[str, ...] | None
     with_sum: bool
 
     def mean(self, sums: Array, x: Array) -> Array:

@@ -81,7 +81,7 @@ class ResNet(nn.Module):
     batch_norm_momentum: float = 0.9
     dtype: DTypeLike = jnp.float32
     precision: lax.Precision = lax.Precision.DEFAULT
-    axis_name: str | None = None
+    axis_name: str | tuple[str, ...] | None = None
 
     @nn.compact
     def __call__(

@@ -80,7 +80,7 @@ class WideResNet(nn.Module):
     batch_norm_momentum: float = 0.999
     dtype: DTypeLike = jnp.float32
     precision: lax.Precision = lax.Precision.DEFAULT
-    axis_name: str | None = None
+    axis_name: str | tuple[str, ...] | None = None
 
     @nn.compact
     def __call__(

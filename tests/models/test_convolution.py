@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import needs_compiler
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from crest_jax.cpu import library
-from crest_jax.mesh import AXIS, over_devices
+from crest_jax.mesh import AXIS, mesh_of, over_devices
 from crest_jax.models.convolution import Conv, convolve
 from crest_jax.models.wide_resnet import WideResNet
 
@@ -153,7 +153,7 @@ def test_devices_sum_their_gradients_of_a_kernel(compiled):
     def gradient(x, kernel, mean):
         return jax.grad(lambda kernel: mean(jnp.sin(convolve(x, kernel)).mean()))(kernel)
 
-    mesh = jax.make_mesh((4,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    mesh = mesh_of(jax.devices()[:4])
     mapped = over_devices(
         partial(gradient, mean=lambda value: jax.lax.pmean(value, AXIS)),
         mesh,
@@ -173,7 +173,7 @@ def test_devices_sum_their_gradients_of_shared_images(compiled):
     def gradient(x, kernel, total):
         return jax.grad(lambda x: total(jnp.sin(convolve(x, kernel)).sum()))(x)
 
-    mesh = jax.make_mesh((4,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    mesh = mesh_of(jax.devices()[:4])
     mapped = over_devices(
         partial(gradient, total=lambda value: jax.lax.psum(value, AXIS)),
         mesh,

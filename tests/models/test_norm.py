@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import needs_compiler
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from crest_jax import cpu
 from crest_jax.cpu import library
-from crest_jax.mesh import AXIS, over_devices
+from crest_jax.mesh import AXIS, GROUP, mesh_of, over_devices
 from crest_jax.models import ResNet, WideResNet, resnet, wide_resnet
 from crest_jax.models.norm import BatchNorm
 
@@ -240,7 +240,7 @@ def test_what_is_not_finite_reaches_what_it_reaches_in_xla(monkeypatch, value):
 # Several devices, and several batches
 
 
-def over_4_devices(layer, variables, images, gradients):
+def over_4_devices(layer, variables, images, gradients, group=0):
     """Return `with_gradients` for images split over devices, with each device's statistics."""
 
     def on_device(variables, images, gradients):
@@ -248,7 +248,7 @@ def over_4_devices(layer, variables, images, gradients):
         statistics = jax.tree.map(lambda a: (a + jnp.zeros_like(y[0], shape=()))[None], statistics)
         return y, statistics, (of_params, of_images)
 
-    mesh = jax.make_mesh((4,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    mesh = mesh_of(jax.devices()[:4], group=group)
     split, whole = PartitionSpec(AXIS), PartitionSpec()
     mapped = over_devices(
         on_device, mesh, in_specs=(whole, split, split), out_specs=(split, split, (whole, split))
@@ -267,21 +267,27 @@ def test_synchronised_devices_compute_what_one_does_of_all_images(form, addition
         close(ours, theirs, tolerance=3e-6)
 
 
-def test_devices_compute_each_for_itself_unless_synchronised(form):
+@pytest.mark.parametrize("group", [1, 2])
+def test_groups_compute_each_for_itself(form, group):
+    """Also devices without synchronisation, as groups of one."""
     variables = variables_of(16)
     images, gradients = arrays((8, 3, 5, 16), **ADDITIONS[1])
     layer = BatchNorm(use_running_average=False, negative_slope=0.1)
-    y, statistics, (of_params, of_images) = over_4_devices(layer, variables, images, gradients)
+    synchronised = layer if group == 1 else layer.clone(axis_name=GROUP)
+    y, statistics, (of_params, of_images) = over_4_devices(
+        synchronised, variables, images, gradients, group
+    )
     parts = []
-    for device in range(4):
-        part = slice(2 * device, 2 * device + 2)
+    for first in range(0, 4, group):
+        part = slice(2 * first, 2 * (first + group))
         given = jax.tree.map(lambda a, part=part: a[part], (images, gradients))
         parts.append(with_gradients(layer, variables, *given))
-        mine = (
-            jax.tree.map(lambda a, part=part: a[part], y),
-            jax.tree.map(lambda a, i=device: a[i], statistics),
-        )
-        close(mine, parts[-1][:2], tolerance=3e-6)
+        for device in range(first, first + group):
+            mine = (
+                jax.tree.map(lambda a, part=part: a[part], y),
+                jax.tree.map(lambda a, i=device: a[i], statistics),
+            )
+            close(mine, parts[-1][:2], tolerance=3e-6)
     totals = jax.tree.map(lambda *each: sum(each), *(gradients[0] for _, _, gradients in parts))
     close(of_params, totals, tolerance=3e-6)
     whole = jax.tree.map(lambda *each: jnp.concatenate(each), *(g[1] for _, _, g in parts))
