@@ -2,10 +2,12 @@
 
 All of it is computed in as few passes over memory as possible. In training there are two forward
 passes, one for the statistics and one for the rest, and two backward passes, which recompute the
-activation's input; they are done by `crest_jax.cpu` on a CPU and by XLA elsewhere. With running
-statistics, as in evaluation and in exported models, there is one pass, done by XLA.
+activation's input; they are done by `crest_jax.cpu` on a CPU and by XLA elsewhere, in a form of
+their own on a GPU. With running statistics, as in evaluation and in exported models, there is one
+pass, done by XLA.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any, Literal, NamedTuple, overload
@@ -149,14 +151,14 @@ def _forward(
     about: Array,
     settings: _Settings,
 ) -> tuple[_Results, _Kept]:
-    total, sums = _compute(cpu.norm.sums, _sums, x, before, about)
+    total, sums = _compute(cpu.norm.sums, _sums_in_parts, _sums, x, before, about)
     x = x if before is None else total
     moved, squares = settings.mean(sums, x)
     var = jnp.maximum(squares - moved**2, 0)
     over_deviation = lax.rsqrt(var + settings.epsilon)
     numbers = jnp.stack([scale * over_deviation, about + moved, bias])
     slope = {"slope": settings.slope}
-    y = _compute(cpu.norm.forward, _normalized, x, behind, numbers, **slope)
+    y = _compute(cpu.norm.forward, _normalized, _normalized, x, behind, numbers, **slope)
     # The backward pass recomputes the activation's input from x, or takes its signs from y.
     kept = (x, None if behind is None else y, numbers, over_deviation)
     had_before = None if before is None else ()
@@ -169,16 +171,18 @@ def _backward(
     (x, y, numbers, over_deviation), had_before = kept
     dy, past, _, _ = gradients
     slope = {"slope": settings.slope}
-    sums = _compute(cpu.norm.gradient_sums, _gradient_sums, x, y, dy, numbers, **slope)
-    dbias, times_distance = sums
+    dbias, times_distance = sums = _compute(
+        cpu.norm.gradient_sums, _gradient_sums_in_parts, _gradient_sums, x, y, dy, numbers, **slope
+    )
     of_mean, of_distance = settings.mean(sums, x)
     # dx = factor * (g - mean(g) - d * mean(g * d) / variance), where d = x - mean(x).
     factor = numbers[0]
     rise, offset = -factor * over_deviation**2 * of_distance, -factor * of_mean
     numbers = jnp.stack([*numbers, rise, offset])
     dx, dbehind = _compute(
-        cpu.norm.input_gradient, _input_gradient, x, y, dy, past, numbers, **slope
-    )
+        cpu.norm.input_gradient, _written_input_gradient, _input_gradient,
+        x, y, dy, past, numbers, **slope,
+    )  # fmt: skip
     dbefore = None if had_before is None else dx
     return dx, dbefore, dbehind, times_distance * over_deviation, dbias, None
 
@@ -187,14 +191,22 @@ _norm.defvjp(_forward, _backward)
 
 
 def _compute(
-    by_cpu: Callable[..., Any], by_xla: Callable[..., Any], x: Array, *arrays: Any, **settings: Any
+    by_cpu: Callable[..., Any],
+    by_gpu: Callable[..., Any],
+    by_xla: Callable[..., Any],
+    x: Array,
+    *arrays: Any,
+    **settings: Any,
 ) -> Any:
-    by_cpu, by_xla = partial(by_cpu, **settings), partial(by_xla, **settings)
+    by_cpu, by_gpu, by_xla = (partial(form, **settings) for form in (by_cpu, by_gpu, by_xla))
     # An exported model takes any number of images, so their number is symbolic.
     exported = jax.export.is_symbolic_dim(x.shape[0])
-    if exported or x.size == 0 or not cpu.norm.takes(x):
+    if exported or x.size == 0:
         return by_xla(x, *arrays)
-    return lax.platform_dependent(x, *arrays, cpu=by_cpu, default=by_xla)
+    forms = {"cuda": by_gpu, "rocm": by_gpu, "default": by_xla}
+    if cpu.norm.takes(x):
+        forms["cpu"] = by_cpu
+    return lax.platform_dependent(x, *arrays, **forms)
 
 
 # XLA's versions of the functions of `cpu.norm`.
@@ -246,3 +258,47 @@ def _distance_and_gradient(
 
 def _activation(z: Array, slope: float) -> Array:
     return nn.relu(z) if slope == 0 else nn.leaky_relu(z, slope)
+
+
+# The forms for GPUs, where docs/speed.md has their effect.
+
+# XLA would sum over the pixels of a few channels in loads of a few bytes. So the images are taken
+# as rows of several pixels, of so many numbers at most, which are added up in so many parts.
+_ROW, _PARTS = 1024, 128
+
+
+def _sums_in_parts(x: Array, y: Array | None, about: Array) -> tuple[Array | None, Array]:
+    (x_parts, y_parts), about = _parts((x, y), about)
+    total, sums = jax.vmap(_sums, in_axes=(0, 0, None))(x_parts, y_parts, about)
+    return (None if total is None else total.reshape(x.shape)), _whole(x, sums)
+
+
+def _gradient_sums_in_parts(
+    x: Array, y: Array | None, dy: Array, numbers: Array, *, slope: float
+) -> Array:
+    (x_parts, y_parts, dy_parts), numbers = _parts((x, y, dy), numbers)
+    of_parts = jax.vmap(partial(_gradient_sums, slope=slope), in_axes=(0, 0, 0, None))
+    return _whole(x, of_parts(x_parts, y_parts, dy_parts, numbers))
+
+
+def _parts(images: Any, numbers: Array) -> tuple[Any, Array]:
+    """Return images as [parts, rows, row], and the channels' numbers repeated as in a row."""
+    channels, pixels = numbers.shape[-1], math.prod(images[0].shape[:-1])
+    of_row = _divisor(pixels, _ROW // channels)
+    shape = _divisor(pixels // of_row, _PARTS), -1, of_row * channels
+    return jax.tree.map(lambda each: each.reshape(shape), images), jnp.tile(numbers, of_row)
+
+
+def _divisor(number: int, most: int) -> int:
+    """Return the largest divisor of a number that is not above `most`, or 1."""
+    return next((each for each in range(most, 1, -1) if number % each == 0), 1)
+
+
+def _whole(x: Array, sums: Array) -> Array:
+    """Return the sums of x's channels from those of the columns of each part."""
+    return sums.sum(axis=0).reshape(2, -1, x.shape[-1]).sum(axis=1)
+
+
+def _written_input_gradient(*arrays: Any, slope: float) -> tuple[Array, Array | None]:
+    """Return the input's gradient, which others read instead of computing it anew."""
+    return lax.optimization_barrier(_input_gradient(*arrays, slope=slope))

@@ -12,20 +12,26 @@ from jax.sharding import PartitionSpec
 from crest_jax import cpu
 from crest_jax.cpu import library
 from crest_jax.mesh import AXIS, GROUP, mesh_of, over_devices
-from crest_jax.models import ResNet, WideResNet, resnet, wide_resnet
+from crest_jax.models import ResNet, WideResNet, norm, resnet, wide_resnet
 from crest_jax.models.norm import BatchNorm
 
 COMPILED = "crest_jax."  # in what calls the compiled kernels
 SLOPES = [0.0, 0.1, 1.0]
 
 
-@pytest.fixture(params=[pytest.param("compiled", marks=needs_compiler), "xla"])
+@pytest.fixture(params=[pytest.param("compiled", marks=needs_compiler), "xla", "xla_of_gpu"])
 def form(request, monkeypatch):
-    """Both forms of the norm, one after the other."""
-    if request.param == "xla":
-        monkeypatch.setattr(cpu.norm, "takes", lambda x: False)
-    else:
+    """All forms of the norm, one after the other."""
+    if request.param == "compiled":
         assert library.kernels()
+    else:
+        monkeypatch.setattr(cpu.norm, "takes", lambda x: False)
+    if request.param == "xla_of_gpu":
+
+        def compute(by_cpu, by_gpu, by_xla, *arrays, **settings):
+            return by_gpu(*arrays, **settings)
+
+        monkeypatch.setattr(norm, "_compute", compute)
     return request.param
 
 
@@ -141,7 +147,7 @@ def by_hand(variables, images, gradients, *, slope, epsilon, momentum):
 def test_norm_and_gradients_are_their_formulas_in_float64(form, slope, additions):
     settings = {"epsilon": 1e-3, "momentum": 0.7}
     layer = BatchNorm(use_running_average=False, negative_slope=slope, **settings)
-    for shape in [(6, 5, 4, 16), (35, 17)]:
+    for shape in [(6, 5, 4, 16), (35, 17), (8, 8, 5, 48)]:
         variables = variables_of(shape[-1])
         given = arrays(shape, **additions)
         compute = jax.jit(partial(with_gradients, layer))
