@@ -7,7 +7,8 @@ The step is the one that a run of the experiment compiles, and so is the pass th
 (`--only scoring`). Nothing is executed. Times are estimates: those of XLA's cost model for each
 operation where it has one (cycles on a TPU, microseconds on a GPU), and otherwise the larger of the
 operation's FLOPs at the chip's peak and its bytes at the memory's bandwidth. On a TPU, where XLA
-estimates no gathers and scatters, each index that they look up counts as 10 cycles. Operations are
+estimates no gathers and scatters, each index that they look up counts as 10 cycles. A collective
+counts as a constant, 10 us on TPUs and 20 us on GPUs, and its bytes over the link. Operations are
 taken to follow each other without gaps. docs/speed.md says how far to trust this.
 
 Needs the extra `ahead-tpu` or `ahead-gpu`. A TPU program takes minutes to compile.
@@ -40,7 +41,7 @@ _SOURCES = {
 # On a TPU, in cycles: a gather's or scatter's loop for each index, of which 8 to 13 were counted in
 # the final instructions of v5e programs.
 _CYCLES_OF_INDEX = 10
-# In seconds: the time of a collective of a few bytes.
+# In seconds: the assumed time of a collective of a few bytes.
 _LATENCY = {"tpu": 10e-6, "gpu": 20e-6}
 # The number of examples whose pseudo-labels DARP keeps: those of CIFAR-10-LT at gamma = 100.
 _UNLABELED = 12_406
@@ -198,6 +199,10 @@ def seconds(operation: Operation, setting: Setting) -> float:
     """Estimate the seconds of one execution of an operation."""
     chip = setting.chip
     details, by_index = operation.details, 0.0
+    if operation.collective:
+        # XLA's estimate for a GPU grows with every byte, as if it sent 20 MB a second, and falls
+        # with the number of devices.
+        return _LATENCY[chip.platform] + operation.bytes / chip.link
     if chip.platform == "tpu":
         by_index = operation.indices * _CYCLES_OF_INDEX / chip.clock
         cycles = int(details.get("window_config", {}).get("estimated_cycles", 0))
@@ -205,8 +210,6 @@ def seconds(operation: Operation, setting: Setting) -> float:
             return cycles / chip.clock + by_index
     elif details.get("reification_cost"):
         return details["reification_cost"][0]["exec_time_us"] / 1e6
-    if operation.collective:
-        return _LATENCY[chip.platform] + operation.bytes / chip.link
     peak = chip.peak(setting.config.dtype, setting.config.precision)
     return max(operation.flops / peak, operation.bytes / chip.bandwidth) + by_index
 
@@ -332,9 +335,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=("step", "scoring"), help="one of the two programs")
     parser.add_argument("--costliest", type=int, default=15, help="number of operations to list")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead")
-    parser.add_argument("--flags", nargs="+", default=[], help="further options of XLA")
+    parser.add_argument("--flags", default="", help='further options of XLA: --flags="--a=1 --b=2"')
     arguments = parser.parse_args(argv)
-    chips.prepare(CHIPS[arguments.chip], *arguments.flags)
+    chips.prepare(CHIPS[arguments.chip], arguments.flags)
     setting = setting_of(arguments)
     programs = {
         name: compile_it

@@ -104,17 +104,17 @@ _ENVIRONMENT = {
 }
 
 
-def prepare(chip: Chip, *flags: str) -> None:
+def prepare(chip: Chip, flags: str) -> None:
     """Set the environment in which JAX compiles for a chip that is not there.
 
     Args:
       chip: the chip to compile for.
-      *flags: further options of XLA, such as `--xla_tpu_enable_async_collective_fusion=true`.
+      flags: further options of XLA, such as `--xla_gpu_autotune_level=0`, separated by spaces.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.update(_ENVIRONMENT[chip.platform])
     name = "LIBTPU_INIT_ARGS" if chip.platform == "tpu" else "XLA_FLAGS"
-    os.environ[name] = " ".join(filter(None, [os.environ.get(name), *flags]))
+    os.environ[name] = " ".join(filter(None, [os.environ.get(name), flags]))
 
 
 def devices(chip: Chip, count: int) -> list[Any]:

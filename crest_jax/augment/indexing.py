@@ -68,9 +68,12 @@ def pixels_at(
         return pixels.T
 
     def by_product(planes: Array, rows: Array, columns: Array) -> Array:
-        image = planes.reshape(len(planes), -1, width)
-        of_row = _product("chw,hp->cwp", image, _one_hot(rows, image.shape[1]))
-        return _marked(of_row, _one_hot(columns, width))
+        # Quarters of rows: 32 x 32 pixels then have 128, as many as a matrix unit has rows.
+        part = width // 4 if width % 4 == 0 else width
+        index = rows * width + columns
+        parts = planes.reshape(len(planes), -1, part)
+        of_part = _product("chw,hp->cwp", parts, _one_hot(index // part, parts.shape[1]))
+        return _marked(of_part, _one_hot(index % part, part))
 
     return _by_device(by_index, by_product, planes, rows, columns)
 
@@ -86,9 +89,13 @@ def rows_and_columns(
         return image.at[rows[:, None], columns].get(mode="promise_in_bounds")
 
     def by_product(image: Array, rows: Array, columns: Array) -> Array:
-        height, width, _ = image.shape
-        of_rows = _product("hy,hwc->ywc", _one_hot(rows, height), image)
-        return _product("wx,ywc->yxc", _one_hot(columns, width), of_rows).astype(jnp.uint8)
+        height, _, channels = image.shape
+        # The channels of a pixel are columns of their own, so that a TPU's lanes are full.
+        image = image.reshape(height, -1)
+        columns = (columns[:, None] * channels + jnp.arange(channels)).reshape(-1)
+        of_rows = _product("hy,hk->yk", _one_hot(rows, height), image)
+        pixels = _product("yk,kx->yx", of_rows, _one_hot(columns, image.shape[1]))
+        return pixels.reshape(len(rows), -1, channels).astype(jnp.uint8)
 
     return _by_device(by_index, by_product, image, rows, columns)
 

@@ -48,10 +48,13 @@ def test_levels_are_counted_exactly(form):
     np.testing.assert_array_equal(counts, [np.bincount(plane, minlength=256) for plane in planes])
 
 
-def test_pixels_at_any_places(form):
-    rows, columns = RNG.integers(0, 5, 60), RNG.integers(0, 7, 60)
-    found = indexing.pixels_at(*map(jnp.asarray, (PLANES, rows, columns)), width=7)
-    np.testing.assert_array_equal(found, PLANES.reshape(3, 5, 7)[:, rows, columns])
+@pytest.mark.parametrize("width", [7, 8])
+def test_pixels_at_any_places(form, width):
+    images = RNG.integers(0, 256, (3, 5, width), dtype=np.uint8)
+    rows, columns = RNG.integers(0, 5, 60), RNG.integers(0, width, 60)
+    given = images.reshape(3, -1), rows, columns
+    found = indexing.pixels_at(*map(jnp.asarray, given), width=width)
+    np.testing.assert_array_equal(found, images[:, rows, columns])
 
 
 def test_rows_and_columns(form):
