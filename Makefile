@@ -41,7 +41,7 @@ test-fuzz: $(INSTALLED)
 # own, since JAX would look for the TPU of an installed libtpu whenever it starts.
 test-ahead:
 	$(MAKE) VENV=$(VENV)-ahead $(VENV)-ahead/.ahead
-	AHEAD=1 $(VENV)-ahead/bin/python -m pytest tests/test_ahead_chips.py -n 1
+	AHEAD=1 $(VENV)-ahead/bin/python -m pytest tests/test_ahead_chips.py -n 0 -rP
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
