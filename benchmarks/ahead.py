@@ -76,6 +76,11 @@ class Program(NamedTuple):
                 found[each.collective] += each.times
         return found
 
+    @property
+    def asynchronous(self) -> int:
+        """How many of the collectives are executed beside other operations."""
+        return sum(each.times for each in self.operations if each.collective and each.beside)
+
 
 class Setting(NamedTuple):
     """An experiment on devices that are not here."""
@@ -263,6 +268,7 @@ def as_json(program: Program, setting: Setting) -> dict[str, Any]:
     return {
         "memory": program.memory,
         "collectives": dict(program.collectives),
+        "asynchronous": program.asynchronous,
         "host_calls": program.host_calls,
         "donated": program.donated,
         "state": program.state,
@@ -287,6 +293,8 @@ def costliest(program: Program, setting: Setting, number: int) -> str:
 def summary(program: Program, setting: Setting) -> str:
     """Return what a program takes on a device, apart from time."""
     collectives = ", ".join(f"{n} {name}" for name, n in program.collectives.items()) or "none"
+    if program.collectives:
+        collectives += f", of which {program.asynchronous} beside other operations"
     lines = [
         f"compiled in {program.compilation:.0f} s",
         f"memory: {program.memory / 1e9:.2f} GB of {setting.chip.memory / 1e9:.0f}",

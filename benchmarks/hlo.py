@@ -52,6 +52,7 @@ class Operation(NamedTuple):
     indices: int  # elements that its gathers and scatters look up one by one, in one execution
     dtype: str  # of its result
     target: str  # the library's function that it calls, where it does
+    beside: int  # operations that are executed between its start and its end, if they are apart
     details: dict[str, Any]  # what XLA's backend has noted about it, such as the estimated time
 
     @property
@@ -91,6 +92,13 @@ class _Module:
             for instruction in computation.instructions
         }
         self.sources = module.stack_frame_index
+        # The instructions in the order in which they are executed.
+        self.order = [list(each.instruction_ids) for each in module.schedule.sequences.values()]
+        self.ends = {
+            instruction.operand_ids[0]: instruction.id
+            for instruction in self.instructions.values()
+            if instruction.opcode.endswith("-done")
+        }
 
     def executed(self, computation: int, *, times: int) -> Iterator[Operation]:
         for instruction in self.computations[computation].instructions:
@@ -138,6 +146,15 @@ class _Module:
         constants = [each for each in condition.instructions if each.opcode == "constant"]
         return constants[0].literal.s32s[0] if len(constants) == 1 else 1
 
+    def beside(self, instruction: Any) -> int:
+        """Return the number of operations between the start and the end of an asynchronous one."""
+        start, end = instruction.id, self.ends.get(instruction.id)
+        for order in self.order if end is not None else ():
+            if start in order:
+                between = order[order.index(start) + 1 : order.index(end)]
+                return sum(not self.is_free(self.instructions[each]) for each in between)
+        return 0
+
     def operation(self, instruction: Any, times: int) -> Operation:
         parts = list(self.parts(instruction))
         return Operation(
@@ -153,6 +170,7 @@ class _Module:
             indices=sum(map(self.indices, parts)),
             dtype=_first(instruction.shape)[1],
             target=instruction.custom_call_target,
+            beside=self.beside(instruction),
             details=_details(instruction),
         )
 

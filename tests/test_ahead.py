@@ -87,6 +87,25 @@ def test_donated_inputs_are_counted(hlo):
     assert hlo.donated(serialized(step, state, jnp.ones(3))) == 0
 
 
+def test_operations_beside_a_collective_are_those_between_its_start_and_end(hlo):
+    from tensorflow.compiler.xla.service import hlo_pb2
+
+    module = hlo_pb2.HloModuleProto(entry_computation_id=1)
+    computation = module.computations.add(id=1)
+    for number, (opcode, operands) in enumerate(
+        [
+            ("parameter", []), ("all-reduce-start", [0]), ("tuple", [0]), ("fusion", [0]),
+            ("copy", [0]), ("all-reduce-done", [1]), ("all-reduce", [5]),
+        ]
+    ):  # fmt: skip
+        computation.instructions.add(id=number, opcode=opcode, operand_ids=operands)
+    for order, beside in (([0, 1, 2, 3, 5, 4, 6], 1), ([0, 3, 4, 1, 5, 6], 0)):
+        module.schedule.sequences[1].ClearField("instruction_ids")
+        module.schedule.sequences[1].instruction_ids.extend(order)
+        operations = hlo.operations(module.SerializeToString())
+        assert [each.beside for each in operations if each.collective] == [beside, 0]
+
+
 def test_bytes_are_those_of_operands_and_results(hlo):
     program = serialized(lambda a, b: a @ b, jnp.zeros((4, 8), jnp.bfloat16), jnp.zeros((8, 2)))
     (product,) = [each for each in hlo.operations(program) if each.flops]
@@ -99,7 +118,7 @@ def operation(hlo, opcode="fusion", *, file="", details=None, **known):
     given = {
         "name": "it", "opcode": opcode, "contained": frozenset(), "frames": frames, "path": "",
         "times": 1, "flops": 0.0, "bytes": 0, "shape": (), "indices": 0, "dtype": "F32",
-        "target": "", "details": details or {},
+        "target": "", "beside": 0, "details": details or {},
     }  # fmt: skip
     return hlo.Operation(**given | known)
 
