@@ -97,10 +97,12 @@ dnn_version_info { major: 9 minor: 10 }
 runtime_version { major: 12 minor: 9 }
 """
 
-# XLA's options for a compiler without its device, set before JAX is imported.
-_ENVIRONMENT = {
-    "tpu": {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
-    "gpu": {"XLA_FLAGS": "--xla_gpu_collect_cost_model_stats=true"},
+# What lets libtpu be loaded where there is no TPU.
+_WITHOUT_TPU = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+# Where XLA's options for each platform are read from, and those without which it notes no times.
+_OPTIONS = {
+    "tpu": ("LIBTPU_INIT_ARGS", ""),
+    "gpu": ("XLA_FLAGS", "--xla_gpu_collect_cost_model_stats=true"),
 }
 
 
@@ -111,10 +113,9 @@ def prepare(chip: Chip, flags: str) -> None:
       chip: the chip to compile for.
       flags: further options of XLA, such as `--xla_gpu_autotune_level=0`, separated by spaces.
     """
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.update(_ENVIRONMENT[chip.platform])
-    name = "LIBTPU_INIT_ARGS" if chip.platform == "tpu" else "XLA_FLAGS"
-    os.environ[name] = " ".join(filter(None, [os.environ.get(name), flags]))
+    os.environ.update(_WITHOUT_TPU, JAX_PLATFORMS="cpu")
+    name, needed = _OPTIONS[chip.platform]
+    os.environ[name] = " ".join(filter(None, [os.environ.get(name), needed, flags]))
 
 
 def devices(chip: Chip, count: int) -> list[Any]:

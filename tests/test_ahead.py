@@ -160,9 +160,9 @@ def test_seconds_are_those_of_the_cost_model_or_of_the_roofline(ahead, hlo):
 @pytest.mark.parametrize(("chip", "name"), [("v5e", "LIBTPU_INIT_ARGS"), ("h100", "XLA_FLAGS")])
 def test_options_of_xla_are_added_to_those_of_the_environment(ahead, monkeypatch, chip, name):
     chips = importlib.import_module("chips")
-    environment = {"LIBTPU_INIT_ARGS": "--mine=1", "XLA_FLAGS": ""}
+    environment = {name: "--mine=1"}
     monkeypatch.setattr(chips.os, "environ", environment)
     chips.prepare(chips.CHIPS[chip], "--a=1 --b=2")
-    assert environment[name].endswith("--a=1 --b=2")
+    assert environment[name].startswith("--mine=1 ")
+    assert environment[name].endswith(" --a=1 --b=2")
     assert environment["JAX_PLATFORMS"] == "cpu"
-    assert environment["LIBTPU_INIT_ARGS"].startswith("--mine=1")
