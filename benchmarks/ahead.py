@@ -15,6 +15,7 @@ Needs the extra `ahead-tpu` or `ahead-gpu`. A TPU program takes minutes to compi
 """
 
 import argparse
+import ast
 import functools
 import json
 import operator
@@ -36,7 +37,7 @@ CATEGORIES = (
 _SOURCES = {
     "augmentation": ("crest_jax/augment/",),
     "normalisation": ("crest_jax/models/norm.py",),
-    "optimiser": ("crest_jax/optimizers.py", "/optax/"),
+    "optimiser": ("crest_jax/optimizers.py", "/optax/_src/"),
 }
 # On a TPU, in cycles: a gather's or scatter's loop for each index, of which 8 to 13 were counted in
 # the final instructions of v5e programs.
@@ -45,6 +46,8 @@ _CYCLES_OF_INDEX = 10
 _LATENCY = {"tpu": 10e-6, "gpu": 20e-6}
 # The number of examples whose pseudo-labels DARP keeps: those of CIFAR-10-LT at gamma = 100.
 _UNLABELED = 12_406
+# The classes of data sets of the paper.
+_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet2012": 127}
 # The operations that exchange data with the host.
 _HOST = ("infeed", "outfeed", "send", "recv")
 
@@ -160,9 +163,9 @@ def _on(mesh: Any, tree: Any, *, split_axis: int | None = None) -> Any:
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from crest_jax.mesh import AXIS
+    from crest_jax.mesh import AXES
 
-    spec = PartitionSpec() if split_axis is None else PartitionSpec(*[None] * split_axis, AXIS)
+    spec = PartitionSpec() if split_axis is None else PartitionSpec(*[None] * split_axis, AXES)
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
@@ -269,6 +272,7 @@ def as_json(program: Program, setting: Setting) -> dict[str, Any]:
         "memory": program.memory,
         "collectives": dict(program.collectives),
         "asynchronous": program.asynchronous,
+        "summed": sorted({each.dtype for each in program.operations if each.collective}),
         "host_calls": program.host_calls,
         "donated": program.donated,
         "state": program.state,
@@ -277,7 +281,10 @@ def as_json(program: Program, setting: Setting) -> dict[str, Any]:
 
 
 def costliest(program: Program, setting: Setting, number: int) -> str:
-    """Return the operations that take longest as a Markdown table; those of a line are added."""
+    """Return the operations that take longest as a Markdown table.
+
+    Times of operations of the same name from the same line are added.
+    """
     times: defaultdict[tuple[str, str], float] = defaultdict(float)
     counts = Counter[tuple[str, str]]()
     for each in program.operations:
@@ -311,19 +318,36 @@ def setting_of(arguments: argparse.Namespace) -> Setting:
     import crest_jax
     from crest_jax import validation
     from crest_jax.config import by_name
+    from crest_jax.errors import ConfigError
 
     config = crest_jax.experiment(arguments.experiment)
     config.dtype, config.precision = arguments.dtype, arguments.precision
     for pair in arguments.set:
-        name, _, value = pair.partition("=")
-        kind = type(by_name(config)[name])
-        config.update_from_flattened_dict({name: value == "True" if kind is bool else kind(value)})
-    validation.validate(config, devices=arguments.devices)
+        name, _, text = pair.partition("=")
+        if name not in by_name(config):
+            raise SystemExit(f"--set {pair}: {arguments.experiment} has no field {name}")
+        try:
+            config.update_from_flattened_dict({name: _value(text)})
+        except (TypeError, ValueError) as error:
+            raise SystemExit(f"--set {pair}: {error}") from error
+    try:
+        validation.validate(config, devices=arguments.devices)
+    except ConfigError as error:
+        raise SystemExit(str(error)) from error
+    classes = arguments.classes or _CLASSES.get(config.data.name)
+    if classes is None:
+        raise SystemExit(f"--classes: give the number of classes of {config.data.name}")
     side = config.data.image_size or arguments.side
-    return Setting(
-        config, CHIPS[arguments.chip], arguments.devices, (side, side, arguments.channels),
-        arguments.classes,
-    )  # fmt: skip
+    shape = side, side, arguments.channels
+    return Setting(config, CHIPS[arguments.chip], arguments.devices, shape, classes)
+
+
+def _value(text: str) -> Any:
+    """Return what a text says in Python, or the text."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -339,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
     parser.add_argument("--channels", type=int, default=3)
-    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--classes", type=int, help="by default those of known data sets")
     parser.add_argument("--only", choices=("step", "scoring"), help="one of the two programs")
     parser.add_argument("--costliest", type=int, default=15, help="number of operations to list")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead")
@@ -361,6 +385,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = setting.config
     print(
         f"{arguments.experiment}: {config.model.name}-{config.model.depth}-{config.model.width}, "
+        f"images of {' x '.join(map(str, setting.image_shape))}, {setting.classes} classes, "
         f"{config.dtype}, precision={config.precision}, on {arguments.devices} x {arguments.chip}"
         f"{''.join(f', {pair}' for pair in arguments.set)}"
     )

@@ -60,7 +60,7 @@ CHIPS: Mapping[str, Chip] = {
     ),
     "h100": Chip(
         "gpu",
-        {1: "1x1x1", 8: "1x1x8", 16: "1x2x8"},
+        {1: "1x1x1", 8: "1x1x8"},
         memory=80_000_000_000,
         bandwidth=3.35e12,
         flops={"bfloat16": 989e12, "tf32": 494.5e12, "float32": 67e12},

@@ -15,13 +15,17 @@ import numpy as np
 COLLECTIVES = (
     "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter",
 )  # fmt: skip
-# Operations that only rename or select what is there.
 _PRED = 1  # XLA's number of the type of truth values
+# Operations that only rename or select what is there.
 _FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota",
     "partition-id", "replica-id", "opt-barrier",
 )  # fmt: skip
 _FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "Sharding")
+# The operations that read a part of their first operand.
+_SLICES = ("slice", "dynamic-slice", "gather")
+# Where XLA lays out what a TPU keeps within its cores.
+_WITHIN_CORES = 1
 # Bits of an element by XLA's names of types.
 _BITS = {
     "PRED": 8, "S4": 4, "U4": 4, "S8": 8, "U8": 8, "S16": 16, "U16": 16, "F16": 16, "BF16": 16,
@@ -34,7 +38,6 @@ class Frame(NamedTuple):
 
     file: str
     line: int
-    function: str
 
 
 class Operation(NamedTuple):
@@ -47,8 +50,8 @@ class Operation(NamedTuple):
     path: str  # JAX's name of the operation, such as "jit(step)/jvp()/add"
     times: int  # how often it is executed in a run of the program
     flops: float  # those of convolutions and matrix products, in one execution
-    bytes: int  # of its operands and results, in one execution
-    shape: tuple[int, ...]  # of its result, or of the first part of that
+    # Read from and written to the device's main memory in one execution; or exchanged.
+    bytes: int
     indices: int  # elements that its gathers and scatters look up one by one, in one execution
     dtype: str  # of its result
     target: str  # the library's function that it calls, where it does
@@ -58,8 +61,8 @@ class Operation(NamedTuple):
     @property
     def collective(self) -> str:
         """The name of the collective that it is, without "-start"; empty for any other."""
-        name = self.opcode.removesuffix("-start")
-        return name if name in COLLECTIVES else ""
+        names = (name.removesuffix("-start") for name in (self.opcode, *sorted(self.contained)))
+        return next((name for name in names if name in COLLECTIVES), "")
 
 
 def operations(serialized: bytes) -> list[Operation]:
@@ -101,6 +104,7 @@ class _Module:
         }
 
     def executed(self, computation: int, *, times: int) -> Iterator[Operation]:
+        """Yield the operations of a computation, of all branches where there are several."""
         for instruction in self.computations[computation].instructions:
             opcode, called = instruction.opcode, list(instruction.called_computation_ids)
             if opcode == "while":
@@ -114,7 +118,7 @@ class _Module:
                 for each in called:
                     for operation in self.executed(each, times=times):
                         if operation.collective:
-                            yield operation
+                            yield operation._replace(beside=self.beside(instruction))
             elif not self.is_free(instruction):
                 yield self.operation(instruction, times)
 
@@ -133,7 +137,7 @@ class _Module:
         )
 
     def trips(self, loop: Any) -> int:
-        """Return how often a loop's body runs; 1 where it counts to no constant."""
+        """Return how often a loop's body runs; 1 where it does not count to a whole number."""
         known = _details(loop).get("known_trip_count")
         if known:
             return int(known["n"])
@@ -144,7 +148,10 @@ class _Module:
             and self.instructions[computation.root_id].shape.element_type == _PRED
         )
         constants = [each for each in condition.instructions if each.opcode == "constant"]
-        return constants[0].literal.s32s[0] if len(constants) == 1 else 1
+        if len(constants) != 1:
+            return 1
+        literal = constants[0].literal
+        return next(iter([*literal.s32s, *literal.u32s, *literal.s64s, *literal.u64s]), 1)
 
     def beside(self, instruction: Any) -> int:
         """Return the number of operations between the start and the end of an asynchronous one."""
@@ -165,10 +172,9 @@ class _Module:
             path=instruction.metadata.op_name,
             times=times,
             flops=sum(map(self.flops, parts)),
-            bytes=_bytes(instruction.shape) + sum(map(_bytes, self.operands(instruction))),
-            shape=_first(instruction.shape)[0],
+            bytes=self.bytes(instruction),
             indices=sum(map(self.indices, parts)),
-            dtype=_first(instruction.shape)[1],
+            dtype=_dtype(instruction.shape),
             target=instruction.custom_call_target,
             beside=self.beside(instruction),
             details=_details(instruction),
@@ -182,6 +188,32 @@ class _Module:
         for computation in instruction.called_computation_ids:
             for each in self.computations[computation].instructions:
                 yield from self.parts(each)
+
+    def bytes(self, instruction: Any) -> int:
+        """Return the bytes that an operation reads and writes, or a collective exchanges."""
+        if instruction.opcode.removesuffix("-start") in COLLECTIVES:
+            shapes = [instruction.shape, *self.operands(instruction)]
+            return sum(_bytes(each, within_cores=True) for each in shapes)
+        return _bytes(instruction.shape) + self.read(instruction)
+
+    def read(self, instruction: Any) -> int:
+        """Return the bytes that an operation reads: of what it only slices, those of the slices."""
+        if instruction.opcode in _SLICES:
+            return _bytes(instruction.shape)
+        whole = [_bytes(each) for each in self.operands(instruction)]
+        if instruction.opcode != "fusion":
+            return sum(whole)
+        (computation,) = instruction.called_computation_ids
+        parts = self.computations[computation].instructions
+        for part in parts:
+            if part.opcode == "parameter":
+                users = [each for each in parts if part.id in each.operand_ids]
+                if users and all(
+                    each.opcode in _SLICES and each.operand_ids[0] == part.id for each in users
+                ):
+                    slices = sum(_bytes(each.shape) for each in users)
+                    whole[part.parameter_number] = min(slices, whole[part.parameter_number])
+        return sum(whole)
 
     def operands(self, instruction: Any) -> list[Any]:
         return [self.instructions[each].shape for each in instruction.operand_ids]
@@ -204,7 +236,6 @@ class _Module:
                 Frame(
                     self.sources.file_names[location.file_name_id - 1],
                     location.line,
-                    self.sources.function_names[location.function_name_id - 1],
                 )
             )
             number = frame.parent_frame_id
@@ -224,7 +255,7 @@ class _Module:
             return self.convolution_flops(instruction)
         if "gemm" in instruction.custom_call_target or "matmul" in instruction.custom_call_target:
             left, right = (math.prod(each.dimensions) for each in self.operands(instruction)[:2])
-            return 2.0 * math.sqrt(left * right * math.prod(_first(instruction.shape)[0]))
+            return 2.0 * math.sqrt(left * right * math.prod(_first(instruction.shape).dimensions))
         return 0.0
 
     def convolution_flops(self, instruction: Any) -> float:
@@ -232,7 +263,7 @@ class _Module:
 
         Products with the zeros of padding and dilation do not count.
         """
-        result = _first(instruction.shape)[0]
+        result = tuple(_first(instruction.shape).dimensions)
         left, right = (tuple(each.dimensions) for each in self.operands(instruction)[:2])
         images, kernel, features = left, right, result
         if "BackwardInput" in instruction.custom_call_target:
@@ -277,22 +308,28 @@ def _places(shape: Any, index_vector_dim: int) -> int:
     return math.prod(size for axis, size in enumerate(shape) if axis != index_vector_dim)
 
 
-def _bytes(shape: Any) -> int:
+def _bytes(shape: Any, *, within_cores: bool = False) -> int:
     from tensorflow.compiler.xla import xla_data_pb2
 
     if shape.tuple_shapes:
-        return sum(map(_bytes, shape.tuple_shapes))
+        return sum(_bytes(each, within_cores=within_cores) for each in shape.tuple_shapes)
+    if shape.layout.memory_space == _WITHIN_CORES and not within_cores:
+        return 0
     bits = _BITS.get(xla_data_pb2.PrimitiveType.Name(shape.element_type), 0)
     return math.prod(shape.dimensions) * bits // 8
 
 
-def _first(shape: Any) -> tuple[tuple[int, ...], str]:
-    """Return the dimensions and type of a result, or of its first part if it has several."""
-    from tensorflow.compiler.xla import xla_data_pb2
-
+def _first(shape: Any) -> Any:
+    """Return a shape, or its first part if it has several."""
     while shape.tuple_shapes:
         shape = shape.tuple_shapes[0]
-    return tuple(shape.dimensions), xla_data_pb2.PrimitiveType.Name(shape.element_type)
+    return shape
+
+
+def _dtype(shape: Any) -> str:
+    from tensorflow.compiler.xla import xla_data_pb2
+
+    return xla_data_pb2.PrimitiveType.Name(_first(shape).element_type)
 
 
 def _details(instruction: Any) -> dict[str, Any]:

@@ -276,7 +276,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
     from crest_jax import augment, models, program, train_state
     from crest_jax.algorithms import ALGORITHMS
     from crest_jax.config import default_config, parse_arguments
-    from crest_jax.mesh import AXIS, mesh_of, replicate, split
+    from crest_jax.mesh import AXES, mesh_of, replicate, split
     from crest_jax.train_step import Constants, DeviceBatch, in_a_row, make_train_step
 
     config = default_config(parse_arguments("rebalance=none"))
@@ -291,7 +291,7 @@ def compile_steps(setting: Setting, *, devices: int | None = None, augmented: bo
         batch_norm_momentum=config.model.batch_norm_momentum,
         dtype=jnp.dtype(setting.dtype),
         precision=jax.lax.Precision(setting.precision),
-        axis_name=AXIS,
+        axis_name=AXES,
     )
     loss = partial(
         ALGORITHMS["fixmatch"].loss,

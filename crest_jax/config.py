@@ -121,11 +121,13 @@ FIELDS: Mapping[str, Field] = {
         choices=("default", "high", "highest"),
     ),
     "sync_batch_norm": Field(
-        True, "Whether batch statistics are those of several devices together.", source=_FIXMATCH
+        True,
+        "Whether batch statistics are those of all devices, or of each group of them, together.",
+        source=_FIXMATCH,
     ),
     "sync_batch_norm_group": Field(
         0,
-        "Number of neighbouring devices whose batch statistics are shared; 0 for all devices.",
+        "Number of devices that share batch statistics, neighbours; 0 for all devices.",
         words="0, or a divisor of the number of devices that is at least 2",
     ),
     "ema_decay": Field(

@@ -15,24 +15,25 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-# The axes of the mesh: the groups, and the devices of a group. Collectives over `AXIS` are over all
-# devices; those over `GROUP` are over the devices of each group.
-GROUP = "devices"
-AXIS = ("groups", GROUP)
+# Collectives over the axes of the mesh are over all devices; those over the second axis alone are
+# over the devices of each group.
+WITHIN_GROUP = "device"
+AXES = ("group", WITHIN_GROUP)
 REPLICATED = P()
-SPLIT = P(AXIS)
+SPLIT = P(AXES)
 
 
 def mesh_of(devices: Sequence[jax.Device], *, group: int = 0) -> Mesh:
-    """Return a mesh of devices.
+    """Return a mesh of devices, host by host: a host's part of a batch is a part in one piece.
 
     Args:
-      devices: the devices, which JAX puts in an order in which neighbours are linked.
-      group: number of devices of a group, a divisor of their number; 0 for a group of all.
+      devices: the devices.
+      group: number of devices of a group, a divisor of their number; 0 for a group of all. A group
+        spans hosts only if it is not a divisor of the number of a host's devices.
     """
-    ring = jax.make_mesh((len(devices),), ("ring",), devices=devices).devices
-    groups = ring.reshape(-1, group or len(devices))
-    return Mesh(groups, AXIS, axis_types=(AxisType.Auto,) * groups.ndim)
+    host_by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
+    groups = np.array(host_by_host).reshape(-1, group or len(devices))
+    return Mesh(groups, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def data_mesh(*, group: int = 0) -> Mesh:
@@ -56,7 +57,7 @@ def over_devices(
 def gather(tree: PyTree) -> PyTree:
     """Concatenate the devices' parts of a batch on every device; for use in a mapped function."""
     return jax.tree.map(
-        lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True, to="invarying"), tree
+        lambda leaf: jax.lax.all_gather(leaf, AXES, tiled=True, to="invarying"), tree
     )
 
 
@@ -64,8 +65,8 @@ def mean(tree: PyTree) -> PyTree:
     """Return the means over all devices; for use in a mapped function."""
     # JAX refuses a mean of what differs only between groups, unless it is added to what differs
     # between all devices.
-    zero = jax.lax.pcast(jnp.float32(0), AXIS, to="varying")
-    return jax.tree.map(lambda leaf: jax.lax.pmean(leaf + zero.astype(leaf.dtype), AXIS), tree)
+    zero = jax.lax.pcast(jnp.float32(0), AXES, to="varying")
+    return jax.tree.map(lambda leaf: jax.lax.pmean(leaf + zero.astype(leaf.dtype), AXES), tree)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -86,7 +87,7 @@ def _replicate_over_hosts(leaf: Array, sharding: NamedSharding) -> Array:
 
 def split(tree: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
     """Split an axis of every leaf of this host's part of a batch over the devices."""
-    sharding = NamedSharding(mesh, P(*[None] * axis, AXIS))
+    sharding = NamedSharding(mesh, P(*[None] * axis, AXES))
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
     )

@@ -29,7 +29,8 @@ from crest_jax.data.views import View, view_of
 from crest_jax.errors import DataError, PluginError
 from crest_jax.field import of_each_class
 from crest_jax.layout import RunFolder
-from crest_jax.mesh import AXIS, GROUP, data_mesh, local_mesh, replicate
+from crest_jax.mesh import AXES, WITHIN_GROUP, data_mesh, local_mesh, replicate
+from crest_jax.models.norm import AxisNames
 from crest_jax.rebalancing import darp, distribution_alignment, logit_adjustment, named, parts
 from crest_jax.rebalancing.distribution_alignment import progressive_temperature
 from crest_jax.rebalancing.protocol import Align
@@ -185,16 +186,14 @@ def build(
 # The model and its training
 
 
-def batch_norm_axis(config: ConfigDict) -> str | tuple[str, ...] | None:
+def batch_norm_axis(config: ConfigDict) -> AxisNames:
     """Return the axes of the mesh over which training synchronises batch norm, if it does."""
     if not config.sync_batch_norm:
         return None
-    return GROUP if config.sync_batch_norm_group else AXIS
+    return WITHIN_GROUP if config.sync_batch_norm_group else AXES
 
 
-def model_of(
-    config: ConfigDict, classes: int, *, axis_name: str | tuple[str, ...] | None
-) -> nn.Module:
+def model_of(config: ConfigDict, classes: int, *, axis_name: AxisNames) -> nn.Module:
     """Return the model, whose batch norm is synchronised over these axes of the mesh, if any."""
     return models.make(
         config.model.name,

@@ -1,8 +1,8 @@
 """One training step: `(state, batch, constants) -> (state, metrics)`, pure and mapped.
 
-It is written for one device, with explicit collectives over the mesh axis. An example's randomness
-depends on the seed, the step and its place in the global batch, so the number of devices changes
-nothing but the order of floating-point sums.
+It is written for one device, with explicit collectives over the axes of the mesh. An example's
+randomness depends on the seed, the step and its place in the global batch, so the number of devices
+changes nothing but the order of floating-point sums.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 from crest_jax import augment
 from crest_jax.algorithms import Loss, StepInputs
 from crest_jax.augment import Augmentation
-from crest_jax.mesh import AXIS, REPLICATED, SPLIT, gather, mean, over_devices
+from crest_jax.mesh import AXES, REPLICATED, SPLIT, gather, mean, over_devices
 from crest_jax.rebalancing import darp
 from crest_jax.rebalancing.distribution_alignment import LABELED_DECAY, temperature_scaled
 from crest_jax.rebalancing.protocol import Align
@@ -121,7 +121,7 @@ def make_train_step(
 
     Args:
       loss: an algorithm with its hyper-parameters bound.
-      model: the network, built with the mesh's axis name if batch norm is synchronised.
+      model: the network, built with axes of the mesh if batch norm is synchronised over them.
       optimizer: the optimiser that the state was created with.
       mesh: the result of `mesh.data_mesh`.
       steps: number of steps of the whole generation.
@@ -186,7 +186,7 @@ def make_train_step(
         ) -> tuple[Float[Array, ""], Loss]:
             # Each device and each forward pass drops units of its own.
             dropout_key = jax.random.fold_in(
-                jax.random.fold_in(shuffle_key, _DROPOUT), lax.axis_index(AXIS)
+                jax.random.fold_in(shuffle_key, _DROPOUT), lax.axis_index(AXES)
             )
             passes = itertools.count()
 
@@ -221,7 +221,7 @@ def make_train_step(
                 )
             )
             # The mean over devices here makes the gradient that of the global batch.
-            return lax.pmean(result.total, AXIS), result
+            return lax.pmean(result.total, AXES), result
 
         whole = _Part(
             *batch,
@@ -230,11 +230,11 @@ def make_train_step(
         )
         # Each device differentiates by weights of its own. JAX would otherwise sum the gradients
         # where the model uses the weights, in its own type and for each part of a batch.
-        own_params = lax.pcast(state.params, AXIS, to="varying")
+        own_params = lax.pcast(state.params, AXES, to="varying")
         gradients, result = _accumulated(
             jax.grad(loss_of, has_aux=True), own_params, whole, shuffle_key, accumulation
         )
-        gradients = lax.psum(gradients, AXIS)
+        gradients = lax.psum(gradients, AXES)
         # The statistics of batch norm differ between devices that do not share them.
         batch_stats, prediction, metrics = mean(
             (result.batch_stats, result.prediction, result.metrics)
@@ -267,7 +267,7 @@ def make_train_step(
             if ema_batch_norm
             else batch_stats,
             labeled_distribution=optax.incremental_update(
-                lax.pmean(labels.mean(axis=0), AXIS), state.labeled_distribution, 1 - LABELED_DECAY
+                lax.pmean(labels.mean(axis=0), AXES), state.labeled_distribution, 1 - LABELED_DECAY
             ),
             predictions=predictions,
             darp=pseudo_labels,
@@ -313,7 +313,7 @@ def _accumulated(
 
 def _example_keys(key: Key[Array, ""], examples: int) -> Key[Array, " examples"]:
     """Return a key for each example of this device, derived from its place in the global batch."""
-    places = lax.axis_index(AXIS) * examples + jnp.arange(examples)
+    places = lax.axis_index(AXES) * examples + jnp.arange(examples)
     return jax.vmap(partial(jax.random.fold_in, key))(places)
 
 
@@ -326,7 +326,7 @@ def shuffle(key: Key[Array, ""], parts: Sequence[PyTree]) -> list[PyTree]:
     sizes = [len(jax.tree.leaves(part)[0]) for part in parts]
     whole = [gather(part) for part in parts]
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *whole)
-    devices, device = lax.axis_size(AXIS), lax.axis_index(AXIS)
+    devices, device = lax.axis_size(AXES), lax.axis_index(AXES)
     permutation = jax.random.permutation(key, devices * sum(sizes))
     shuffled = []
     for number, size in enumerate(sizes):

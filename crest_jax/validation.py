@@ -33,12 +33,12 @@ from crest_jax.rebalancing import (
 from crest_jax.rebalancing.crest import CREST
 
 
-def validate(config: Any, *, devices: int = 1, hosts: int = 1) -> None:
+def validate(config: Any, *, devices: int | None = None, hosts: int = 1) -> None:
     """Check every field before any work starts.
 
     Args:
       config: the config to check; an experiment's file may have returned anything.
-      devices: number of devices of all hosts together.
+      devices: number of devices of all hosts together; None if it is not known yet.
       hosts: number of hosts.
 
     Raises:
@@ -98,7 +98,7 @@ def _check_each(checks: _Checks) -> None:
             checks.require(name, not expected, expected)
 
 
-def _check_training(checks: _Checks, devices: int) -> None:
+def _check_training(checks: _Checks, devices: int | None) -> None:
     config = checks.config
     _check_model(checks)
     if config.dtype == "bfloat16" and config.precision in FIELDS["precision"].choices:
@@ -126,20 +126,31 @@ def _check_training(checks: _Checks, devices: int) -> None:
         and all(isinstance(drop, int) and 0 < drop < config.steps for drop in drops),
         f"steps in ascending order, between 1 and {config.steps - 1}",
     )
-    for field in ("batch_size", "eval_batch_size"):
-        size = checks.values[field]
-        checks.require(field, size % devices == 0, f"divisible by the {devices} devices")
     group = config.sync_batch_norm_group
     checks.require(
         "sync_batch_norm_group",
-        group == 0 or (group >= 2 and devices % group == 0),
-        f"0 for all devices, or a divisor of the {devices} devices that is at least 2; set "
-        "sync_batch_norm=False for statistics of each device alone",
+        group == 0 or group >= 2,
+        "0 for all devices, or at least 2; set sync_batch_norm=False for statistics of each device "
+        "alone",
     )
     checks.require(
         "sync_batch_norm_group",
         group == 0 or config.sync_batch_norm,
         "0 when sync_batch_norm=False, which shares no statistics",
+    )
+    if devices is not None:
+        _check_devices(checks, devices)
+
+
+def _check_devices(checks: _Checks, devices: int) -> None:
+    config = checks.config
+    for field in ("batch_size", "eval_batch_size"):
+        size = checks.values[field]
+        checks.require(field, size % devices == 0, f"divisible by the {devices} devices")
+    checks.require(
+        "sync_batch_norm_group",
+        config.sync_batch_norm_group < 2 or devices % config.sync_batch_norm_group == 0,
+        f"a divisor of the {devices} devices",
     )
     if config.batch_size % devices == 0:
         checks.require(

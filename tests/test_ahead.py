@@ -94,7 +94,7 @@ def test_operations_beside_a_collective_are_those_between_its_start_and_end(hlo)
     computation = module.computations.add(id=1)
     for number, (opcode, operands) in enumerate(
         [
-            ("parameter", []), ("all-reduce-start", [0]), ("tuple", [0]), ("fusion", [0]),
+            ("parameter", []), ("all-reduce-start", [0]), ("tuple", [0]), ("add", [0]),
             ("copy", [0]), ("all-reduce-done", [1]), ("all-reduce", [5]),
         ]
     ):  # fmt: skip
@@ -107,17 +107,95 @@ def test_operations_beside_a_collective_are_those_between_its_start_and_end(hlo)
 
 
 def test_bytes_are_those_of_operands_and_results(hlo):
-    program = serialized(lambda a, b: a @ b, jnp.zeros((4, 8), jnp.bfloat16), jnp.zeros((8, 2)))
+    program = as_written(lambda a, b: a @ b, jnp.zeros((4, 8)), jnp.zeros((8, 2)))
     (product,) = [each for each in hlo.operations(program) if each.flops]
-    assert product.shape == (4, 2)
-    assert product.bytes >= 4 * 8 * 2 + 8 * 2 * 4 + 4 * 2 * 4
+    assert product.bytes == 4 * (4 * 8 + 8 * 2 + 4 * 2)
+
+
+def test_of_what_is_only_sliced_the_slices_count(hlo):
+    def rows(table):
+        return lax.scan(lambda total, row: (total + row, None), jnp.zeros(50), table)[0]
+
+    operations = hlo.operations(serialized(rows, jnp.zeros((1000, 50))))
+    read = sum(each.bytes * each.times for each in operations)
+    assert 4 * 1000 * 50 < read < 10 * 4 * 1000 * 50
+
+
+def test_what_a_tpu_keeps_within_its_cores_counts_only_where_it_is_exchanged(hlo):
+    from tensorflow.compiler.xla.service import hlo_pb2
+
+    module = hlo_pb2.HloModuleProto(entry_computation_id=1)
+    computation = module.computations.add(id=1)
+    for number, opcode in enumerate(["parameter", "copy", "all-reduce"]):
+        made = computation.instructions.add(id=number, opcode=opcode)
+        made.operand_ids.extend([0] if number else [])
+        made.shape.element_type = 11  # float32
+        made.shape.dimensions.append(100)
+        made.shape.layout.memory_space = number % 2  # the copy is in the cores
+    computation.instructions[2].operand_ids[0] = 1
+    copy, exchanged = hlo.operations(module.SerializeToString())
+    assert (copy.bytes, exchanged.bytes) == (400, 800)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint32, jnp.float32])
+def test_trips_are_read_from_a_loop_s_condition(hlo, dtype):
+    def loop(x):
+        def body(state):
+            count, x = state
+            return count + dtype(1), x @ x
+
+        return lax.while_loop(lambda state: state[0] < dtype(6), body, (dtype(0), x))[1]
+
+    operations = hlo.operations(as_written(loop, jnp.zeros((4, 4))))
+    expected = 1 if dtype is jnp.float32 else 6
+    assert {each.times for each in operations if each.flops} == {expected}
+
+
+def test_calls_of_the_host_are_found(ahead):
+    def step(x):
+        return jax.pure_callback(lambda x: np.asarray(x), jax.ShapeDtypeStruct((), x.dtype), x) + 1
+
+    def calls(function):
+        return ahead._compiled(lambda: jax.jit(function).lower(jnp.float32(0)), state=0).host_calls
+
+    assert calls(step)
+    assert not calls(lambda x: x + 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--set", "sync_batch_norm=true"], "sync_batch_norm"),
+        (["--set", "batch_size=x"], "batch_size"),
+        (["--set", "batches=1"], "no field batches"),
+        (["--set", "sync_batch_norm_group=3"], "must be a divisor of the 8 devices"),
+        (["--experiment=digits_lt"], "--classes"),
+    ],
+)
+def test_wrong_options_are_errors(ahead, monkeypatch, options, expected):
+    monkeypatch.setattr(ahead.chips, "prepare", lambda chip, flags: None)
+    with pytest.raises(SystemExit, match=expected):
+        ahead.main(["--devices=8", *options])
+
+
+def test_options_set_fields_of_the_config(ahead):
+    pairs = ["sync_batch_norm=False", "optimizer.drops=(10, 20)", "weak_forward=separate"]
+    given = types.SimpleNamespace(
+        experiment="cifar100_lt", dtype="bfloat16", precision="default", set=pairs, devices=8,
+        chip="v5e", side=32, channels=3, classes=None,
+    )  # fmt: skip
+    setting = ahead.setting_of(given)
+    config = setting.config
+    assert config.sync_batch_norm is False
+    assert tuple(config.optimizer.drops) == (10, 20)
+    assert (config.weak_forward, config.dtype, setting.classes) == ("separate", "bfloat16", 100)
 
 
 def operation(hlo, opcode="fusion", *, file="", details=None, **known):
-    frames = (hlo.Frame(file, 7, "f"), hlo.Frame("/x/crest_jax/train_step.py", 9, "step"))
+    frames = (hlo.Frame(file, 7), hlo.Frame("/x/crest_jax/train_step.py", 9))
     given = {
         "name": "it", "opcode": opcode, "contained": frozenset(), "frames": frames, "path": "",
-        "times": 1, "flops": 0.0, "bytes": 0, "shape": (), "indices": 0, "dtype": "F32",
+        "times": 1, "flops": 0.0, "bytes": 0, "indices": 0, "dtype": "F32",
         "target": "", "beside": 0, "details": details or {},
     }  # fmt: skip
     return hlo.Operation(**given | known)
@@ -131,7 +209,9 @@ def operation(hlo, opcode="fusion", *, file="", details=None, **known):
         ("/x/crest_jax/models/norm.py", {}, "normalisation"),
         ("/x/crest_jax/models/norm.py", {"flops": 8.0}, "convolutions"),
         ("/x/site-packages/optax/_src/update.py", {}, "optimiser"),
+        ("/x/site-packages/optax/losses/_classification.py", {}, "other"),
         ("/x/crest_jax/models/norm.py", {"opcode": "all-reduce-start"}, "collectives"),
+        ("/x/crest_jax/mesh.py", {"contained": frozenset({"all-reduce", "add"})}, "collectives"),
         ("/x/crest_jax/algorithms/fixmatch.py", {}, "other"),
     ],
 )

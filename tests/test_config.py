@@ -712,12 +712,14 @@ def test_batches_must_be_divisible_by_the_devices():
 def test_groups_of_batch_norm_must_divide_the_devices():
     for group in (0, 2, 4, 8):
         validate(config_with(sync_batch_norm_group=group), devices=8)
-    for group in (-2, 1, 3, 16):
+        validate(config_with(sync_batch_norm_group=group))
+    for group in (3, 16):
         (line,) = problems_of(config_with(sync_batch_norm_group=group), devices=8)
-        assert line.startswith(
-            f"sync_batch_norm_group={group} must be 0 for all devices, or a divisor of the 8 "
-            "devices that is at least 2"
-        )
+        assert line == f"sync_batch_norm_group={group} must be a divisor of the 8 devices"
+    for group in (-2, 1):
+        for devices in (None, 8):
+            (line,) = problems_of(config_with(sync_batch_norm_group=group), devices=devices)
+            assert line.startswith(f"sync_batch_norm_group={group} must be 0 for all devices, or")
     config = config_with(sync_batch_norm_group=2, sync_batch_norm=False)
     (line,) = problems_of(config, devices=8)
     assert line.startswith("sync_batch_norm_group=2 must be 0 when sync_batch_norm=False")

@@ -180,7 +180,7 @@ def test_batch_norm_is_synchronised_over_all_devices_a_group_or_none(tiny_config
     config = tiny_config(sync_batch_norm_group=2)
     preparation.prepare(config, tmp_path / "splits", tmp_path / "unreadable.csv")
     built = program.build(config, loading.load(config.data, tmp_path / "splits"))
-    assert dict(built.mesh.shape) == {"groups": 4, "devices": 2}
-    assert program.batch_norm_axis(config) == "devices"
-    assert program.batch_norm_axis(tiny_config()) == ("groups", "devices")
+    assert dict(built.mesh.shape) == {"group": 4, "device": 2}
+    assert program.batch_norm_axis(config) == "device"
+    assert program.batch_norm_axis(tiny_config()) == ("group", "device")
     assert program.batch_norm_axis(tiny_config(sync_batch_norm=False)) is None

@@ -12,7 +12,7 @@ from tiny_net import TinyNet
 from crest_jax import optimizers, train_state
 from crest_jax.algorithms import ALGORITHMS, Loss
 from crest_jax.augment import Augmentation
-from crest_jax.mesh import AXIS, GROUP, SPLIT, mesh_of, over_devices, replicate, split
+from crest_jax.mesh import AXES, SPLIT, WITHIN_GROUP, mesh_of, over_devices, replicate, split
 from crest_jax.rebalancing import crest, darp, distribution_alignment
 from crest_jax.train_step import (
     Constants,
@@ -56,7 +56,7 @@ def build(
     operations=("Rotate", "Brightness", "Sharpness"),
     **augmentation,
 ):
-    axis_name = (GROUP if group else AXIS) if sync else None
+    axis_name = (WITHIN_GROUP if group else AXES) if sync else None
     model = net(CLASSES, axis_name=axis_name, dtype=dtype)
     mesh = mesh_of(jax.devices()[:devices], group=group)
     step = make_train_step(

@@ -17,7 +17,7 @@ class TinyNet(nn.Module):
     batch_norm_momentum: float = 0.9
     dtype: jnp.dtype = jnp.float32
     precision: jax.lax.Precision = jax.lax.Precision.DEFAULT
-    axis_name: str | None = None
+    axis_name: str | tuple[str, ...] | None = None
 
     @nn.compact
     def __call__(self, images, *, train):

@@ -23,13 +23,15 @@ from jaxtyping import Array, Float
 from crest_jax import cpu
 
 _Images = Float[Array, "*batch channels"]
+# The axes of the mesh over which batch norm is synchronised, if it is.
+AxisNames = str | tuple[str, ...] | None
 
 
 class BatchNorm(nn.Module):
     """`flax.linen.BatchNorm` with leaky ReLU; parameters and statistics have the same names.
 
-    If `axis_name` is given, statistics are over the images of all devices. Gradients flow through
-    the statistics that normalise, but not through the updates of the running statistics.
+    If `axis_name` is given, statistics are those of all devices along these axes. Gradients flow
+    through the statistics that normalise, but not through the updates of the running statistics.
     """
 
     use_running_average: bool
@@ -37,7 +39,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.99
     epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32  # of the images; per-channel values are float32
-    axis_name: str | tuple[str, ...] | None = None
+    axis_name: AxisNames = None
     scale_init: Initializer = nn.initializers.ones
 
     @overload
@@ -102,11 +104,11 @@ class BatchNorm(nn.Module):
 class _Settings(NamedTuple):
     epsilon: float
     slope: float
-    axis_name: str | tuple[str, ...] | None
+    axis_name: AxisNames
     with_sum: bool
 
     def mean(self, sums: Array, x: Array) -> Array:
-        """Return sums over the pixels of x as means, over all devices if `axis_name` is given."""
+        """Return sums over the pixels of x as means, also over the devices along `axis_name`."""
         mean = sums / (x.size // x.shape[-1])
         return mean if self.axis_name is None else lax.pmean(mean, self.axis_name)
 
@@ -262,8 +264,9 @@ def _activation(z: Array, slope: float) -> Array:
 
 # The forms for GPUs, where docs/speed.md has their effect.
 
-# XLA would sum over the pixels of a few channels in loads of a few bytes. So the images are taken
-# as rows of several pixels, of so many numbers at most, which are added up in so many parts.
+# XLA would sum over the pixels of a few channels in loads of a few bytes. So images are taken as
+# rows of several pixels, with at most `_ROW` numbers. At most `_PARTS` parts of the rows are summed
+# by themselves, and then their sums.
 _ROW, _PARTS = 1024, 128
 
 

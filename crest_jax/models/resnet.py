@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from crest_jax.models.convolution import Conv
-from crest_jax.models.norm import BatchNorm
+from crest_jax.models.norm import AxisNames, BatchNorm
 
 EPSILON = 1e-5  # of batch normalisation
 _AROUND = ((1, 1), (1, 1))  # the padding of a 3 x 3 window
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
     batch_norm_momentum: float = 0.9
     dtype: DTypeLike = jnp.float32
     precision: lax.Precision = lax.Precision.DEFAULT
-    axis_name: str | tuple[str, ...] | None = None
+    axis_name: AxisNames = None
 
     @nn.compact
     def __call__(

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from crest_jax.models.convolution import Conv
-from crest_jax.models.norm import BatchNorm
+from crest_jax.models.norm import AxisNames, BatchNorm
 
 SLOPE = 0.1  # of the leaky ReLU
 EPSILON = 1e-3  # of batch normalisation
@@ -80,7 +80,7 @@ class WideResNet(nn.Module):
     batch_norm_momentum: float = 0.999
     dtype: DTypeLike = jnp.float32
     precision: lax.Precision = lax.Precision.DEFAULT
-    axis_name: str | tuple[str, ...] | None = None
+    axis_name: AxisNames = None
 
     @nn.compact
     def __call__(

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from crest_jax.cpu import library
-from crest_jax.mesh import AXIS, mesh_of, over_devices
+from crest_jax.mesh import AXES, mesh_of, over_devices
 from crest_jax.models.convolution import Conv, convolve
 from crest_jax.models.wide_resnet import WideResNet
 
@@ -155,9 +155,9 @@ def test_devices_sum_their_gradients_of_a_kernel(compiled):
 
     mesh = mesh_of(jax.devices()[:4])
     mapped = over_devices(
-        partial(gradient, mean=lambda value: jax.lax.pmean(value, AXIS)),
+        partial(gradient, mean=lambda value: jax.lax.pmean(value, AXES)),
         mesh,
-        in_specs=(PartitionSpec(AXIS), PartitionSpec()),
+        in_specs=(PartitionSpec(AXES), PartitionSpec()),
         out_specs=PartitionSpec(),
     )
     assert COMPILED in mapped.lower(x, kernel).as_text()
@@ -175,9 +175,9 @@ def test_devices_sum_their_gradients_of_shared_images(compiled):
 
     mesh = mesh_of(jax.devices()[:4])
     mapped = over_devices(
-        partial(gradient, total=lambda value: jax.lax.psum(value, AXIS)),
+        partial(gradient, total=lambda value: jax.lax.psum(value, AXES)),
         mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(None, None, None, AXIS)),
+        in_specs=(PartitionSpec(), PartitionSpec(None, None, None, AXES)),
         out_specs=PartitionSpec(),
     )
     whole = jax.jit(partial(gradient, total=lambda value: value))(x, kernel)
