@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from conftest import QUICKLY, TINY
 from etils.epath import Path
 
-from crest_jax import files, hosts
+import crest_jax
+from crest_jax import files, hosts, mesh
 from crest_jax.data import manifest, pseudo_labels, records, writer
 from crest_jax.data.records import Images
 from crest_jax.data.splits import Split
@@ -143,6 +146,26 @@ def test_each_host_writes_its_own_shards_and_one_what_is_single(two_processes):
     assert [json.loads(line)["step"] for line in lines] == [6, 12]
     assert "generation 2: accuracy" in first
     assert "accuracy" not in second
+
+
+def test_batch_norm_within_groups_trains_and_loads(one_process, tmp_path):
+    folder = tmp_path / "run"
+    statuses, printed = end([start(folder, devices=4, sync_batch_norm_group=2)])
+    assert statuses == [0], printed
+    assert [each["accuracy"] > 0 for each in generations(folder)] == [True, True]
+    mine, others = (crest_jax.load(run).model().batch_stats for run in (folder, one_process))
+    means = [np.asarray(stats["BatchNorm_0"]["mean"]) for stats in (mine, others)]
+    assert means[0].shape == means[1].shape
+    assert not np.allclose(*means)
+
+
+def test_the_mesh_is_ordered_host_by_host():
+    """JAX numbers the devices of a TPU along its torus, in which those of two hosts alternate."""
+    devices = [mock.Mock(jax.Device, id=n, process_index=n % 4 // 2) for n in range(8)]
+    with mock.patch.object(mesh, "Mesh", return_value=mesh.local_mesh()) as made:
+        mesh.mesh_of(devices, group=2)
+    (grid, _), _ = made.call_args
+    assert [[device.id for device in group] for group in grid] == [[0, 1], [4, 5], [2, 3], [6, 7]]
 
 
 def test_sigterm_on_one_host_saves_and_stops_both(one_process, tmp_path):
