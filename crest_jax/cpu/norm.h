@@ -23,9 +23,10 @@ struct Images {
   int64_t size, channels;
 
   int64_t row() const { return std::lcm(channels, kBlock); }
-  // Few enough numbers for sums in float32, but many compared with the sums that are kept.
+  // Few enough numbers for sums in float32, but many compared with the sums that are kept. A lane
+  // adds up as many, however wide a CPU's vectors are.
   int64_t part() const {
-    constexpr int64_t kNumbers = 1 << 14, kPixels = 32, kRows = 16;
+    constexpr int64_t kNumbers = kLanes << 10, kPixels = 32, kRows = 16;
     return std::max({kNumbers, kPixels * channels, kRows * row()}) / row() * row();
   }
   int64_t parts() const { return (size + part() - 1) / part(); }
