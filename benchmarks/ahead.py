@@ -208,7 +208,7 @@ def seconds(operation: Operation, setting: Setting) -> float:
     chip = setting.chip
     details, by_index = operation.details, 0.0
     if operation.collective:
-        # XLA's estimate for a GPU grows with every byte, as if it sent 20 MB a second, and falls
+        # XLA's estimate for a GPU grows with every byte, as if it sent 17 to 42 MB a second, and falls
         # with the number of devices.
         return _LATENCY[chip.platform] + operation.bytes / chip.link
     if chip.platform == "tpu":
