@@ -8,8 +8,9 @@ The step is the one that a run of the experiment compiles, and so is the pass th
 operation where it has one (cycles on a TPU, microseconds on a GPU), and otherwise the larger of the
 operation's FLOPs at the chip's peak and its bytes at the memory's bandwidth. On a TPU, where XLA
 estimates no gathers and scatters, each index that they look up counts as 10 cycles. A collective
-counts as a constant, 10 us on TPUs and 20 us on GPUs, and its bytes over the link. Operations are
-taken to follow each other without gaps. docs/speed.md says how far to trust this.
+among n devices counts as log2(n) exchanges, each of 3 us on TPUs and 6 us on GPUs, and its bytes
+over the link. Operations are taken to follow each other without gaps. docs/speed.md says how far to
+trust this.
 
 Needs the extra `ahead-tpu` or `ahead-gpu`. A TPU program takes minutes to compile.
 """
@@ -18,6 +19,7 @@ import argparse
 import ast
 import functools
 import json
+import math
 import operator
 import time
 from collections import Counter, defaultdict
@@ -42,8 +44,8 @@ _SOURCES = {
 # On a TPU, in cycles: a gather's or scatter's loop for each index, of which 8 to 13 were counted in
 # the final instructions of v5e programs.
 _CYCLES_OF_INDEX = 10
-# In seconds: the assumed time of a collective of a few bytes.
-_LATENCY = {"tpu": 10e-6, "gpu": 20e-6}
+# In seconds: the assumed time in which two devices exchange a few bytes.
+_LATENCY = {"tpu": 3e-6, "gpu": 6e-6}
 # The number of examples whose pseudo-labels DARP keeps: those of CIFAR-10-LT at gamma = 100.
 _UNLABELED = 12_406
 # The classes of data sets of the paper.
@@ -208,9 +210,10 @@ def seconds(operation: Operation, setting: Setting) -> float:
     chip = setting.chip
     details, by_index = operation.details, 0.0
     if operation.collective:
-        # XLA's estimate for a GPU grows with every byte, as if it sent 17 to 42 MB a second, and falls
-        # with the number of devices.
-        return _LATENCY[chip.platform] + operation.bytes / chip.link
+        # XLA's estimate for a GPU grows with every byte, as if it sent 17 to 42 MB a second, and
+        # falls with the number of devices.
+        exchanges = math.ceil(math.log2(operation.group or setting.devices))
+        return exchanges * _LATENCY[chip.platform] + operation.bytes / chip.link
     if chip.platform == "tpu":
         by_index = operation.indices * _CYCLES_OF_INDEX / chip.clock
         cycles = int(details.get("window_config", {}).get("estimated_cycles", 0))

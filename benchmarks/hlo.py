@@ -56,6 +56,7 @@ class Operation(NamedTuple):
     dtype: str  # of its result
     target: str  # the library's function that it calls, where it does
     beside: int  # operations that are executed between its start and its end, if they are apart
+    group: int  # devices among which a collective exchanges data; 0 for all, or for any other
     details: dict[str, Any]  # what XLA's backend has noted about it, such as the estimated time
 
     @property
@@ -177,6 +178,7 @@ class _Module:
             dtype=_dtype(instruction.shape),
             target=instruction.custom_call_target,
             beside=self.beside(instruction),
+            group=_group(instruction),
             details=_details(instruction),
         )
 
@@ -293,6 +295,18 @@ class _Module:
             numbers = instruction.scatter_dimension_numbers
             return _places(operands[len(operands) // 2].dimensions, numbers.index_vector_dim)
         return 0
+
+
+def _group(instruction: Any) -> int:
+    """Return the number of devices of each group of a collective, or 0 if no groups are given."""
+    listed = instruction.collective_device_list
+    for groups in (instruction.replica_groups, listed.replica_groups):
+        if groups:
+            return len(groups[0].replica_ids)
+    return (
+        listed.iota_replica_group_list.num_devices_per_group
+        or instruction.iota_collective_device_list.num_devices_per_group
+    )
 
 
 def _pairs(window: Any, inputs: int, outputs: int) -> int:

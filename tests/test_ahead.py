@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from jax import lax
+from jax.sharding import PartitionSpec
+
+from crest_jax.mesh import AXES, WITHIN_GROUP, mesh_of, over_devices
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +140,17 @@ def test_what_a_tpu_keeps_within_its_cores_counts_only_where_it_is_exchanged(hlo
     assert (copy.bytes, exchanged.bytes) == (400, 800)
 
 
+def test_groups_of_a_collective(hlo):
+    mesh = mesh_of(jax.devices()[:8], group=2)
+    for axes, left, group in ((AXES, (), 8), (WITHIN_GROUP, AXES[:1], 2)):
+        summed = over_devices(
+            lambda x, axes=axes: lax.psum(x, axes), mesh,
+            in_specs=PartitionSpec(AXES), out_specs=PartitionSpec(*left),
+        )  # fmt: skip
+        operations = hlo.operations(serialized(summed, jnp.ones(8)))
+        assert {each.group for each in operations if each.collective} == {group}
+
+
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint32, jnp.float32])
 def test_trips_are_read_from_a_loop_s_condition(hlo, dtype):
     def loop(x):
@@ -196,7 +210,7 @@ def operation(hlo, opcode="fusion", *, file="", details=None, **known):
     given = {
         "name": "it", "opcode": opcode, "contained": frozenset(), "frames": frames, "path": "",
         "times": 1, "flops": 0.0, "bytes": 0, "indices": 0, "dtype": "F32",
-        "target": "", "beside": 0, "details": details or {},
+        "target": "", "beside": 0, "group": 0, "details": details or {},
     }  # fmt: skip
     return hlo.Operation(**given | known)
 
@@ -224,7 +238,7 @@ def test_seconds_are_those_of_the_cost_model_or_of_the_roofline(ahead, hlo):
 
     def seconds(chip, **known):
         config = types.SimpleNamespace(dtype="bfloat16", precision="default")
-        setting = ahead.Setting(config, chips.CHIPS[chip], 1, (32, 32, 3), 10)
+        setting = ahead.Setting(config, chips.CHIPS[chip], 8, (32, 32, 3), 10)
         return ahead.seconds(operation(hlo, **known), setting)
 
     window = {"window_config": {"estimated_cycles": "3000"}}
@@ -234,7 +248,9 @@ def test_seconds_are_those_of_the_cost_model_or_of_the_roofline(ahead, hlo):
     assert seconds("h100", details=known) == pytest.approx(5e-6)
     assert seconds("h100", flops=989e9) == pytest.approx(1e-3)
     assert seconds("h100", bytes=6_700_000_000) == pytest.approx(2e-3)
-    assert np.isclose(seconds("h100", opcode="all-reduce-start", bytes=450_000), 21e-6)
+    for group, exchanges in ((0, 3), (8, 3), (4, 2), (2, 1)):
+        found = seconds("h100", opcode="all-reduce-start", bytes=450_000, group=group)
+        assert np.isclose(found, exchanges * 6e-6 + 1e-6)
 
 
 @pytest.mark.parametrize(("chip", "name"), [("v5e", "LIBTPU_INIT_ARGS"), ("h100", "XLA_FLAGS")])
