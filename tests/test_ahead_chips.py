@@ -13,8 +13,7 @@ pytestmark = pytest.mark.skipif(
 )
 # Bytes of a chip's memory, by their makers.
 MEMORY = {"v5e": 16 << 30, "v5p": 95 << 30, "v6e": 32 << 30, "h100": 80 * 10**9}
-# The largest share of augmentation in a step of one device, whose other parts differ in speed.
-MOST_AUGMENTATION = {"v5e": 0.1, "v5p": 0.11, "v6e": 0.1, "h100": 0.1}
+MOST_AUGMENTATION = 0.1  # of a step
 BATCH_NORMS = 25  # of WRN-28-2
 
 
@@ -41,8 +40,7 @@ def test_the_step_and_scoring_compile(chip, devices):
     total = sum(milliseconds.values())
     parts = ", ".join(f"{name} {cost:.2f}" for name, cost in milliseconds.items())
     print(f"{devices} x {chip}: {total:.2f} ms: {parts}; {step['memory'] / 1e9:.2f} GB")
-    if devices == 1:
-        assert milliseconds["augmentation"] < MOST_AUGMENTATION[chip] * total
+    assert milliseconds["augmentation"] < MOST_AUGMENTATION * total
     # The averaged statistics of batch norm are copies of others, and are not read.
     assert step["donated"] == step["state"] - 2 * BATCH_NORMS
     assert not scoring["collectives"]

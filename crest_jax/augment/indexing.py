@@ -101,9 +101,9 @@ def rows_and_columns(
 
 
 def choose(
-    candidates: Sequence[UInt8[Array, "channels pixels"]], number: Int[Array, ""]
-) -> UInt8[Array, "channels pixels"]:
-    """Return the candidate with this number."""
+    candidates: Sequence[UInt8[Array, "*shape"]], number: Int[Array, ""]
+) -> UInt8[Array, "*shape"]:
+    """Return the candidate with this number, from 0."""
 
     def by_index(number: Array, *candidates: Array) -> Array:
         return jnp.stack(candidates)[number]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from crest_jax.augment.blend import blend, enhancement_factor, luma
-from crest_jax.augment.indexing import level_counts, look_up
+from crest_jax.augment.indexing import choose, level_counts, look_up
 
 VALUE_OPERATIONS: tuple[str, ...] = (
     "AutoContrast",
@@ -42,10 +42,10 @@ def replace_levels(
     if not names:
         return planes
     tables = level_tables(planes, names, magnitude)
-    # Indexing also keeps XLA from fusing the computation of the tables into the look-up below,
-    # where it would be repeated for every pixel.
-    rows = list(range(1, len(names) + 1))
-    table = tables[jnp.select([drawn[name] for name in names], rows, 0)]
+    numbers = list(range(1, len(tables)))
+    # Where `choose` indexes, it also keeps XLA from fusing the computation of the tables into the
+    # look-up, where it would be repeated for every pixel.
+    table = choose(tables, jnp.select([drawn[name] for name in names], numbers, 0))
     return look_up(table, planes)
 
 
@@ -53,7 +53,7 @@ def level_tables(
     planes: UInt8[Array, "channels pixels"],
     names: Sequence[str],
     magnitude: Float[Array, ""],
-) -> UInt8[Array, "tables channels 256"]:
+) -> list[UInt8[Array, "channels 256"]]:
     """Return the new value of each grey level per channel: the identity, then each operation.
 
     Arguments derived from the magnitude m are truncated in float32: `int(4 m)` bits for Posterize,
@@ -74,7 +74,7 @@ def level_tables(
     }
     tables = [levels, *(makers[name]() for name in names)]
     shape = (len(planes), 256)
-    return jnp.stack([jnp.broadcast_to(table.astype(jnp.uint8), shape) for table in tables])
+    return [jnp.broadcast_to(table.astype(jnp.uint8), shape) for table in tables]
 
 
 def autocontrast_table(planes: UInt8[Array, "channels pixels"]) -> Int[Array, "channels 256"]:
