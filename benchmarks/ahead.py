@@ -4,13 +4,13 @@ python benchmarks/ahead.py --chip=v5e --dtype=bfloat16
 python benchmarks/ahead.py --chip=h100 --devices=8 --set weak_forward=separate
 
 The step is the one that a run of the experiment compiles, and so is the pass that scores images
-(`--only scoring`). Nothing is executed. Times are estimates: those of XLA's cost model for each
-operation where it has one (cycles on a TPU, microseconds on a GPU), and otherwise the larger of the
-operation's FLOPs at the chip's peak and its bytes at the memory's bandwidth. On a TPU, where XLA
-estimates no gathers and scatters, each index that they look up counts as 10 cycles. A collective
-among n devices counts as log2(n) exchanges, each of 3 us on TPUs and 6 us on GPUs, and its bytes
-over the link. Operations are taken to follow each other without gaps. docs/speed.md says how far to
-trust this.
+(`--only scoring`), which each host computes with its own devices. Nothing is executed. Times are
+estimates: those of XLA's cost model for each operation where it has one (cycles on a TPU,
+microseconds on a GPU), and otherwise the larger of the operation's FLOPs at the chip's peak and its
+bytes at the memory's bandwidth. On a TPU, where XLA estimates no gathers and scatters, each index
+that they look up counts as 10 cycles. A collective among n devices counts as log2(n) exchanges,
+each of 3 us on TPUs and 6 us on GPUs, and its bytes over the link. Operations are taken to follow
+each other without gaps. docs/speed.md says how far to trust this.
 
 Needs the extra `ahead-tpu` or `ahead-gpu`. A TPU program takes minutes to compile.
 """
@@ -24,6 +24,7 @@ import operator
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import chips
@@ -104,10 +105,11 @@ def compile_step(setting: Setting) -> Program:
     import numpy as np
 
     from crest_jax import program
+    from crest_jax.mesh import mesh_of
     from crest_jax.train_step import Constants, DeviceBatch, in_a_row
 
     config, classes, shape = setting.config, setting.classes, setting.image_shape
-    mesh = _mesh(setting)
+    mesh = mesh_of(_devices(setting), group=config.sync_batch_norm_group)
     model = program.model_of(config, classes, axis_name=program.batch_norm_axis(config))
     create = program.creator(config, model, shape, classes, _UNLABELED)
     state = jax.eval_shape(create, jax.random.key(0))
@@ -130,15 +132,17 @@ def compile_step(setting: Setting) -> Program:
 
 
 def compile_scoring(setting: Setting) -> Program:
-    """Compile the pass that evaluates and scores a batch of images."""
+    """Compile the pass that evaluates and scores a batch of images, for the devices of a host."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from crest_jax import evaluate, program
+    from crest_jax.mesh import mesh_of
 
     config, classes = setting.config, setting.classes
-    mesh = _mesh(setting)
+    devices = _devices(setting)
+    mesh = mesh_of([each for each in devices if each.process_index == devices[0].process_index])
     model = program.model_of(config, classes, axis_name=None)
     images = jax.ShapeDtypeStruct((config.eval_batch_size, *setting.image_shape), np.uint8)
     variables = jax.eval_shape(
@@ -153,11 +157,8 @@ def compile_scoring(setting: Setting) -> Program:
     return _compiled(lambda: predict.lower(*arguments), state=0)
 
 
-def _mesh(setting: Setting) -> Any:
-    from crest_jax.mesh import mesh_of
-
-    devices = chips.devices(setting.chip, setting.devices)
-    return mesh_of(devices, group=setting.config.sync_batch_norm_group)
+def _devices(setting: Setting) -> list[Any]:
+    return chips.devices(setting.chip, setting.devices)
 
 
 def _on(mesh: Any, tree: Any, *, split_axis: int | None = None) -> Any:
@@ -226,10 +227,13 @@ def seconds(operation: Operation, setting: Setting) -> float:
 
 
 def where(operation: Operation) -> str:
-    """Return the line of this project's source that an operation comes from."""
+    """Return the line of the package's source that an operation comes from."""
+    import crest_jax
+
+    package = Path(crest_jax.__file__).parent
     for frame in operation.frames:
-        if "crest_jax/" in frame.file:
-            return f"{frame.file.rpartition('crest_jax/')[2]}:{frame.line}"
+        if Path(frame.file).is_relative_to(package):
+            return f"{Path(frame.file).relative_to(package)}:{frame.line}"
     return operation.path.rpartition("/")[2]
 
 
@@ -340,7 +344,12 @@ def setting_of(arguments: argparse.Namespace) -> Setting:
     classes = arguments.classes or _CLASSES.get(config.data.name)
     if classes is None:
         raise SystemExit(f"--classes: give the number of classes of {config.data.name}")
-    side = config.data.image_size or arguments.side
+    side = config.data.image_size or arguments.side or 32
+    if arguments.side not in (None, side):
+        raise SystemExit(
+            f"--side={arguments.side}: {arguments.experiment} has images of {side} pixels; "
+            f"give --set data.image_size={arguments.side} instead"
+        )
     shape = side, side, arguments.channels
     return Setting(config, CHIPS[arguments.chip], arguments.devices, shape, classes)
 
@@ -364,7 +373,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="other fields of the config"
     )
-    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
+    parser.add_argument(
+        "--side", type=int, help="of the images, in pixels; by default the experiment's, or 32"
+    )
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--classes", type=int, help="by default those of known data sets")
     parser.add_argument("--only", choices=("step", "scoring"), help="one of the two programs")

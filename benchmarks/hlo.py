@@ -5,6 +5,7 @@ XLA describes a compiled program as a protocol buffer, whose definition TensorFl
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -138,7 +139,10 @@ class _Module:
         )
 
     def trips(self, loop: Any) -> int:
-        """Return how often a loop's body runs; 1 where it does not count to a whole number."""
+        """Return how often a loop's body runs, which counts from 0 by 1, as those of JAX do.
+
+        If the program does not say to which number, the loop counts once, with a warning.
+        """
         known = _details(loop).get("known_trip_count")
         if known:
             return int(known["n"])
@@ -148,11 +152,17 @@ class _Module:
             if (computation := self.computations[each])
             and self.instructions[computation.root_id].shape.element_type == _PRED
         )
-        constants = [each for each in condition.instructions if each.opcode == "constant"]
-        if len(constants) != 1:
+        numbers = [
+            number
+            for each in condition.instructions
+            if each.opcode == "constant"
+            for kind in (each.literal.s32s, each.literal.u32s, each.literal.s64s, each.literal.u64s)
+            for number in kind
+        ]
+        if len(numbers) != 1:
+            warnings.warn(f"{loop.name} is a loop of unknown length: it counts once", stacklevel=2)
             return 1
-        literal = constants[0].literal
-        return next(iter([*literal.s32s, *literal.u32s, *literal.s64s, *literal.u64s]), 1)
+        return numbers[0]
 
     def beside(self, instruction: Any) -> int:
         """Return the number of operations between the start and the end of an asynchronous one."""
@@ -257,7 +267,9 @@ class _Module:
             return self.convolution_flops(instruction)
         if "gemm" in instruction.custom_call_target or "matmul" in instruction.custom_call_target:
             left, right = (math.prod(each.dimensions) for each in self.operands(instruction)[:2])
-            return 2.0 * math.sqrt(left * right * math.prod(_first(instruction.shape).dimensions))
+            # For b products of m x k and k x n: b m k, b k n, and one result of m n.
+            result = math.prod(_first(instruction.shape).dimensions[-2:])
+            return 2.0 * math.sqrt(left * right * result)
         return 0.0
 
     def convolution_flops(self, instruction: Any) -> float:

@@ -4,7 +4,9 @@ Programs are compiled for this CPU here; `make test-ahead` compiles for chips th
 """
 
 import importlib
+import math
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +59,22 @@ def test_flops_of_a_convolution_are_two_for_each_product_with_a_pixel(hlo, strid
     inside = sum(0 <= start + place < 8 for start in starts for place in range(3))
     found = sum(each.flops * each.times for each in hlo.operations(program))
     assert found == 2 * 5 * inside**2 * 3 * 7
+
+
+@pytest.mark.parametrize("batch", [(), (5,)])
+def test_flops_of_a_library_s_product(hlo, batch):
+    from tensorflow.compiler.xla.service import hlo_pb2
+
+    module = hlo_pb2.HloModuleProto(entry_computation_id=1)
+    computation = module.computations.add(id=1)
+    for number, shape in enumerate([(*batch, 2, 3), (*batch, 3, 4), (*batch, 2, 4)]):
+        made = computation.instructions.add(id=number, opcode="parameter")
+        made.shape.element_type = 11  # float32
+        made.shape.dimensions.extend(shape)
+    made.opcode, made.custom_call_target = "custom-call", "__cublas$gemm"
+    made.operand_ids.extend([0, 1])
+    (product,) = hlo.operations(module.SerializeToString())
+    assert product.flops == pytest.approx(math.prod(batch) * 2 * 2 * 3 * 4)
 
 
 def test_flops_of_a_product_and_of_a_loop(hlo):
@@ -160,7 +178,12 @@ def test_trips_are_read_from_a_loop_s_condition(hlo, dtype):
 
         return lax.while_loop(lambda state: state[0] < dtype(6), body, (dtype(0), x))[1]
 
-    operations = hlo.operations(as_written(loop, jnp.zeros((4, 4))))
+    program = as_written(loop, jnp.zeros((4, 4)))
+    if dtype is jnp.float32:
+        with pytest.warns(UserWarning, match="is a loop of unknown length: it counts once"):
+            operations = hlo.operations(program)
+    else:
+        operations = hlo.operations(program)
     expected = 1 if dtype is jnp.float32 else 6
     assert {each.times for each in operations if each.flops} == {expected}
 
@@ -184,6 +207,7 @@ def test_calls_of_the_host_are_found(ahead):
         (["--set", "batches=1"], "no field batches"),
         (["--set", "sync_batch_norm_group=3"], "must be a divisor of the 8 devices"),
         (["--experiment=digits_lt"], "--classes"),
+        (["--experiment=imagenet127", "--side=128"], "give --set data.image_size=128"),
     ],
 )
 def test_wrong_options_are_errors(ahead, monkeypatch, options, expected):
@@ -203,6 +227,34 @@ def test_options_set_fields_of_the_config(ahead):
     assert config.sync_batch_norm is False
     assert tuple(config.optimizer.drops) == (10, 20)
     assert (config.weak_forward, config.dtype, setting.classes) == ("separate", "bfloat16", 100)
+
+
+def test_scoring_is_compiled_for_the_devices_of_a_host(ahead, monkeypatch):
+    import crest_jax
+
+    def stop(devices):
+        raise InterruptedError([device.id for device in devices])
+
+    # Eight devices of two hosts, as those of a v5e.
+    devices = [types.SimpleNamespace(id=each, process_index=each // 2 % 2) for each in range(8)]
+    monkeypatch.setattr(ahead.chips, "devices", lambda chip, count: devices)
+    monkeypatch.setattr("crest_jax.mesh.mesh_of", stop)
+    config = crest_jax.experiment("cifar10_lt")
+    setting = ahead.Setting(config, ahead.CHIPS["v5e"], 8, (32, 32, 3), 10)
+    with pytest.raises(InterruptedError, match=r"\[0, 1, 4, 5\]"):
+        ahead.compile_scoring(setting)
+
+
+def test_the_place_of_an_operation_is_in_the_package(ahead, hlo):
+    import crest_jax
+
+    package = Path(crest_jax.__file__).parent
+    # A clone's folder has the package's name too, and may have an environment in it.
+    frames = ("/x/crest_jax/.venv/optax/update.py", str(package / "models" / "norm.py"))
+    given = operation(hlo)._replace(frames=tuple(hlo.Frame(file, 7) for file in frames))
+    assert ahead.where(given) == "models/norm.py:7"
+    given = given._replace(frames=given.frames[:1], path="jit(step)/add")
+    assert ahead.where(given) == "add"
 
 
 def operation(hlo, opcode="fusion", *, file="", details=None, **known):

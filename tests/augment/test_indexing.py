@@ -1,5 +1,7 @@
 """Look-ups in both forms, by index and as a TPU computes them, against NumPy and each other."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from crest_jax.augment import indexing
 RNG = np.random.default_rng(0)
 PLANES = RNG.integers(0, 256, (3, 5 * 7), dtype=np.uint8)
 PLANES[0, :2] = 0, 255
+TABLES = RNG.permuted(np.tile(np.arange(256, dtype=np.uint8), (3, 1)), axis=1)
 
 
 @pytest.fixture
@@ -34,11 +37,10 @@ def test_the_factors_have_every_whole_number_that_is_looked_up():
 
 
 def test_each_pixel_is_replaced_by_its_entry_in_its_channels_table(form):
-    tables = RNG.permuted(np.tile(np.arange(256, dtype=np.uint8), (3, 1)), axis=1)
-    found = indexing.look_up(jnp.asarray(tables), jnp.asarray(PLANES))
+    found = indexing.look_up(jnp.asarray(TABLES), jnp.asarray(PLANES))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(
-        found, [table[plane] for table, plane in zip(tables, PLANES, strict=True)]
+        found, [table[plane] for table, plane in zip(TABLES, PLANES, strict=True)]
     )
 
 
@@ -68,6 +70,34 @@ def test_the_candidate_with_a_number(form):
     for number in range(3):
         found = indexing.choose(candidates, jnp.int32(number))
         np.testing.assert_array_equal(found, candidates[number])
+
+
+@pytest.mark.parametrize(
+    ("function", "products"),
+    [
+        (lambda tables, planes, _: indexing.look_up(tables, planes), 1),
+        (lambda _, planes, numbers: indexing.level_counts(planes), 1),
+        (lambda _, planes, numbers: indexing.pixels_at(planes, numbers, numbers, width=7), 1),
+        (lambda _, planes, numbers: indexing.rows_and_columns(planes[None], numbers, numbers), 2),
+        (lambda _, planes, numbers: indexing.choose([planes, planes + 1], numbers[0]), 0),
+    ],
+    ids=["look_up", "level_counts", "pixels_at", "rows_and_columns", "choose"],
+)
+def test_a_tpu_gets_exact_products_and_others_index(function, products):
+    traced = jax.jit(function).trace(*map(jnp.asarray, (TABLES, PLANES, [0, 0, 1])))
+    on_tpu = traced.lower(lowering_platforms=("tpu",)).as_text()
+    found = [line for line in on_tpu.splitlines() if "stablehlo.dot_general" in line]
+    assert len(found) == products
+    for line in found:
+        factors, result = line.rpartition(" : ")[2].split(" -> ")
+        assert factors.count("xbf16>") == 2
+        assert result.endswith("xf32>")
+    indexed = re.compile(r"stablehlo\.(gather|scatter|dynamic_slice|dynamic_gather)")
+    assert not indexed.search(on_tpu)
+    for platform in ("cpu", "cuda"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert indexed.search(text)
+        assert "stablehlo.dot_general" not in text
 
 
 def test_all_operations_give_the_same_bits_in_both_forms(request):
