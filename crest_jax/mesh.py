@@ -63,8 +63,8 @@ def gather(tree: PyTree) -> PyTree:
 
 def mean(tree: PyTree) -> PyTree:
     """Return the means over all devices; for use in a mapped function."""
-    # JAX refuses a mean of what differs only between groups, unless it is added to what differs
-    # between all devices.
+    # JAX refuses to average over both axes what differs along one of them only. With a zero that
+    # differs along both, so does the sum.
     zero = jax.lax.pcast(jnp.float32(0), AXES, to="varying")
     return jax.tree.map(lambda leaf: jax.lax.pmean(leaf + zero.astype(leaf.dtype), AXES), tree)
 

@@ -265,8 +265,8 @@ def _activation(z: Array, slope: float) -> Array:
 # The forms for GPUs, where docs/speed.md has their effect.
 
 # XLA would sum over the pixels of a few channels in loads of a few bytes. So images are taken as
-# rows of several pixels, with at most `_ROW` numbers. At most `_PARTS` parts of the rows are summed
-# by themselves, and then their sums.
+# rows of several pixels, with at most `_ROW` numbers, or of one pixel. At most `_PARTS` parts of
+# the rows are summed by themselves, and then their sums.
 _ROW, _PARTS = 1024, 128
 
 
