@@ -108,11 +108,7 @@ def choose(
     def by_index(number: Array, *candidates: Array) -> Array:
         return jnp.stack(candidates)[number]
 
-    def by_comparison(number: Array, *candidates: Array) -> Array:
-        numbers = range(1, len(candidates))
-        return jnp.select([number == each for each in numbers], candidates[1:], candidates[0])
-
-    return _by_device(by_index, by_comparison, number, *candidates)
+    return _by_device(by_index, lax.select_n, number, *candidates)
 
 
 def _by_device(
