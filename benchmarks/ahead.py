@@ -109,7 +109,8 @@ def compile_step(setting: Setting) -> Program:
     from crest_jax.train_step import Constants, DeviceBatch, in_a_row
 
     config, classes, shape = setting.config, setting.classes, setting.image_shape
-    mesh = mesh_of(_devices(setting), group=config.sync_batch_norm_group)
+    devices = chips.devices(setting.chip, setting.devices)
+    mesh = mesh_of(devices, group=config.sync_batch_norm_group)
     model = program.model_of(config, classes, axis_name=program.batch_norm_axis(config))
     create = program.creator(config, model, shape, classes, _UNLABELED)
     state = jax.eval_shape(create, jax.random.key(0))
@@ -141,7 +142,7 @@ def compile_scoring(setting: Setting) -> Program:
     from crest_jax.mesh import mesh_of
 
     config, classes = setting.config, setting.classes
-    devices = _devices(setting)
+    devices = chips.devices(setting.chip, setting.devices)
     mesh = mesh_of([each for each in devices if each.process_index == devices[0].process_index])
     model = program.model_of(config, classes, axis_name=None)
     images = jax.ShapeDtypeStruct((config.eval_batch_size, *setting.image_shape), np.uint8)
@@ -155,10 +156,6 @@ def compile_scoring(setting: Setting) -> Program:
     )
     predict = evaluate.mapped_predict(model, mesh)
     return _compiled(lambda: predict.lower(*arguments), state=0)
-
-
-def _devices(setting: Setting) -> list[Any]:
-    return chips.devices(setting.chip, setting.devices)
 
 
 def _on(mesh: Any, tree: Any, *, split_axis: int | None = None) -> Any:
